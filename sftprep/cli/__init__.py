@@ -1,0 +1,1 @@
+"""Arguments to config to one call to an exit code; one thin file a command."""

@@ -1,0 +1,46 @@
+"""The `sftprep` command: its subcommands, and the one place where an error becomes an exit code."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from sftprep import __version__
+from sftprep.errors import SftprepError
+
+app = typer.Typer(
+    name="sftprep",
+    help="The compiler for supervised fine-tuning data of chat models.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+EXIT_INTERRUPTED = 130
+"""128 + SIGINT, as shells expect of an interrupted command."""
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"sftprep {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: bool = typer.Option(False, "--version", callback=_show_version, is_eager=True, help="Print the version."),
+) -> None:
+    """The compiler for supervised fine-tuning data of chat models."""
+
+
+def main() -> None:
+    """Run the command line; a SftprepError is printed to stderr and becomes its exit code."""
+    try:
+        app()
+    except SftprepError as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        typer.echo("interrupted: nothing was published", err=True)
+        sys.exit(EXIT_INTERRUPTED)

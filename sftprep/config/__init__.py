@@ -1,0 +1,1 @@
+"""Frozen configs, one file a command; each field's description is its help text."""

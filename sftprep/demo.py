@@ -1,0 +1,1 @@
+"""The tour that `sftprep demo` runs, through the public calls."""

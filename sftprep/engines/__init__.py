@@ -1,0 +1,1 @@
+"""Edge: tokenizers and model directories."""

@@ -1,0 +1,28 @@
+"""What a model directory says about text: its tokenizer, its chat template, its stop tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFiles:
+    """The files of a model that decide ids, read once.
+
+    `files` holds the bytes of every file that a shard set copies (tokenizer.json, chat_template.jinja ...), by name.
+    `special_tokens` is what the template sees (`bos_token` ...). `stop_ids` come from tokenizer and generation_config,
+    ascending; `stop_tokens` are their texts in the same order.
+    """
+
+    name: str
+    files: Mapping[str, bytes]
+    tokenizer_json: str
+    template: str
+    special_tokens: Mapping[str, str]
+    stop_ids: tuple[int, ...]
+    stop_tokens: tuple[str, ...]
+    vocab_size: int
+    pad_id: int
+    tokenizer_sha256: str
+    template_sha256: str

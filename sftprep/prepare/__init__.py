@@ -1,0 +1,1 @@
+"""The sentence: the only place that joins edges and stages."""

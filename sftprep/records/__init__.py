@@ -1,0 +1,1 @@
+"""The wire format: what users write, one file a foreign format."""

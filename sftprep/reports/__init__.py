@@ -1,0 +1,1 @@
+"""Edge: what people and machines are shown."""

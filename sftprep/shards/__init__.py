@@ -1,0 +1,1 @@
+"""Edge: the packed data set on disk: schema, manifest, writer, reader."""

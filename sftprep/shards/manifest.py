@@ -1,0 +1,120 @@
+"""The manifest of a shard set: what was packed, from what, with what, and what was left out."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from sftprep.shards.schema import FORMAT_VERSION
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ModelRecord(_Frozen):
+    """The tokenizer, template and stop tokens that the shards were made with; copies lie in `model/`."""
+
+    name: str = Field(description="The directory or hub id that --model named.")
+    tokenizer_sha256: str = Field(
+        description="Of the canonical vocabulary, merges, added tokens and normaliser, not of files' bytes."
+    )
+    template_sha256: str = Field(description="Of the chat template's UTF-8 text.")
+    template: str = Field(description="The chat template's text, unmodified.")
+    stop_ids: list[int] = Field(description="Token ids that end a completion, ascending.")
+    stop_tokens: list[str] = Field(description="Their texts, in the same order.")
+    vocab_size: int = Field(description="Ids are below this number.")
+    pad_id: int = Field(description="The id that pads a row; padding is always decided by position.")
+
+
+class SourceRecord(_Frozen):
+    """One input file; `doc_files` of the shards index this list."""
+
+    name: str = Field(description="The name given by --source NAME=FILE, else the path as given.")
+    path: str
+    sha256: str
+    num_bytes: int
+    num_rows: int = Field(description="Rows in the file.")
+    epochs: float = Field(description="How often each row was to be taken: the weight of --source.")
+    num_taken: int = Field(description="Rows taken, counted with repetition.")
+    num_documents: int = Field(description="Documents packed from it.")
+    num_left_out: int = Field(description="Rows left out, counted with repetition.")
+
+
+class ShardRecord(_Frozen):
+    """One Parquet file."""
+
+    file: str = Field(description="Path relative to the manifest.")
+    sha256: str
+    num_bytes: int
+    num_rows: int = Field(description="Packs (or documents, without packing).")
+    num_tokens: int
+    num_trained: int
+    weight_sum: float
+
+
+class Waste(_Frozen):
+    """Share of positions that would be padding, in [0, 1]."""
+
+    padding_to_longest: float = Field(description="One document a row, all padded to the longest document.")
+    padding_to_max_length: float = Field(description="One document a row, all padded to --max-length.")
+    packing: float = Field(description="Packed rows padded to --max-length.")
+
+
+class Lengths(_Frozen):
+    """Quantiles of a per-document token count."""
+
+    mean: float
+    p50: int
+    p90: int
+    p99: int
+    max: int
+
+
+class Counts(_Frozen):
+    """Totals over all shards."""
+
+    num_conversations: int = Field(description="Rows of which at least one document was packed, with repetition.")
+    num_documents: int
+    num_packs: int
+    num_tokens: int
+    num_trained: int
+    num_turns: int = Field(description="Trained assistant turns.")
+    weight_sum: float
+    tokens_by_kind: dict[str, int] = Field(description="By span kind (lower-case name).")
+    documents_by_class: dict[str, int] = Field(
+        default_factory=dict, description="Trained turns by class: packed, rewritten, spliced, switched."
+    )
+    repeated_tokens: int = Field(
+        default=0, description="History tokens that packing repeats because the template rewrites history."
+    )
+
+
+class LeftOut(_Frozen):
+    """Rows left out: all of them by address and code in `left_out.jsonl`."""
+
+    num_rows: int
+    by_code: dict[str, int]
+    max_drop: str
+
+
+class Manifest(_Frozen):
+    """`manifest.json`, written last, so that its presence means that the set is complete."""
+
+    format_version: int = FORMAT_VERSION
+    fingerprint: str = Field(description="sha256 over everything that decides the shards' bytes.")
+    versions: dict[str, str] = Field(description="sftprep and the libraries that decide bytes.")
+    model: ModelRecord
+    config: dict[str, object] = Field(description="The resolved pack configuration.")
+    packing: bool = Field(description="False: one document a row, for a padding collator.")
+    max_length: int = Field(description="Tokens a row holds at most.")
+    has_weights: bool = Field(description="Whether the shards have the `weights` column.")
+    mask: Literal["assistant"] = Field(default="assistant", description="The policy stamp of the mask.")
+    sources: list[SourceRecord]
+    shards: list[ShardRecord]
+    counts: Counts
+    lengths: Lengths = Field(description="Tokens a document.")
+    trained_lengths: Lengths = Field(description="Trained tokens a document.")
+    waste: Waste
+    left_out: LeftOut

@@ -1,0 +1,1 @@
+"""Verbs: pure functions from nouns to nouns; no stage imports another."""

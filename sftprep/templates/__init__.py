@@ -1,0 +1,1 @@
+"""The model's own Jinja template, instrumented: who wrote each character."""

@@ -1,0 +1,1 @@
+"""The trainer: the only code, with evaluate, that imports torch."""
