@@ -1,0 +1,24 @@
+"""What every test may ask for: the shared corpus (or a skip by name) and the repository's own samples."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def corpus() -> Path:
+    """The folder of real chats, tokenizers and templates; the test is skipped where it is not."""
+    path = ROOT.parent / "shared" / "corpus"
+    if not path.is_dir():
+        pytest.skip("../shared/corpus is not on this machine")
+    return path
+
+
+@pytest.fixture(scope="session")
+def samples() -> Path:
+    """The repository's own small chats, tokenizer and template."""
+    return ROOT / "data_samples"
