@@ -217,11 +217,6 @@ ALLOWED: list[tuple[Check, str, Sources]] = [
         },
     ),
     (
-        many_positional,
-        "keywords after the first",
-        {"sftprep.a": "def f(a, *, b): ...\nclass A:\n def g(self, a): ...\n"},
-    ),
-    (
         local_imports_without_reason,
         "one reason for several imports",
         {"sftprep.a": "def f():\n    # start-up\n    import os\n    import re\n"},
