@@ -135,17 +135,24 @@ def silenced_checks(sources: Sources) -> list[str]:
 
 
 def local_imports_without_reason(sources: Sources) -> list[str]:
-    """Imports inside a function that have no comment on their line or on the lines just above."""
-    found = []
+    """Imports inside a function without a comment on their line or above the run of imports that they stand in."""
+    found = set()
     for module, text in sources.items():
         lines = text.splitlines()
-        for function in functions(ast.parse(text)):
-            reasoned = False
-            for node in function.body:
-                if isinstance(node, (ast.Import, ast.ImportFrom)):
-                    reasoned = reasoned or "#" in lines[node.lineno - 1] + lines[node.lineno - 2]
-                    found += [] if reasoned else [f"{module}:{node.lineno}"]
-    return found
+        imports = [
+            node
+            for function in functions(ast.parse(text))
+            for node in ast.walk(function)
+            if isinstance(node, (ast.Import, ast.ImportFrom))
+        ]
+        ends = {node.end_lineno or node.lineno: node.lineno for node in imports}
+        for node in imports:
+            first = node.lineno
+            while first - 1 in ends:
+                first = ends[first - 1]
+            if "#" not in "".join(lines[first - 2 : node.end_lineno]):
+                found.add(f"{module}:{node.lineno}")
+    return sorted(found)
 
 
 def lines_of(count: int, *, head: str) -> str:

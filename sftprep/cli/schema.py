@@ -1,0 +1,52 @@
+"""`sftprep schema`: JSON Schemas of the files that sftprep reads and writes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from sftprep.errors import UsageError
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+    from pydantic.json_schema import JsonSchemaMode
+
+
+def schema(
+    name: Annotated[str, typer.Argument(help="Which schema to print; without it, the names are listed.")] = "",
+    out: Annotated[Path | None, typer.Option("--out", help="Write every schema into this directory instead.")] = None,
+) -> None:
+    """Print the JSON Schema of a row, a report, the manifest or a configuration.
+
+    Example: sftprep schema manifest
+    """
+    texts = schema_texts()
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        for key, text in texts.items():
+            (out / f"{key}.schema.json").write_text(text, encoding="utf-8")
+    elif not name:
+        typer.echo("\n".join(texts))
+    elif name in texts:
+        typer.echo(texts[name], nl=False)
+    else:
+        known = ", ".join(texts)
+        raise UsageError(f"there is no schema called {name!r}", code="unknown-schema", hint=f"one of: {known}")
+
+
+def schema_texts() -> dict[str, str]:
+    """JSON Schema text by name: the same models give the same bytes."""
+    return {
+        name: json.dumps(model.model_json_schema(mode=mode), ensure_ascii=False, indent=2, sort_keys=True) + "\n"
+        for name, (model, mode) in _models().items()
+    }
+
+
+def _models() -> dict[str, tuple[type[BaseModel], JsonSchemaMode]]:
+    # These import pyarrow and polars, 0.3 s and more that `sftprep --help` must not wait for.
+    from sftprep.shards.manifest import Manifest
+
+    return {"manifest": (Manifest, "serialization")}
