@@ -1,0 +1,84 @@
+"""Compiles a template so that its output is traced: three hooks in Jinja's code generator, one pass over its tree.
+
+The generated code calls three functions of the environment: `trace_literal` for template text, `trace_value` for
+printed expressions, `trace_concat` for `~`. The pass over the tree tells the tracer which message a loop is at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from jinja2 import nodes
+from jinja2.compiler import CodeGenerator, Frame, optimizeconst
+
+
+class TracingCodeGenerator(CodeGenerator):
+    """Jinja's code generator with traced output."""
+
+    def _output_const_repr(self, group: Iterable[Any]) -> str:
+        return f"environment.trace_literal({''.join(map(str, group))!r})"
+
+    def _output_child_pre(self, node: nodes.Expr, frame: Frame, finalize: CodeGenerator._FinalizeInfo) -> None:
+        self.write("environment.trace_value(")
+
+    @optimizeconst
+    def visit_Concat(self, node: nodes.Concat, frame: Frame) -> None:  # Jinja names its visitors by node
+        """Write `a ~ b` as a traced join."""
+        self.write("environment.trace_concat((")
+        for child in node.nodes:
+            self.visit(child, frame)
+            self.write(", ")
+        self.write("))")
+
+
+def stamp_loops(node: nodes.Node) -> None:
+    """Make every loop tell the tracer which message it is at, in place.
+
+    `{% for m in … %}BODY{% endfor %}` becomes push, `{% for m in … %}`enter(m) BODY`{% endfor %}`, pop. A loop over
+    indices enters where its body says `{% set m = messages[i] %}`.
+    """
+    for name in node.fields:
+        value = getattr(node, name)
+        if isinstance(value, list) and value and isinstance(value[0], nodes.Node):
+            setattr(node, name, list(_stamped(value)) if isinstance(value[0], nodes.Stmt) else value)
+    for child in node.iter_child_nodes():
+        stamp_loops(child)
+    if isinstance(node, nodes.For):
+        node.body.insert(0, _call("trace_enter", node, names_of(node.target)))
+        indices = set(names_of(node.target))
+        node.body[1:] = [part for statement in node.body[1:] for part in _entered_by_index(statement, indices)]
+
+
+def _stamped(statements: list[nodes.Node]) -> Iterator[nodes.Node]:
+    for statement in statements:
+        if isinstance(statement, nodes.For):
+            yield _call("trace_push", statement, [])
+            yield statement
+            yield _call("trace_pop", statement, [])
+        else:
+            yield statement
+
+
+def _entered_by_index(statement: nodes.Node, indices: set[str]) -> list[nodes.Node]:
+    """`{% set m = messages[i] %}` followed by enter(m), where `i` is the loop's own index."""
+    if isinstance(statement, nodes.Assign) and isinstance(statement.node, nodes.Getitem):
+        arg = statement.node.arg
+        if isinstance(arg, nodes.Name) and arg.name in indices:
+            return [statement, _call("trace_enter", statement, names_of(statement.target))]
+    return [statement]
+
+
+def names_of(target: nodes.Node) -> list[str]:
+    """The names that a loop or an assignment binds."""
+    if isinstance(target, nodes.Name):
+        return [target.name]
+    return [name for child in target.iter_child_nodes() for name in names_of(child)]
+
+
+def _call(function: str, at: nodes.Node, names: list[str]) -> nodes.ExprStmt:
+    arguments: list[nodes.Expr] = [nodes.Name(name, "load") for name in names]
+    call = nodes.Call(nodes.EnvironmentAttribute(function), arguments, [], None, None)
+    statement = nodes.ExprStmt(call)
+    statement.set_lineno(at.lineno, override=True)
+    return statement

@@ -1,0 +1,73 @@
+"""Runs: who wrote which characters of a text, as a short tuple that covers it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+DERIVED: Final = -1
+"""The offset of a run whose characters no longer correspond to the source's one by one."""
+
+NO_MESSAGE: Final = -1
+"""The stamp of what is written outside any message's turn."""
+
+
+class Run(NamedTuple):
+    """`length` characters of `source`, the first of which is the source's character `offset` (or `DERIVED`)."""
+
+    length: int
+    source: int
+    offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A string of the conversation: `message` is -1 for tools and keyword arguments; `path` is a JSON pointer.
+
+    `structure` marks brackets, quotes and numbers that a JSON filter writes for a container of the conversation.
+    """
+
+    message: int
+    path: str
+    text: str
+    structure: bool = False
+
+
+def stamp_of(source: int) -> int:
+    """The message that a literal source is stamped with (`NO_MESSAGE` for none)."""
+    return -2 - source
+
+
+def extend_runs(runs: list[Run], more: Iterable[Run]) -> None:
+    """Append runs, merging neighbours that continue each other."""
+    for run in more:
+        if runs:
+            last = runs[-1]
+            if last.source == run.source and (run.source < 0 or _continues(last, run)):
+                runs[-1] = Run(last.length + run.length, last.source, last.offset)
+                continue
+        runs.append(run)
+
+
+def _continues(last: Run, run: Run) -> bool:
+    if last.offset == DERIVED:
+        return run.offset == DERIVED
+    return run.offset == last.offset + last.length
+
+
+def cut(runs: tuple[Run, ...], start: int, stop: int) -> tuple[Run, ...]:
+    """The runs of the characters `[start, stop)`."""
+    kept: list[Run] = []
+    position = 0
+    for run in runs:
+        end = position + run.length
+        if end > start and position < stop:
+            skipped = max(start - position, 0)
+            length = min(end, stop) - position - skipped
+            offset = run.offset if run.offset == DERIVED or run.source < 0 else run.offset + skipped
+            kept.append(Run(length, run.source, offset))
+        if end >= stop:
+            break
+        position = end
+    return tuple(kept)

@@ -1,0 +1,160 @@
+"""A chat template, compiled twice: to render what a server renders, and to say who wrote each character of it."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final
+
+import jinja2
+import jinja2.meta
+
+from sftprep.data import Json
+from sftprep.errors import TemplateError
+from sftprep.templates.environment import TracingEnvironment, plain_environment
+from sftprep.templates.runs import Run, Source
+from sftprep.templates.trace import TracedStr, Tracer
+from sftprep.templates.values import normalise_messages, wrap, wrap_messages
+
+GENERATION_PROMPT: Final = "add_generation_prompt"
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What one call of the template is given, apart from the messages: the same for a prompt and for the full text."""
+
+    tools: Sequence[Json] | None = None
+    kwargs: Mapping[str, Json] | None = None
+
+    def with_kwargs(self, more: Mapping[str, Json]) -> Request:
+        """The same request with some keyword arguments set."""
+        return Request(tools=self.tools, kwargs={**(self.kwargs or {}), **more})
+
+
+@dataclass(frozen=True, slots=True)
+class TracedText:
+    """A rendered text, the runs that cover it, and the sources that they name."""
+
+    text: str
+    runs: tuple[Run, ...]
+    sources: Sequence[Source]
+
+
+class ChatTemplate:
+    """The model's own template, unmodified.
+
+    `special_tokens` is what the template sees (`bos_token` …); `stop_tokens` are the texts that end a completion;
+    `control_tokens` are the texts that no content may hold; `now` is the moment that `strftime_now` shows.
+
+    Raises:
+        TemplateError: `template-syntax` when it does not compile.
+    """
+
+    def __init__(
+        self,
+        text: str,
+        *,
+        special_tokens: Mapping[str, str],
+        stop_tokens: Sequence[str],
+        control_tokens: Sequence[str] = (),
+        now: datetime,
+    ) -> None:
+        self.text = text
+        self.special_tokens = dict(special_tokens)
+        self.stop_tokens = tuple(stop_tokens)
+        self.control_tokens = tuple(control_tokens)
+        environment = plain_environment(now)
+        self._tracing = TracingEnvironment(now)
+        try:
+            self._plain = environment.from_string(text)
+            self._traced = self._tracing.from_string(text)
+            self.variables = frozenset(jinja2.meta.find_undeclared_variables(environment.parse(text)))
+        except jinja2.TemplateSyntaxError as error:
+            raise TemplateError(
+                f"the chat template does not compile: {error.message}",
+                code="template-syntax",
+                place=f"chat_template:{error.lineno}",
+                hint="the template is used as it is; fix the model's chat_template.jinja",
+            ) from error
+
+    def render(self, messages: Sequence[Mapping[str, Json]], request: Request, *, prompt: bool) -> str:
+        """The text that a server renders; with `prompt`, the generation prompt is added.
+
+        Raises:
+            TemplateError: `template-raised` when the template refuses the messages.
+        """
+        return self._run(
+            self._plain, normalise_messages(messages), request.tools, self._arguments(request, prompt=prompt)
+        )
+
+    def trace(self, messages: Sequence[Mapping[str, Json]], request: Request, *, prompt: bool) -> TracedText:
+        """The same text with the writer of every character.
+
+        Raises:
+            TemplateError: `template-raised`, or `trace-differs` when the traced text is not the rendered one.
+        """
+        tracer = Tracer()
+        self._tracing.tracer = tracer
+        wrapped = wrap_messages(tracer, normalise_messages(messages))
+        tools = None if request.tools is None else wrap(tracer, -1, "/tools", request.tools)
+        arguments = {key: wrap(tracer, -1, f"/{key}", value) for key, value in (request.kwargs or {}).items()}
+        text = self._run(self._traced, wrapped, tools, {**self.special_tokens, **arguments, GENERATION_PROMPT: prompt})
+        if type(text) is not TracedStr:
+            text = tracer.literal(text)
+        expected = self.render(messages, request, prompt=prompt)
+        if text != expected:
+            raise TemplateError("the traced text is not the rendered one", code="trace-differs", place="chat_template")
+        return TracedText(text=str.__str__(expected), runs=text.runs, sources=tracer.sources)
+
+    def _arguments(self, request: Request, *, prompt: bool) -> dict[str, Json]:
+        return {**self.special_tokens, **(request.kwargs or {}), GENERATION_PROMPT: prompt}
+
+    def _run(
+        self,
+        compiled: jinja2.Template,
+        messages: list[dict[str, Json]],
+        tools: Sequence[Json] | None,
+        arguments: Mapping[str, Json],
+    ) -> str:
+        try:
+            return compiled.render(messages=messages, tools=tools, documents=None, **arguments)
+        except RecursionError as error:
+            raise _raised("it calls itself without end") from error
+        except (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
+            raise _raised(str(error) or type(error).__name__) from error
+
+    @functools.cached_property
+    def control_pattern(self) -> re.Pattern[str]:
+        """Matches any control token, longer ones first."""
+        return re.compile("|".join(re.escape(token) for token in sorted(self.control_tokens, key=len, reverse=True)))
+
+    @functools.cached_property
+    def switches(self) -> tuple[tuple[str, bool], ...]:
+        """The boolean keyword arguments that change the prompt of a plain question, found by trying, in name order.
+
+        Candidates are the variables that the template reads and nobody gives it. One that is printed is no switch.
+        """
+        given = {"messages", "tools", "documents", GENERATION_PROMPT, *self.special_tokens}
+        candidates = sorted(self.variables - given - set(self._tracing.globals))
+        question = [{"role": "user", "content": "x"}]
+        found: list[tuple[str, bool]] = []
+        for name, value in ((name, value) for name in candidates for value in (True, False)):
+            try:
+                default = self.render(question, Request(), prompt=True)
+                switched = self.render(question, Request(kwargs={name: value}), prompt=True)
+            except TemplateError:
+                continue
+            if switched != default and switched.count(str(value)) == default.count(str(value)):
+                found.append((name, value))
+        return tuple(found)
+
+
+def _raised(what: str) -> TemplateError:
+    return TemplateError(
+        f"the chat template refused the messages: {what}",
+        code="template-raised",
+        hint="the template demands another order of roles, or a field that this row lacks",
+    )
