@@ -189,6 +189,12 @@ class Engine(Protocol):
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids, special tokens shown."""
 
+    def normalise(self, text: str) -> str:
+        """The text as the tokenizer's normaliser changes it (NFC, for one) before it cuts it."""
+
+    def cuts(self, token: str) -> bool:
+        """Whether a text is an added token at which every encode is cut: what follows it is encoded as if alone."""
+
 
 @dataclass(frozen=True, slots=True)
 class PackPlan:

@@ -12,7 +12,7 @@ class ModelFiles:
 
     `files` holds the bytes of every file that a shard set copies (tokenizer.json, chat_template.jinja ...), by name.
     `special_tokens` is what the template sees (`bos_token` ...). `stop_ids` come from tokenizer and generation_config,
-    ascending; `stop_tokens` are their texts in the same order.
+    ascending; `stop_tokens` are their texts in the same order. `control_tokens` are all special added tokens.
     """
 
     name: str
@@ -22,6 +22,7 @@ class ModelFiles:
     special_tokens: Mapping[str, str]
     stop_ids: tuple[int, ...]
     stop_tokens: tuple[str, ...]
+    control_tokens: tuple[str, ...]
     vocab_size: int
     pad_id: int
     tokenizer_sha256: str

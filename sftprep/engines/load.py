@@ -1,0 +1,212 @@
+"""Reads a model's own files: a local directory, or a Hugging Face hub id."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from tokenizers import AddedToken, Tokenizer
+
+from sftprep.engines.model import ModelFiles
+from sftprep.errors import ModelFilesError
+
+TEXT_FILES: Final = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "generation_config.json",
+    "config.json",
+)
+"""Everything that decides ids; copied into a shard set byte for byte."""
+
+_NAMED_TOKENS: Final = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
+
+
+def load_model(name: str) -> ModelFiles:
+    """The files of a model directory or hub id.
+
+    Raises:
+        ModelFilesError: `not-found`, `no-tokenizer`, `bad-model-file`, `no-template`, `several-templates`,
+            `no-stop-tokens`.
+    """
+    directory = _directory(name)
+    files = {file: (directory / file).read_bytes() for file in TEXT_FILES if (directory / file).is_file()}
+    return build_model(name, files)
+
+
+def build_model(name: str, files: Mapping[str, bytes]) -> ModelFiles:
+    """The same from the files' bytes, by file name."""
+    if "tokenizer.json" not in files:
+        raise ModelFilesError(
+            "no tokenizer.json",
+            code="no-tokenizer",
+            place=name,
+            hint="save the tokenizer once with transformers: AutoTokenizer.from_pretrained(…).save_pretrained(…)",
+        )
+    config = _json(name, files, "tokenizer_config.json")
+    special = _special_tokens(config, _json(name, files, "special_tokens_map.json"))
+    tokenizer, tokenizer_json = _tokenizer(name, files["tokenizer.json"], config)
+    template = _template(name, files, config)
+    stop_ids = _stop_ids(tokenizer, special, [_json(name, files, f) for f in ("generation_config.json", "config.json")])
+    if not stop_ids:
+        raise ModelFilesError(
+            "neither generation_config.json nor the tokenizer names a token that ends an answer",
+            code="no-stop-tokens",
+            place=name,
+            hint='add {"eos_token_id": …} as generation_config.json',
+        )
+    pad = special.get("pad_token", special.get("eos_token", ""))
+    pad_id = tokenizer.token_to_id(pad) if pad else None
+    return ModelFiles(
+        name=name,
+        files=dict(files),
+        tokenizer_json=tokenizer_json,
+        template=template,
+        special_tokens=special,
+        stop_ids=stop_ids,
+        stop_tokens=tuple(str(tokenizer.id_to_token(i)) for i in stop_ids),
+        control_tokens=tuple(t.content for t in tokenizer.get_added_tokens_decoder().values() if t.special),
+        vocab_size=1 + max(tokenizer.get_vocab(with_added_tokens=True).values()),
+        pad_id=stop_ids[0] if pad_id is None else pad_id,
+        tokenizer_sha256=_tokenizer_sha256(tokenizer_json),
+        template_sha256=hashlib.sha256(template.encode("utf-8")).hexdigest(),
+    )
+
+
+def write_model(model: ModelFiles, directory: Path) -> None:
+    """Copy the model's files, byte for byte, into a new directory."""
+    directory.mkdir(parents=True)
+    for file, content in model.files.items():
+        (directory / file).write_bytes(content)
+
+
+def _directory(name: str) -> Path:
+    path = Path(name)
+    if path.is_dir():
+        return path
+    if path.exists() or name.startswith((".", "/", "~")) or name.count("/") != 1:
+        raise ModelFilesError(
+            "no such model directory", code="not-found", place=name, hint="name a directory or a hub id owner/name"
+        )
+    try:
+        return Path(snapshot_download(name, allow_patterns=list(TEXT_FILES)))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelFilesError(
+            f"neither a directory here nor a model that the hub gives: {reason}",
+            code="not-found",
+            place=name,
+            hint="check the name, the network, and HF_TOKEN for gated models",
+        ) from error
+
+
+def _json(name: str, files: Mapping[str, bytes], file: str) -> dict[str, Any]:
+    if file not in files:
+        return {}
+    try:
+        value = json.loads(files[file].decode("utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ModelFilesError(f"not JSON: {error}", code="bad-model-file", place=f"{name}/{file}") from error
+    if not isinstance(value, dict):
+        raise ModelFilesError("not a JSON object", code="bad-model-file", place=f"{name}/{file}")
+    return value
+
+
+def _special_tokens(*configs: Mapping[str, Any]) -> dict[str, str]:
+    """What transformers gives the template: `bos_token` and the like, where the files name one."""
+    found: dict[str, str] = {}
+    for key in (f"{kind}_token" for kind in _NAMED_TOKENS):
+        values = [config.get(key) for config in configs]
+        texts = [value.get("content") if isinstance(value, dict) else value for value in values]
+        named = next((text for text in texts if isinstance(text, str)), None)
+        if named is not None:
+            found[key] = named
+    return found
+
+
+def _tokenizer(name: str, content: bytes, config: Mapping[str, Any]) -> tuple[Tokenizer, str]:
+    """The tokenizer with the added tokens that only tokenizer_config.json names, as transformers adds them."""
+    try:
+        text = content.decode("utf-8")
+        tokenizer = Tokenizer.from_str(text)
+    except Exception as error:  # the tokenizers library raises no narrower class
+        raise ModelFilesError(
+            f"not a tokenizer: {error}", code="bad-model-file", place=f"{name}/tokenizer.json"
+        ) from error
+    known = tokenizer.get_vocab(with_added_tokens=True)
+    missing = [
+        (int(token_id), token)
+        for token_id, token in sorted(config.get("added_tokens_decoder", {}).items(), key=lambda item: int(item[0]))
+        if token["content"] not in known
+    ]
+    for token_id, token in missing:
+        tokenizer.add_tokens([AddedToken(**{key: token[key] for key in token if not key.startswith("_")})])
+        if tokenizer.token_to_id(token["content"]) != token_id:
+            raise ModelFilesError(
+                f"tokenizer_config.json gives {token['content']!r} the id {token_id}, the tokenizer another",
+                code="bad-model-file",
+                place=f"{name}/tokenizer_config.json",
+            )
+    return tokenizer, tokenizer.to_str() if missing else text
+
+
+def _template(name: str, files: Mapping[str, bytes], config: Mapping[str, Any]) -> str:
+    if "chat_template.jinja" in files:
+        try:
+            return files["chat_template.jinja"].decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise ModelFilesError(
+                f"not UTF-8: {error}", code="bad-model-file", place=f"{name}/chat_template.jinja"
+            ) from error
+    found = _json(name, files, "chat_template.json").get("chat_template", config.get("chat_template"))
+    if isinstance(found, list):
+        found = _only_template(name, {entry["name"]: entry["template"] for entry in found})
+    if not isinstance(found, str):
+        raise ModelFilesError(
+            "no chat template",
+            code="no-template",
+            place=name,
+            hint="base models have none; copy the chat_template.jinja that the server will use into the directory",
+        )
+    return found
+
+
+def _only_template(name: str, templates: Mapping[str, str]) -> str:
+    """The template for every request: a server picks another one for rows with tools where several differ."""
+    if len(set(templates.values())) == 1:
+        return next(iter(templates.values()))
+    raise ModelFilesError(
+        f"several chat templates: {', '.join(sorted(templates))}",
+        code="several-templates",
+        place=name,
+        hint="save the one that the server uses as chat_template.jinja",
+    )
+
+
+def _stop_ids(tokenizer: Tokenizer, special: Mapping[str, str], configs: list[dict[str, Any]]) -> tuple[int, ...]:
+    """The ids on which a server stops: generation_config's (else config's), and the tokenizer's own end token."""
+    named: Any = next((config["eos_token_id"] for config in configs if config.get("eos_token_id") is not None), [])
+    ids = {int(i) for i in (named if isinstance(named, list) else [named])}
+    own = tokenizer.token_to_id(special["eos_token"]) if "eos_token" in special else None
+    if own is not None:
+        ids.add(own)
+    return tuple(sorted(i for i in ids if tokenizer.id_to_token(i) is not None))
+
+
+def _tokenizer_sha256(tokenizer_json: str) -> str:
+    """A hash of what decides ids: the order of keys, the form of merges and the decoder do not matter."""
+    parts = json.loads(tokenizer_json)
+    model = dict(parts["model"])
+    if isinstance(model.get("merges"), list):
+        model["merges"] = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
+    kept = {key: parts.get(key) for key in ("added_tokens", "normalizer", "pre_tokenizer")}
+    canonical = json.dumps({**kept, "model": model}, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()
