@@ -1,0 +1,223 @@
+"""Read a shard set: the manifest first, then rows in a stream, a row by its number, or small columns of all rows."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from pydantic import ValidationError
+
+from sftprep.errors import ShardError
+from sftprep.shards.manifest import Manifest, ShardRecord
+from sftprep.shards.schema import FORMAT_VERSION, MANIFEST_NAME, SHARD_SCHEMA, WEIGHTS_FIELD
+
+
+@dataclass(frozen=True, slots=True)
+class Scalars:
+    """What a schedule needs to know of every row, without its tokens. All arrays `[num_rows]`."""
+
+    num_tokens: npt.NDArray[np.int64]
+    num_documents: npt.NDArray[np.int64]
+    num_trained: npt.NDArray[np.int64]
+    weight_sum: npt.NDArray[np.float64]
+    sum_len2: npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class ShardSet:
+    """A directory of shards and its manifest. Rows are numbered from 0 through all shards in the manifest's order."""
+
+    directory: Path
+    manifest: Manifest
+
+    @property
+    def num_rows(self) -> int:
+        """Rows (packs, or documents without packing), as the manifest says."""
+        return sum(shard.num_rows for shard in self.manifest.shards)
+
+    @property
+    def schema(self) -> pa.Schema:
+        """The columns that every shard has."""
+        return SHARD_SCHEMA.append(WEIGHTS_FIELD) if self.manifest.has_weights else SHARD_SCHEMA
+
+    def verify(self, *, checksums: bool = True) -> None:
+        """ShardError where a file's rows (`shard-count`) or bytes (`shard-checksum`) are not the manifest's."""
+        for shard in self.manifest.shards:
+            path = self.directory / shard.file
+            if checksums:
+                _check_digest(path, shard)
+            with self._open(shard) as file:
+                _check_rows(path, found=file.metadata.num_rows, shard=shard)
+
+    def iter_batches(self, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
+        """All rows in order, one row group a batch; only `columns` where given."""
+        for shard in self.manifest.shards:
+            yield from self.iter_shard(shard, columns)
+
+    def iter_shard(self, shard: ShardRecord, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
+        """The rows of one shard in order, one row group a batch."""
+        with self._open(shard) as file:
+            for group in range(file.num_row_groups):
+                yield _read_group(file, group, columns=columns, path=self.directory / shard.file)
+
+    def row(self, index: int) -> pa.RecordBatch:
+        """Row `index` as a batch of one row; IndexError where there is none."""
+        if not 0 <= index < self.num_rows:
+            raise IndexError(f"row {index} of {self.num_rows}")
+        for shard in self.manifest.shards:
+            if index < shard.num_rows:
+                return self._row_of(shard, index)
+            index -= shard.num_rows
+        raise IndexError(index)
+
+    def scalars(self) -> Scalars:
+        """The small columns of all rows, read by projection."""
+        names = ["seq_lengths", "num_trained", "weight_sum", "sum_len2"]
+        batches = list(self.iter_batches(names))
+        return Scalars(
+            num_tokens=_join([_row_sums(batch["seq_lengths"]) for batch in batches], np.int64),
+            num_documents=_join([pc.list_value_length(batch["seq_lengths"]) for batch in batches], np.int64),
+            num_trained=_join([batch["num_trained"] for batch in batches], np.int64),
+            weight_sum=_join([batch["weight_sum"] for batch in batches], np.float64),
+            sum_len2=_join([batch["sum_len2"] for batch in batches], np.int64),
+        )
+
+    def _row_of(self, shard: ShardRecord, index: int) -> pa.RecordBatch:
+        path = self.directory / shard.file
+        with self._open(shard) as file:
+            for group in range(file.num_row_groups):
+                size = file.metadata.row_group(group).num_rows
+                if index < size:
+                    return _read_group(file, group, columns=None, path=path).slice(index, 1)
+                index -= size
+            raise _count_error(path, found=file.metadata.num_rows, shard=shard)
+
+    def _open(self, shard: ShardRecord) -> pq.ParquetFile:
+        path = self.directory / shard.file
+        try:
+            file = pq.ParquetFile(path, memory_map=True)
+        except (OSError, pa.ArrowException) as error:
+            raise _damaged(path, error) from error
+        if not file.schema_arrow.equals(self.schema):
+            raise ShardError(
+                f"the shard's columns are not those of format {FORMAT_VERSION}",
+                code="shard-schema",
+                place=str(path),
+                hint="write the set again with sftprep pack",
+            )
+        return file
+
+
+def open_shard_set(path: Path) -> ShardSet:
+    """The shard set in a directory: its manifest is whole, of a known format, and its files are there.
+
+    ShardError: `no-manifest`, `damaged-manifest`, `unknown-format-version`, `missing-shard`.
+    """
+    place = path / MANIFEST_NAME
+    if not place.is_file():
+        raise ShardError(
+            "not a shard set: there is no manifest",
+            code="no-manifest",
+            place=str(path),
+            hint="name the directory that sftprep pack --out wrote; without a manifest a set is not whole",
+        )
+    shards = ShardSet(directory=path, manifest=_parse_manifest(place))
+    for shard in shards.manifest.shards:
+        if not (path / shard.file).is_file():
+            raise ShardError("the shard is not there", code="missing-shard", place=str(path / shard.file))
+    return shards
+
+
+def _parse_manifest(place: Path) -> Manifest:
+    try:
+        data = json.loads(place.read_bytes())
+        _check_version(data, place=place)
+        manifest = Manifest.model_validate(data)
+    except (OSError, ValueError, ValidationError) as error:
+        raise ShardError(
+            f"the manifest cannot be read: {_first_line(error)}", code="damaged-manifest", place=str(place)
+        ) from error
+    for shard in manifest.shards:
+        # A manifest comes with the data: it must not point anywhere else on this machine.
+        if PurePosixPath(shard.file).is_absolute() or ".." in PurePosixPath(shard.file).parts:
+            raise ShardError(
+                f"the manifest names a file outside of the set: {shard.file}", code="damaged-manifest", place=str(place)
+            )
+    return manifest
+
+
+def _check_version(data: Any, *, place: Path) -> None:
+    found = data.get("format_version") if isinstance(data, dict) else None
+    if isinstance(found, int) and found != FORMAT_VERSION:
+        raise ShardError(
+            f"the set has format {found} and this sftprep reads format {FORMAT_VERSION}",
+            code="unknown-format-version",
+            place=str(place),
+            hint="write the set again with this sftprep, or read it with the version that the manifest names",
+        )
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]
+
+
+def _read_group(file: pq.ParquetFile, group: int, *, columns: Sequence[str] | None, path: Path) -> pa.RecordBatch:
+    try:
+        # One thread: the caller decides how many cores it uses, and a row group is small.
+        table = file.read_row_group(group, columns=columns, use_threads=False)
+    except (OSError, pa.ArrowException) as error:
+        raise _damaged(path, error) from error
+    return table.combine_chunks().to_batches()[0]
+
+
+def _damaged(path: Path, error: Exception) -> ShardError:
+    return ShardError(
+        f"the shard cannot be read: {_first_line(error)}",
+        code="damaged-shard",
+        place=str(path),
+        hint="copy the set again, or write it again with sftprep pack",
+    )
+
+
+def _check_rows(path: Path, *, found: int, shard: ShardRecord) -> None:
+    if found != shard.num_rows:
+        raise _count_error(path, found=found, shard=shard)
+
+
+def _count_error(path: Path, *, found: int, shard: ShardRecord) -> ShardError:
+    return ShardError(
+        f"the shard has {found} rows and the manifest says {shard.num_rows}", code="shard-count", place=str(path)
+    )
+
+
+def _check_digest(path: Path, shard: ShardRecord) -> None:
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != shard.sha256:
+        raise ShardError(
+            f"the shard's sha256 is {found[:12]}… and the manifest says {shard.sha256[:12]}…",
+            code="shard-checksum",
+            place=str(path),
+            hint="copy the set again, or write it again with sftprep pack",
+        )
+
+
+def _row_sums(column: pa.ListArray) -> npt.NDArray[np.int64]:
+    """The sum of each row's list; rows are never empty."""
+    offsets = column.offsets.to_numpy()
+    totals = np.concatenate([[0], np.cumsum(column.flatten().to_numpy(), dtype=np.int64)])
+    sums: npt.NDArray[np.int64] = np.diff(totals[offsets - offsets[0]])
+    return sums
+
+
+def _join(parts: list[Any], kind: Any) -> npt.NDArray[Any]:
+    return np.concatenate([np.empty(0, kind), *(np.asarray(part) for part in parts)]).astype(kind)

@@ -1,0 +1,212 @@
+"""Write a shard set so that it exists whole or not at all.
+
+Everything is written into a hidden directory beside the destination; `publish` writes the manifest last and renames
+the directory into place. Whatever happens before that, the destination is as it was and the hidden directory is gone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+from uuid import uuid4
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from sftprep.shards.manifest import Manifest, ShardRecord
+from sftprep.shards.place import check_output, named_failures, replace_directory, sync_directory
+from sftprep.shards.schema import MANIFEST_NAME, SHARD_SCHEMA, WEIGHTS_FIELD
+
+SHARD_TOKENS: Final = 1 << 26
+"""Tokens after which a new file is begun: about 140 MB, small enough to copy and to check one by one."""
+
+_ENCODINGS: Final = {
+    "input_ids.list.element": "BYTE_STREAM_SPLIT",
+    "span_starts.list.element": "DELTA_BINARY_PACKED",
+    "doc_lines.list.element": "DELTA_BINARY_PACKED",
+}
+_DICTIONARIES: Final = [
+    f"{name}.list.element"
+    for name in ("assistant_masks", "span_kinds", "span_messages", "doc_files", "doc_samples", "weights")
+]
+
+
+class ShardWriter:
+    """Writes `out/shards/part-*.parquet`; nothing is at `out` before `publish`.
+
+        with ShardWriter(out, fingerprint=fingerprint) as writer:
+            for batch in gather(documents, plan):
+                writer.write(batch)
+            records = writer.finish()
+            writer.add_file("report.json", report)
+            writer.publish(manifest)
+
+    `out` may be missing, empty, or hold a shard set of the same fingerprint (with `overwrite`: any shard set), which
+    is replaced at `publish`. OutputError otherwise, and where the place cannot be written or is full.
+    """
+
+    def __init__(
+        self,
+        out: Path,
+        *,
+        fingerprint: str,
+        shard_tokens: int = SHARD_TOKENS,
+        weights: bool = False,
+        overwrite: bool = False,
+    ) -> None:
+        self.out = Path(out).resolve()  # a link is followed: the set belongs where it points
+        self.directory = self.out
+        """Where files are now: hidden until published."""
+        self._fingerprint = fingerprint
+        self._overwrite = overwrite
+        self._shard_tokens = shard_tokens
+        self._schema = SHARD_SCHEMA.append(WEIGHTS_FIELD) if weights else SHARD_SCHEMA
+        self._records: list[ShardRecord] = []
+        self._part: _Part | None = None
+        self._published = False
+
+    def __enter__(self) -> Self:
+        check_output(self.out, fingerprint=self._fingerprint, overwrite=self._overwrite)
+        with named_failures(self.out):
+            self.out.parent.mkdir(parents=True, exist_ok=True)
+            # Not tempfile's: that makes it private to its owner, and the set would stay so.
+            directory = self.out.with_name(f".{self.out.name}.partial-{uuid4().hex[:12]}")
+            directory.mkdir()
+            self.directory = directory
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._part is not None:
+            self._part.abandon()
+        if not self._published:
+            shutil.rmtree(self.directory, ignore_errors=True)
+
+    def write(self, batch: pa.RecordBatch) -> None:
+        """Append rows as one row group; a file that has reached its tokens is closed first."""
+        with named_failures(self.out):
+            if self._part is not None and self._part.num_tokens >= self._shard_tokens:
+                self._close_part()
+            if self._part is None:
+                self._part = _Part(self.directory, number=len(self._records), schema=self._schema)
+            self._part.write(batch)
+
+    def finish(self) -> list[ShardRecord]:
+        """Close the last file; what the manifest says of each."""
+        with named_failures(self.out):
+            self._close_part()
+        return list(self._records)
+
+    def add_file(self, name: str, content: bytes) -> None:
+        """Write a file beside the shards, by its path relative to the set."""
+        path = self.directory / name
+        with named_failures(self.out):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("xb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+
+    def publish(self, manifest: Manifest) -> None:
+        """Write the manifest and rename the set into place; a set that was there is gone only then."""
+        if manifest.shards != self.finish():
+            raise ValueError("the manifest lists other shards than were written")
+        self.add_file(MANIFEST_NAME, (manifest.model_dump_json(indent=2) + "\n").encode())
+        check_output(self.out, fingerprint=self._fingerprint, overwrite=self._overwrite)
+        with named_failures(self.out):
+            for folder in (*(path for path in self.directory.rglob("*") if path.is_dir()), self.directory):
+                sync_directory(folder)
+            replace_directory(self.directory, target=self.out)
+            self._published = True
+            sync_directory(self.out.parent)
+
+    def _close_part(self) -> None:
+        if self._part is None:
+            return
+        self._records.append(self._part.close())
+        self._part = None
+
+
+class _Part:
+    """One Parquet file that is being written, and its counts."""
+
+    def __init__(self, directory: Path, *, number: int, schema: pa.Schema) -> None:
+        self.name = f"shards/part-{number:05}.parquet"
+        self.num_rows = 0
+        self.num_tokens = 0
+        self.num_trained = 0
+        self.weight_sum = 0.0
+        path = directory / self.name
+        path.parent.mkdir(exist_ok=True)
+        self._sink = _Sink(path)
+        self._writer = pq.ParquetWriter(
+            self._sink,
+            schema,
+            compression="zstd",
+            compression_level=1,
+            use_dictionary=_DICTIONARIES,
+            column_encoding=_ENCODINGS,
+        )
+
+    def write(self, batch: pa.RecordBatch) -> None:
+        self._writer.write_batch(batch, row_group_size=max(1, len(batch)))
+        self.num_rows += len(batch)
+        self.num_tokens += pc.sum(pc.list_value_length(batch["input_ids"])).as_py()
+        self.num_trained += pc.sum(batch["num_trained"]).as_py()
+        self.weight_sum += pc.sum(batch["weight_sum"]).as_py()
+
+    def close(self) -> ShardRecord:
+        self._writer.close()
+        self._sink.close()
+        return ShardRecord(
+            file=self.name,
+            sha256=self._sink.digest.hexdigest(),
+            num_bytes=self._sink.num_bytes,
+            num_rows=self.num_rows,
+            num_tokens=self.num_tokens,
+            num_trained=self.num_trained,
+            weight_sum=self.weight_sum,
+        )
+
+    def abandon(self) -> None:
+        """Let go of the file without ending it; the whole directory is removed next."""
+        self._sink.abandon()
+        self._writer.is_open = False
+
+
+class _Sink:
+    """A new file that knows the digest of its bytes, is on the disk when closed, and can be given up."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("xb")
+        self.digest = hashlib.sha256()
+        self.num_bytes = 0
+        self.closed = False
+
+    def write(self, data: bytes) -> int:
+        # An abandoned Parquet writer still writes its footer when it is collected, to a disk that may be full.
+        if not self._file.closed:
+            self._file.write(data)
+            self.digest.update(data)
+            self.num_bytes += len(data)
+        return len(data)
+
+    def flush(self) -> None:
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        self.closed = True
+
+    def abandon(self) -> None:
+        with suppress(OSError):  # what it still holds may not fit on the disk, and is not wanted
+            self._file.close()
