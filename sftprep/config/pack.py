@@ -1,0 +1,175 @@
+"""Options of `sftprep pack`."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from datetime import datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+
+PINNED_NOW: Final = datetime(2026, 1, 1)
+"""What `strftime_now` shows in a template, unless told: the same file packed on two days gives the same bytes."""
+
+
+class OverLength(StrEnum):
+    """What happens to a conversation that is longer than a row."""
+
+    REFUSE = "refuse"
+    """The run fails and names all of them, whatever --max-drop allows."""
+    DROP = "drop"
+    """It is left out and counted in --max-drop."""
+
+
+class SourceSpec(BaseModel):
+    """One input file, its name, and how often each of its rows is taken."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field(min_length=1, description="What reports call it; it also seeds which rows a fraction takes.")
+    path: Path
+    epochs: float = Field(
+        default=1.0, gt=0, allow_inf_nan=False, description="2.5: all rows twice, half of them again."
+    )
+
+    @classmethod
+    def parse(cls, text: str) -> SourceSpec:
+        """Read `NAME=FILE[:weight]`. ValueError where it is not that."""
+        name, equals, rest = text.partition("=")
+        if not (name and equals and rest):
+            raise ValueError(f"not NAME=FILE[:weight]: {text!r}")
+        path, colon, weight = rest.rpartition(":")
+        if colon and path and _is_number(weight):
+            if not (math.isfinite(float(weight)) and float(weight) > 0):
+                raise ValueError(f"the weight is not a number above 0: {text!r}")
+            return cls(name=name, path=Path(path), epochs=float(weight))
+        return cls(name=name, path=Path(rest))
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _source(value: object) -> object:
+    return SourceSpec.parse(value) if isinstance(value, str) else value
+
+
+def _text(value: object) -> object:
+    return str(value) if isinstance(value, int) else value
+
+
+def _json_object(value: object) -> object:
+    """A JSON object from the command line's text; anything else is checked by its type."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"not JSON: {error}") from error
+
+
+class PackConfig(BaseModel):
+    """Everything that decides a shard set. Each field's description is the help text of its option."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    files: tuple[Path, ...] = Field(
+        default=(), description="Chat files, one JSON object a line (.jsonl, also .gz or .zst); each row is taken once."
+    )
+    sources: tuple[Annotated[SourceSpec, BeforeValidator(_source)], ...] = Field(
+        default=(),
+        description="NAME=FILE[:weight], repeatable: mix files; the weight is the epochs of that file, whole or "
+        "fractional (2.5: every row twice, and a seeded half of them a third time).",
+    )
+    model: str = Field(
+        min_length=1,
+        description="Model directory or Hugging Face hub id: its tokenizer, chat template and stop tokens.",
+    )
+    out: Path = Field(description="Directory of the shard set. It appears when it is whole, or not at all.")
+
+    max_length: int | None = Field(
+        default=None,
+        ge=1,
+        description="Tokens a row holds at most. Required with packing: nothing is ever cut, so take the context "
+        "length that you will train with; the report says how many conversations other lengths would drop. "
+        "With --no-packing the longest conversation decides unless this says less.",
+    )
+    packing: bool = Field(
+        default=True, description="Put whole conversations together into rows, or write one conversation a row."
+    )
+    over_length: OverLength = Field(
+        default=OverLength.REFUSE,
+        description="Conversations longer than --max-length: `refuse` fails and names them all, `drop` leaves them out "
+        "and counts them in --max-drop.",
+    )
+    max_drop: Annotated[str, BeforeValidator(_text)] = Field(
+        default="0",
+        pattern=r"^(\d+|\d+(\.\d+)?%)$",
+        description="Rows that may be left out because they cannot be exact: a count or a percentage (`25`, `1%`). "
+        "Beyond it nothing is published.",
+    )
+    seed: int = Field(
+        default=0, ge=0, lt=2**63, description="Decides the order of rows and which rows a fraction takes."
+    )
+    format: str | None = Field(
+        default=None, description="Format of all files where detection is refused: see `sftprep validate --help`."
+    )
+
+    train_on: Literal["all", "last"] = Field(
+        default="all", description="Assistant turns to train: `all`, or only the `last`."
+    )
+    history: Literal["expand", "last-turn", "as-rendered"] = Field(
+        default="expand",
+        description="Turns that the template rewrites once they are history: `expand` trains each in a sample of its "
+        "own, `last-turn` trains the last turn only, `as-rendered` keeps one sample and does not train them.",
+    )
+    control_tokens: Literal["error", "allow"] = Field(
+        default="error",
+        description="Rows whose text holds a control token: `error` leaves them out, `allow` encodes it as a control "
+        "token, as a server does.",
+    )
+    allow: tuple[str, ...] = Field(default=(), description="Mask error to waive, by its code; repeatable.")
+    template_kwargs: Annotated[dict[str, Any], BeforeValidator(_json_object)] = Field(
+        default_factory=dict,
+        description="JSON object of template variables, such as '{\"enable_thinking\": false}'; a row's own "
+        "chat_template_kwargs win.",
+    )
+    now: datetime = Field(
+        default=PINNED_NOW, description="The date that templates with `strftime_now` show; recorded in the manifest."
+    )
+
+    shard_tokens: int = Field(default=1 << 26, ge=1, description="Tokens after which a new shard file is begun.")
+    overwrite: bool = Field(default=False, description="Replace another shard set at --out, once the new one is whole.")
+    workers: int = Field(default=1, ge=1, description="Processes; the bytes are the same for any number.")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if not self.files and not self.sources:
+            raise ValueError("no input: name files, or --source NAME=FILE")
+        if self.packing and self.max_length is None:
+            raise ValueError("--max-length is required with packing: nothing is cut, so name the context length")
+        repeated = [name for name, count in Counter(spec.name for spec in self.inputs).items() if count > 1]
+        if repeated:
+            raise ValueError(f"two sources have the name {repeated[0]!r}: --source NAME=FILE:2 takes a file twice")
+        return self
+
+    def may_drop(self, num_left_out: int, *, num_rows: int) -> bool:
+        """Whether --max-drop covers so many rows of so many."""
+        if self.max_drop.endswith("%"):
+            return num_left_out * 100 <= float(self.max_drop[:-1]) * num_rows
+        return num_left_out <= int(self.max_drop)
+
+    @property
+    def inputs(self) -> tuple[SourceSpec, ...]:
+        """All inputs in order: the plain files, named by their paths, then the named sources."""
+        plain = (SourceSpec(name=str(path), path=path) for path in self.files)
+        return (*plain, *self.sources)

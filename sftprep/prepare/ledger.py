@@ -1,0 +1,148 @@
+"""The accounts of a pack: every row read is packed or left out, every token counted by its reason."""
+
+from __future__ import annotations
+
+from array import array
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from sftprep.data import TRAINED_KINDS, Severity, SpanKind
+from sftprep.prepare.chunk import OVER_LENGTH, Chunk, ExactRow, InputRow, LeftOutRow
+
+Array = npt.NDArray[Any]
+
+_TRAINED = np.isin(np.arange(len(SpanKind)), [int(kind) for kind in TRAINED_KINDS])
+
+
+@dataclass(slots=True)
+class SourceAccount:
+    """Of one source; all but `num_rows` count with repetition."""
+
+    num_rows: int = 0
+    num_taken: int = 0
+    num_documents: int = 0
+    num_left_out: int = 0
+
+
+@dataclass(slots=True)
+class LeftOutAccount:
+    """Rows of which nothing is packed, each counted once."""
+
+    num_rows: int = 0
+    by_code: Counter[str] = field(default_factory=Counter)
+    hints: dict[str, str] = field(default_factory=dict)
+    num_tokens: int = 0
+    """Tokens of rows that are exact and too long."""
+    longest: int = 0
+
+    @property
+    def num_over_length(self) -> int:
+        """Rows that are exact and too long."""
+        return self.by_code[OVER_LENGTH]
+
+
+class Ledger:
+    """Adds up chunks as they come; a document costs 16 bytes, a row 20, whatever its tokens."""
+
+    def __init__(self, num_sources: int) -> None:
+        self.sources = [SourceAccount() for _ in range(num_sources)]
+        self.left_out = LeftOutAccount()
+        self.warnings: Counter[str] = Counter()
+        self.classes: Counter[str] = Counter()
+        self.num_taken_rows = 0
+        """Rows taken at least once, each counted once."""
+        self.num_conversations = 0
+        self.num_repeated_tokens = 0
+        self.has_weights = False
+        self._by_kind = np.zeros(len(SpanKind), dtype=np.int64)
+        self._documents = (array("i"), array("i"), array("i"))
+        self._rows = (array("i"), array("q"), array("i"))
+
+    def read(self, rows: list[InputRow]) -> list[InputRow]:
+        """Count rows as they were read, and hand them on."""
+        for row in rows:
+            account = self.sources[row.source]
+            account.num_rows += 1
+            account.num_taken += row.times
+            self.num_taken_rows += row.times > 0
+            self.warnings.update(finding.code for finding in row.findings if finding.severity is Severity.WARNING)
+        return rows
+
+    def add(self, chunk: Chunk) -> None:
+        """Count what became of rows that were read."""
+        for row in chunk.exact:
+            self._add_exact(row)
+        for left_out in chunk.left_out:
+            self._add_left_out(left_out)
+        self.classes.update(chunk.classes)
+        if chunk.documents.num_rows:
+            self._add_documents(chunk.documents, chunk.times)
+
+    @property
+    def times(self) -> Array:
+        """How often each document is taken, int32 `[documents]`, in the order they were added."""
+        return np.asarray(self._documents[0], dtype=np.int32)
+
+    @property
+    def lengths(self) -> Array:
+        """Tokens of each document, int32 `[documents]`."""
+        return np.asarray(self._documents[1], dtype=np.int32)
+
+    @property
+    def trained_lengths(self) -> Array:
+        """Trained tokens of each document, int32 `[documents]`."""
+        return np.asarray(self._documents[2], dtype=np.int32)
+
+    @property
+    def row_lengths(self) -> tuple[Array, Array]:
+        """Of exact conversations, too long ones among them, with repetition: longest document, and all tokens."""
+        times = np.asarray(self._rows[2])
+        longest, num_tokens = np.asarray(self._rows[0]), np.asarray(self._rows[1])
+        return np.repeat(longest, times), np.repeat(num_tokens, times)
+
+    @property
+    def tokens_by_kind(self) -> dict[str, int]:
+        """Tokens by span kind, lower-case names, in the kinds' order, those that occur."""
+        return {kind.name.lower(): int(self._by_kind[kind]) for kind in SpanKind if self._by_kind[kind]}
+
+    def _add_exact(self, row: ExactRow) -> None:
+        self.sources[row.source].num_documents += row.num_documents * row.times
+        self.num_conversations += row.times
+        self.num_repeated_tokens += row.num_repeated * row.times
+        self._add_row(row.longest, num_tokens=row.num_tokens, times=row.times)
+
+    def _add_left_out(self, row: LeftOutRow) -> None:
+        account = self.left_out
+        self.sources[row.source].num_left_out += row.times
+        account.num_rows += 1
+        account.by_code[row.code] += 1
+        account.hints.setdefault(row.code, row.findings[0].hint)
+        account.num_tokens += row.num_tokens * row.times
+        account.longest = max(account.longest, row.longest)
+        if row.longest:
+            self._add_row(row.longest, num_tokens=row.num_tokens, times=row.times)
+
+    def _add_row(self, longest: int, *, num_tokens: int, times: int) -> None:
+        for column, value in zip(self._rows, (longest, num_tokens, times), strict=True):
+            column.append(value)
+
+    def _add_documents(self, documents: pa.RecordBatch, times: Array) -> None:
+        offsets = documents["span_starts"].offsets.to_numpy()
+        starts = documents["span_starts"].values.to_numpy()
+        kinds = documents["span_kinds"].values.to_numpy()
+        lengths = np.diff(documents["input_ids"].offsets.to_numpy())
+        stops = np.append(starts[1:], 0)
+        stops[offsets[1:] - 1] = lengths
+        trained = np.where(_TRAINED[kinds], stops - starts, 0)
+        repeated = (stops - starts) * np.repeat(times, np.diff(offsets))
+        self._by_kind += np.bincount(kinds, weights=repeated, minlength=len(SpanKind)).astype(np.int64)
+        weights = documents["span_weights"].values.to_numpy()
+        self.has_weights |= bool(np.any(_TRAINED[kinds] & (weights != 1)))
+        columns = (times, lengths, np.add.reduceat(trained, offsets[:-1]))
+        for column, values in zip(self._documents, columns, strict=True):
+            column.frombytes(values.astype(np.int32).tobytes())

@@ -1,0 +1,58 @@
+"""What a pack run tells: the audit of its shards' masks, and what other choices would have done."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Final
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from sftprep.prepare.ledger import Ledger
+from sftprep.shards.manifest import LeftOut, Lengths, Manifest, Waste
+from sftprep.stages.lengths import COMMON_MAX_LENGTHS, drops, quantiles
+
+REPORT_NAME: Final = "report.json"
+"""Beside the manifest."""
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class DropRecord(_Frozen):
+    """What one --max-length would do to the conversations of this input."""
+
+    max_length: int
+    num_conversations: int = Field(description="Longer ones: `--over-length drop` leaves them out, `refuse` fails.")
+    num_tokens: int = Field(description="Their tokens.")
+    conversation_share: float
+    token_share: float
+
+
+class PackReport(_Frozen):
+    """`report.json` of a shard set."""
+
+    fingerprint: str
+    row_lengths: Lengths = Field(
+        description="Tokens of the longest document of each exact conversation, those over --max-length among them."
+    )
+    drops: list[DropRecord] = Field(description="By --max-length, up to the first that drops nothing.")
+    waste: Waste
+    left_out: LeftOut
+    over_length_tokens: int = Field(description="Tokens of the conversations that are exact and too long.")
+    warnings: dict[str, int] = Field(description="Warnings of validation by code; their rows are kept.")
+
+
+def build_report(manifest: Manifest, ledger: Ledger) -> PackReport:
+    """The report of a set that is about to be published."""
+    longest, num_tokens = ledger.row_lengths
+    lengths = sorted({*COMMON_MAX_LENGTHS, manifest.max_length})
+    return PackReport(
+        fingerprint=manifest.fingerprint,
+        row_lengths=Lengths(**asdict(quantiles(longest))),
+        drops=[DropRecord(**asdict(drop)) for drop in drops(longest, num_tokens=num_tokens, max_lengths=lengths)],
+        waste=manifest.waste,
+        left_out=manifest.left_out,
+        over_length_tokens=ledger.left_out.num_tokens,
+        warnings=dict(sorted(ledger.warnings.items())),
+    )
