@@ -7,6 +7,10 @@ import sys
 import typer
 
 from sftprep import __version__
+from sftprep.cli.demo import demo
+from sftprep.cli.pack import pack
+from sftprep.cli.schema import schema
+from sftprep.cli.train import train
 from sftprep.errors import SftprepError
 
 app = typer.Typer(
@@ -32,6 +36,12 @@ def root(
     version: bool = typer.Option(False, "--version", callback=_show_version, is_eager=True, help="Print the version."),
 ) -> None:
     """The compiler for supervised fine-tuning data of chat models."""
+
+
+app.command("demo")(demo)
+app.command("pack")(pack)
+app.command("schema")(schema)
+app.command("train")(train)
 
 
 def main() -> None:

@@ -1,0 +1,98 @@
+"""`sftprep train`: a shard set and a model in, a trained model out."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from pydantic import ValidationError
+
+from sftprep.config.train import TrainConfig
+from sftprep.errors import UsageError
+
+_FIELDS = TrainConfig.model_fields
+
+
+class _Init(StrEnum):
+    PRETRAINED = "pretrained"
+    RANDOM = "random"
+
+
+class _Schedule(StrEnum):
+    COSINE = "cosine"
+    LINEAR = "linear"
+    CONSTANT = "constant"
+
+
+class _Device(StrEnum):
+    AUTO = "auto"
+    CPU = "cpu"
+    CUDA = "cuda"
+
+
+class _Dtype(StrEnum):
+    AUTO = "auto"
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+
+
+class _Attention(StrEnum):
+    AUTO = "auto"
+    SEGMENTS = "segments"
+    UNPACK = "unpack"
+
+
+def _option(name: str) -> Any:
+    return typer.Option(f"--{name.replace('_', '-')}", help=_FIELDS[name].description)
+
+
+def train(
+    data: Annotated[Path, typer.Argument(help=_FIELDS["data"].description)],
+    *,
+    model: Annotated[str, _option("model")],
+    out: Annotated[Path, _option("out")],
+    init: Annotated[_Init, _option("init")] = _Init(_FIELDS["init"].default),
+    epochs: Annotated[float, _option("epochs")] = _FIELDS["epochs"].default,
+    max_steps: Annotated[int | None, _option("max_steps")] = _FIELDS["max_steps"].default,
+    batch_size: Annotated[int, _option("batch_size")] = _FIELDS["batch_size"].default,
+    grad_accum: Annotated[int, _option("grad_accum")] = _FIELDS["grad_accum"].default,
+    lr: Annotated[float, _option("lr")] = _FIELDS["lr"].default,
+    warmup: Annotated[float, _option("warmup")] = _FIELDS["warmup"].default,
+    schedule: Annotated[_Schedule, _option("schedule")] = _Schedule(_FIELDS["schedule"].default),
+    min_lr_ratio: Annotated[float, _option("min_lr_ratio")] = _FIELDS["min_lr_ratio"].default,
+    weight_decay: Annotated[float, _option("weight_decay")] = _FIELDS["weight_decay"].default,
+    beta1: Annotated[float, _option("beta1")] = _FIELDS["beta1"].default,
+    beta2: Annotated[float, _option("beta2")] = _FIELDS["beta2"].default,
+    max_grad_norm: Annotated[float, _option("max_grad_norm")] = _FIELDS["max_grad_norm"].default,
+    seed: Annotated[int, _option("seed")] = _FIELDS["seed"].default,
+    device: Annotated[_Device, _option("device")] = _Device(_FIELDS["device"].default),
+    dtype: Annotated[_Dtype, _option("dtype")] = _Dtype(_FIELDS["dtype"].default),
+    attention: Annotated[_Attention, _option("attention")] = _Attention(_FIELDS["attention"].default),
+    gradient_checkpointing: Annotated[bool, _option("gradient_checkpointing")] = False,
+    threads: Annotated[int | None, _option("threads")] = _FIELDS["threads"].default,
+    save_every: Annotated[int | None, _option("save_every")] = _FIELDS["save_every"].default,
+    log_every: Annotated[int, _option("log_every")] = _FIELDS["log_every"].default,
+    resume: Annotated[bool, _option("resume")] = False,
+    overwrite: Annotated[bool, _option("overwrite")] = False,
+) -> None:
+    """Train a model on a shard set: the loss counts its trained tokens and nothing else.
+
+    Example: sftprep train packed --model SmolLM2-135M-Instruct --out tuned --epochs 1 --lr 2e-5
+    """
+    options = dict(locals())
+    # torch and transformers take seconds to import, which `sftprep --help` must not wait for.
+    from sftprep.train.run import train as run
+
+    try:
+        config = TrainConfig.model_validate({name: _plain(value) for name, value in options.items()})
+    except ValidationError as error:
+        first = error.errors()[0]
+        option = "--" + str(first["loc"][0]).replace("_", "-")
+        raise UsageError(f"{option}: {first['msg']}", code="bad-option", hint="sftprep train --help") from error
+    run(config)
+
+
+def _plain(value: Any) -> Any:
+    return value.value if isinstance(value, StrEnum) else value

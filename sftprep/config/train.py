@@ -1,0 +1,61 @@
+"""Options of `sftprep train`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class TrainConfig(BaseModel):
+    """Everything that decides a training run. Each field's description is the help text of its option."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    data: Path = Field(description="The shard set that `sftprep pack` wrote.")
+    model: str = Field(description="A model directory, a hub id, a GGUF file, or a directory with one.")
+    out: Path = Field(description="Where the trained model is written; it appears when it is whole.")
+    init: Literal["pretrained", "random"] = Field(
+        default="pretrained", description="`random` builds the model from its config.json with seeded random weights."
+    )
+
+    epochs: float = Field(default=1.0, gt=0, description="Passes over the data; fractions are allowed.")
+    max_steps: int | None = Field(default=None, ge=1, description="Stop after this many optimizer steps.")
+    batch_size: int = Field(default=1, ge=1, description="Packs (or documents, unpacked) in one forward pass.")
+    grad_accum: int = Field(default=8, ge=1, description="Forward passes in one optimizer step.")
+
+    lr: float = Field(default=2e-5, gt=0, description="Peak learning rate.")
+    warmup: float = Field(default=0.03, ge=0, description="Below 1 a share of all steps, else a number of steps.")
+    schedule: Literal["cosine", "linear", "constant"] = Field(default="cosine", description="After the warm-up.")
+    min_lr_ratio: float = Field(default=0.1, ge=0, le=1, description="Last learning rate, as a share of --lr.")
+    weight_decay: float = Field(default=0.01, ge=0, description="On matrices only, not on norms and biases.")
+    beta1: float = Field(default=0.9, ge=0, lt=1, description="AdamW's first decay rate.")
+    beta2: float = Field(default=0.999, ge=0, lt=1, description="AdamW's second decay rate.")
+    max_grad_norm: float = Field(default=1.0, gt=0, description="Gradients are scaled down to this norm.")
+    seed: int = Field(default=0, ge=0, lt=2**63, description="Of the data order, dropout and random weights.")
+
+    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="Where to train.")
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        default="auto",
+        description="Compute type; weights and optimizer state stay float32.",
+    )
+    attention: Literal["auto", "segments", "unpack"] = Field(
+        default="auto",
+        description="`segments` isolates packed documents in attention, `unpack` gives each a row; "
+        "auto unpacks where the self-test fails.",
+    )
+    gradient_checkpointing: bool = Field(default=False, description="Less memory, about a third more time.")
+    threads: int | None = Field(default=None, ge=1, description="CPU threads (default: torch's own choice).")
+
+    save_every: int | None = Field(default=None, ge=1, description="Write a checkpoint every so many steps.")
+    log_every: int = Field(default=10, ge=1, description="Print a line every so many steps where no bar is shown.")
+    resume: bool = Field(default=False, description="Go on from the last checkpoint of an unfinished run.")
+    overwrite: bool = Field(
+        default=False, description="Replace the model directory at --out, once the new one is whole."
+    )
+
+    @property
+    def rows_per_step(self) -> int:
+        """Rows of the shard set that one optimizer step takes."""
+        return self.batch_size * self.grad_accum

@@ -1,0 +1,192 @@
+"""Attention over packed documents: each attends within itself only, and every call is counted.
+
+Registered with transformers as `sftprep_segments`, for attention only and not for masks, so that the model builds no
+mask at all. The segments travel as a keyword argument from the model's forward to each layer; a layer that does not
+get them raises, because attention over the whole row would train on other documents.
+"""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import torch
+from torch.nn import functional
+from torch.nn.attention.varlen import varlen_attn
+from transformers import AttentionInterface
+
+from sftprep.errors import TrainError
+
+ATTENTION_NAME: Final = "sftprep_segments"
+
+_VARLEN_PARAMETERS: Final = frozenset(inspect.signature(varlen_attn).parameters)
+_VARLEN_MAX_HEAD_DIM: Final = 256
+_ALIEN_ARGUMENTS: Final = ("position_bias", "cache", "past_key_values")
+"""Arguments that change attention in a way that this module does not implement."""
+
+
+@dataclass(slots=True)
+class Segments:
+    """The documents of one packed row, and how often attention was called with them.
+
+    `offsets` has one more entry than there are documents; `cu_seqlens` holds the same numbers, int32 on the device.
+    """
+
+    offsets: tuple[int, ...]
+    cu_seqlens: torch.Tensor
+    max_length: int
+    num_calls: int = 0
+    _bands: dict[tuple[int, int], torch.Tensor] = field(default_factory=dict)
+
+    def keywords(self) -> dict[str, Any]:
+        """What a model's forward is called with; layers with kernels of their own read the first four."""
+        return {
+            "cu_seq_lens_q": self.cu_seqlens,
+            "cu_seq_lens_k": self.cu_seqlens,
+            "max_length_q": self.max_length,
+            "max_length_k": self.max_length,
+            ATTENTION_NAME: self,
+        }
+
+    def band(self, length: int, *, window: int) -> torch.Tensor:
+        """True where a query may look: itself and the `window - 1` keys before it. Bool `[length, length]`."""
+        key = (length, window)
+        if key not in self._bands:
+            ones = torch.ones(length, length, dtype=torch.bool, device=self.cu_seqlens.device)
+            self._bands[key] = ones.tril().triu(1 - window)
+        return self._bands[key]
+
+
+@dataclass(frozen=True, slots=True)
+class _Terms:
+    """What a layer asks of its attention; `window` 0 means all keys before, `softcap` 0 means none."""
+
+    scale: float
+    window: int
+    softcap: float
+    sinks: torch.Tensor | None
+    dropout: float
+
+
+def register() -> None:
+    """Make `sftprep_segments` known to transformers."""
+    AttentionInterface.register(ATTENTION_NAME, segment_attention)
+
+
+def segment_attention(
+    module: torch.nn.Module,
+    *tensors: torch.Tensor,
+    attention_mask: torch.Tensor | None = None,
+    **keywords: Any,
+) -> tuple[torch.Tensor, None]:
+    """Causal attention within each document.
+
+    Query, key and value are `[1, heads, T, dim]`; the output is `[1, T, heads, dim_value]`.
+
+    Raises:
+        TrainError: `attention-without-segments`, `attention-unsupported`.
+    """
+    query, key, value, *mask = tensors
+    segments = keywords.get(ATTENTION_NAME)
+    if not isinstance(segments, Segments):
+        raise _unsupported("a layer does not hand the packed segments on", code="attention-without-segments")
+    if attention_mask is not None or any(given is not None for given in mask):
+        raise _unsupported("a layer brings an attention mask of its own")
+    if query.shape[2] != segments.offsets[-1] or key.shape[2] != query.shape[2] or query.shape[0] != 1:
+        raise _unsupported(f"queries of shape {tuple(query.shape)} do not fit the pack")
+    alien = [name for name in _ALIEN_ARGUMENTS if keywords.get(name) is not None]
+    causal = keywords.get("is_causal")
+    if alien or not (getattr(module, "is_causal", True) if causal is None else causal):
+        raise _unsupported(f"a layer asks for {', '.join(alien) or 'attention that is not causal'}")
+    segments.num_calls += 1
+    terms = _terms(module, query, keywords)
+    if _fits_varlen(query, value, terms):
+        return _varlen(query, key, value, segments=segments, terms=terms), None
+    return _loop(query, key, value, segments=segments, terms=terms), None
+
+
+def _terms(module: torch.nn.Module, query: torch.Tensor, keywords: dict[str, Any]) -> _Terms:
+    scaling = keywords.get("scaling")
+    return _Terms(
+        scale=float(query.shape[-1] ** -0.5 if scaling is None else scaling),
+        window=int(keywords.get("sliding_window") or 0),
+        softcap=float(keywords.get("softcap") or 0.0),
+        sinks=keywords.get("s_aux"),
+        dropout=float(keywords.get("dropout") or 0.0) if module.training else 0.0,
+    )
+
+
+def _loop(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *, segments: Segments, terms: _Terms
+) -> torch.Tensor:
+    """One attention call a document: a dense mask over the row costs ten times as much on a CPU."""
+    attend = _explicit if terms.softcap or terms.sinks is not None else _sdpa
+    outputs = []
+    for start, stop in zip(segments.offsets[:-1], segments.offsets[1:], strict=True):
+        parts = (query[:, :, start:stop], key[:, :, start:stop], value[:, :, start:stop])
+        outputs.append(attend(*parts, segments=segments, terms=terms).transpose(1, 2))
+    return torch.cat(outputs, dim=1)
+
+
+def _sdpa(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *, segments: Segments, terms: _Terms
+) -> torch.Tensor:
+    length = query.shape[2]
+    banded = 0 < terms.window < length
+    return functional.scaled_dot_product_attention(
+        query,
+        key,
+        value,
+        attn_mask=segments.band(length, window=terms.window) if banded else None,
+        is_causal=not banded,
+        dropout_p=terms.dropout,
+        scale=terms.scale,
+        enable_gqa=key.shape[1] != query.shape[1],
+    )
+
+
+def _explicit(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *, segments: Segments, terms: _Terms
+) -> torch.Tensor:
+    """Written out, for score soft-capping and attention sinks, which no fused kernel here has."""
+    length, groups = query.shape[2], query.shape[1] // key.shape[1]
+    key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+    scores = (query @ key.transpose(2, 3)) * terms.scale
+    if terms.softcap:
+        scores = torch.tanh(scores / terms.softcap) * terms.softcap
+    allowed = segments.band(length, window=terms.window or length)
+    scores = scores.float().masked_fill(~allowed, float("-inf"))
+    if terms.sinks is not None:
+        sinks = terms.sinks.float().reshape(1, -1, 1, 1).expand(scores.shape[0], -1, length, 1)
+        scores = torch.cat([scores, sinks], dim=-1)
+    weights = scores.softmax(dim=-1)[..., :length].to(value.dtype)
+    return functional.dropout(weights, p=terms.dropout) @ value
+
+
+def _fits_varlen(query: torch.Tensor, value: torch.Tensor, terms: _Terms) -> bool:
+    half = torch.float16, torch.bfloat16
+    plain = not terms.softcap and terms.sinks is None and not terms.dropout
+    shape = query.shape[-1] == value.shape[-1] and query.shape[-1] <= _VARLEN_MAX_HEAD_DIM
+    low = query.dtype in half or torch.is_autocast_enabled("cuda")
+    return query.is_cuda and plain and shape and low
+
+
+def _varlen(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *, segments: Segments, terms: _Terms
+) -> torch.Tensor:
+    """The variable-length flash kernel; its arguments differ between torch versions. No GPU has run this yet."""
+    dtype = query.dtype if query.dtype in (torch.float16, torch.bfloat16) else torch.get_autocast_dtype("cuda")
+    q, k, v = (tensor[0].transpose(0, 1).to(dtype).contiguous() for tensor in (query, key, value))
+    options: dict[str, Any] = {"scale": terms.scale, "window_size": (terms.window - 1 if terms.window else -1, 0)}
+    if "enable_gqa" in _VARLEN_PARAMETERS:
+        options["enable_gqa"] = key.shape[1] != query.shape[1]
+    cu_seqlens, longest = segments.cu_seqlens, segments.max_length
+    output = varlen_attn(q, k, v, cu_seqlens, cu_seqlens, longest, longest, **options)
+    if not isinstance(output, torch.Tensor):
+        raise _unsupported("varlen_attn gave more than the attention output")
+    return output.unsqueeze(0).to(value.dtype)
+
+
+def _unsupported(message: str, *, code: str = "attention-unsupported") -> TrainError:
+    return TrainError(message, code=code, hint="the self-test turns to one document a row for such models")

@@ -1,0 +1,178 @@
+"""Cross-entropy at the trained positions only, through the model's own head, without the full logits.
+
+The gradient is computed in the forward pass, tile by tile: the logits of one tile are the largest thing that ever
+exists, and the head's gradient is summed in float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Final, cast
+
+import torch
+from torch.autograd.function import once_differentiable
+
+_TILE_ELEMENTS: Final = 2**25
+"""Logits of a tile: 128 MiB in float32."""
+_MIN_TILE_ROWS: Final = 64
+
+
+@dataclass(frozen=True, slots=True)
+class HeadTransform:
+    """What a model does to the head's product: `scale * z`, then soft-capping where `softcap` is not 0."""
+
+    scale: float = 1.0
+    softcap: float = 0.0
+
+    def apply(self, product: torch.Tensor) -> torch.Tensor:
+        """The logits of a head product `[rows, vocab]`."""
+        logits = product if self.scale == 1.0 else product * self.scale
+        return torch.tanh(logits / self.softcap) * self.softcap if self.softcap else logits
+
+    def pull_back(self, gradient: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+        """The product's gradient from the logits' gradient. Both `[rows, vocab]`."""
+        if self.softcap:
+            gradient = gradient * (1.0 - (logits / self.softcap) ** 2)
+        return gradient if self.scale == 1.0 else gradient * self.scale
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLoss:
+    """`objective` is the weighted sum, to be differentiated; `nll` float32 `[rows]`, nats a token, detached."""
+
+    objective: torch.Tensor
+    nll: torch.Tensor
+
+
+def linear_cross_entropy(
+    hidden: torch.Tensor,
+    head: torch.nn.Linear,
+    *,
+    targets: torch.Tensor,
+    weights: torch.Tensor,
+    transform: HeadTransform,
+) -> TokenLoss:
+    """Σ weight · cross-entropy of `head(hidden)`.
+
+    `hidden` `[rows, dim]`, `targets` int64 `[rows]`, `weights` float32 `[rows]`, already normalised.
+    """
+    apply = cast("Callable[..., tuple[torch.Tensor, torch.Tensor]]", _LinearCrossEntropy.apply)
+    objective, nll = apply(hidden, head.weight, head.bias, targets, weights, transform)
+    return TokenLoss(objective=objective, nll=nll)
+
+
+def logits_cross_entropy(logits: torch.Tensor, *, targets: torch.Tensor, weights: torch.Tensor) -> TokenLoss:
+    """The same from the logits of the trained rows, `[rows, vocab]`, for heads of an unknown form."""
+    nll = torch.nn.functional.cross_entropy(logits.float(), targets, reduction="none")
+    return TokenLoss(objective=(nll * weights).sum(), nll=nll.detach())
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *arguments: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        hidden, weight, bias, targets, weights, transform = arguments
+        device = hidden.device.type
+        low = torch.is_autocast_enabled(device)
+        dtype = torch.get_autocast_dtype(device) if low else weight.dtype
+        with torch.autocast(device, enabled=False):
+            tiles = _Tiles.of(hidden.to(dtype), weight=weight, bias=bias, dtype=dtype)
+            nll = torch.empty(hidden.shape[0], dtype=torch.float32, device=hidden.device)
+            for rows in tiles.slices():
+                nll[rows] = tiles.add(rows, targets=targets[rows], weights=weights[rows], transform=transform)
+        ctx.save_for_backward(tiles.d_hidden.to(hidden.dtype), tiles.d_weight, tiles.d_bias)
+        ctx.dtypes = (weight.dtype, None if bias is None else bias.dtype)
+        ctx.mark_non_differentiable(nll)
+        return (nll * weights).sum(), nll
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Any) -> tuple[torch.Tensor | None, ...]:
+        d_hidden, d_weight, d_bias = ctx.saved_tensors
+        scale, (weight_dtype, bias_dtype) = gradients[0], ctx.dtypes
+        d_weight = None if d_weight is None else (d_weight * scale).to(weight_dtype)
+        d_bias = None if d_bias is None else (d_bias * scale).to(bias_dtype)
+        return d_hidden * scale.to(d_hidden.dtype), d_weight, d_bias, None, None, None
+
+
+@dataclass(slots=True)
+class _Tiles:
+    """The head's operands in the compute type, and the gradients that the tiles add up."""
+
+    hidden: torch.Tensor
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+    d_hidden: torch.Tensor
+    d_weight: torch.Tensor | None
+    d_bias: torch.Tensor | None
+
+    @classmethod
+    def of(cls, hidden: torch.Tensor, *, weight: torch.Tensor, bias: torch.Tensor | None, dtype: torch.dtype) -> _Tiles:
+        def zeros(parameter: torch.Tensor | None) -> torch.Tensor | None:
+            trained = parameter is not None and parameter.requires_grad
+            return torch.zeros_like(parameter, dtype=torch.float32) if parameter is not None and trained else None
+
+        return cls(
+            hidden=hidden,
+            weight=weight.detach().to(dtype),
+            bias=None if bias is None else bias.detach().to(dtype),
+            d_hidden=torch.empty_like(hidden),
+            d_weight=zeros(weight),
+            d_bias=zeros(bias),
+        )
+
+    def slices(self) -> Iterator[slice]:
+        rows = max(_MIN_TILE_ROWS, _TILE_ELEMENTS // self.weight.shape[0])
+        for start in range(0, self.hidden.shape[0], rows):
+            yield slice(start, start + rows)
+
+    def add(
+        self, rows: slice, *, targets: torch.Tensor, weights: torch.Tensor, transform: HeadTransform
+    ) -> torch.Tensor:
+        """One tile: its losses, float32 `[rows]`; the gradients are added."""
+        hidden = self.hidden[rows]
+        logits = transform.apply(torch.nn.functional.linear(hidden, self.weight, self.bias).float())
+        log_total = logits.logsumexp(dim=-1)
+        index = targets[:, None]
+        nll = log_total - logits.gather(1, index).squeeze(1)
+        gradient = torch.exp(logits - log_total[:, None])
+        gradient.scatter_add_(1, index, torch.full_like(index, -1, dtype=gradient.dtype))
+        gradient = transform.pull_back(gradient.mul_(weights[:, None]), logits)
+        low = gradient.to(self.weight.dtype)
+        torch.mm(low, self.weight, out=self.d_hidden[rows])
+        if self.d_weight is not None:
+            _add_product(self.d_weight, low.t(), hidden)
+        if self.d_bias is not None:
+            self.d_bias += gradient.sum(dim=0)
+        return nll
+
+
+def _add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
+    """`total += left @ right`, summed in float32 whatever the operands' type is."""
+    if left.dtype == torch.float32:
+        total.addmm_(left, right)
+    elif total.is_cuda:
+        total += torch.mm(left, right, out_dtype=torch.float32)
+    else:
+        total.addmm_(left.float(), right.float())
+
+
+@contextmanager
+def tapped(head: torch.nn.Linear) -> Iterator[list[torch.Tensor]]:
+    """Inside, `head` computes nothing: what it was given is collected, exactly as the model prepared it.
+
+    Unlike `logits_to_keep`, this works for every model and for rows of a padded batch.
+    """
+    seen: list[torch.Tensor] = []
+    columns = head.weight.shape[0]
+
+    def collect(hidden: torch.Tensor) -> torch.Tensor:
+        seen.append(hidden)
+        return hidden.new_empty(*hidden.shape[:-2], 0, columns)
+
+    object.__setattr__(head, "forward", collect)
+    try:
+        yield seen
+    finally:
+        object.__delattr__(head, "forward")

@@ -1,0 +1,40 @@
+"""The optimizer, and the learning rate as a pure function of the step."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from sftprep.config.train import TrainConfig
+
+
+def build_optimizer(model: torch.nn.Module, config: TrainConfig) -> torch.optim.AdamW:
+    """AdamW, fused; weight decay on matrices, not on norms and biases."""
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2), fused=True)
+
+
+def learning_rate(step: int, *, num_steps: int, config: TrainConfig) -> float:
+    """The rate of a step, counted from 0: up to the peak in the warm-up, and at the last step the minimum."""
+    warmup = min(num_steps, warmup_steps(num_steps, config))
+    if step < warmup:
+        return config.lr * (step + 1) / warmup
+    progress = (step - warmup + 1) / max(1, num_steps - warmup)
+    share = {"constant": 1.0, "linear": 1.0 - progress, "cosine": 0.5 * (1.0 + math.cos(math.pi * progress))}
+    return config.lr * (config.min_lr_ratio + (1.0 - config.min_lr_ratio) * share[config.schedule])
+
+
+def warmup_steps(num_steps: int, config: TrainConfig) -> int:
+    """Steps of the warm-up: a share of all steps, rounded up, or a number of steps."""
+    return math.ceil(config.warmup * num_steps) if config.warmup < 1 else int(config.warmup)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """The rate of the next step, for all groups."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate

@@ -1,0 +1,103 @@
+"""What a run shows and leaves behind: a bar on a terminal, plain lines elsewhere, and metrics.jsonl always."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from sftprep.data import TRAINED_KINDS, SpanKind
+from sftprep.shards.manifest import Counts
+from sftprep.train.checkpoint import writing
+from sftprep.train.loop import StepRecord
+
+
+class Reporter:
+    """Takes every step's record; a context manager, because the bar and the file must be closed."""
+
+    def __init__(self, metrics: Path, *, num_steps: int, first_step: int, log_every: int, console: Console) -> None:
+        self._metrics = metrics
+        self._num_steps = num_steps
+        self._first_step = first_step
+        self._log_every = log_every
+        self._console = console
+        self._progress = Progress(
+            TextColumn("training"),
+            BarColumn(bar_width=None),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[numbers]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._seconds = 0.0
+
+    def __enter__(self) -> Self:
+        with writing(self._metrics):
+            _keep_steps(self._metrics, before=self._first_step)
+            self._file = self._metrics.open("a", encoding="utf-8")
+        self._progress.start()
+        self._task = self._progress.add_task("", total=self._num_steps, completed=self._first_step, numbers="")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+        self._file.close()
+
+    def step(self, record: StepRecord) -> None:
+        """Write the record, and show it."""
+        with writing(self._metrics):
+            self._file.write(json.dumps(asdict(record)) + "\n")
+            self._file.flush()
+        self._seconds += record.seconds
+        numbers = _numbers(record)
+        self._progress.update(self._task, completed=record.step, numbers=numbers)
+        due = record.step % self._log_every == 0 or record.step in (self._first_step + 1, self._num_steps)
+        if record.skipped or (not self._console.is_terminal and due):
+            done = record.step - self._first_step
+            left = self._seconds / done * (self._num_steps - record.step)
+            self._console.print(f"step {record.step}/{self._num_steps} · {numbers} · {left:.0f} s left", soft_wrap=True)
+
+
+def show_counts(counts: Counts, console: Console) -> None:
+    """How many tokens of each kind the run sees, and which it trains, before anything is trained."""
+    table = Table(title="What is trained", title_justify="left", box=None)
+    for name in ("tokens", "share", "trained", "kind"):
+        table.add_column(name, justify="left" if name == "kind" else "right")
+    trained = {kind.name.lower() for kind in TRAINED_KINDS}
+    for kind in (kind.name.lower() for kind in SpanKind):
+        number = counts.tokens_by_kind.get(kind, 0)
+        if number:
+            share = f"{number / max(1, counts.num_tokens):.1%}"
+            table.add_row(f"{number:,}", share, f"{number:,}" if kind in trained else "0", kind)
+    share = f"{counts.num_trained / max(1, counts.num_tokens):.1%}"
+    table.add_row(f"{counts.num_tokens:,}", "", f"{counts.num_trained:,}", f"all, {share} trained")
+    console.print(table)
+
+
+def _numbers(record: StepRecord) -> str:
+    if record.skipped:
+        return "skipped: no trained token of this step has weight"
+    speed, trained = record.num_tokens / record.seconds, record.num_trained / record.seconds
+    return (
+        f"nll {record.nll:.4f} · lr {record.lr:.2e} · grad {record.grad_norm:.3f} · "
+        f"{speed:,.0f} tok/s, {trained:,.0f} trained"
+    )
+
+
+def _keep_steps(metrics: Path, *, before: int) -> None:
+    """Drop the lines of steps that a resumed run does again, and a line that was cut off."""
+    if not metrics.exists():
+        return
+    lines = metrics.read_text(encoding="utf-8").splitlines(keepends=True)
+    kept = lines[:before]
+    metrics.write_text("".join(kept), encoding="utf-8")
