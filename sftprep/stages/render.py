@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 from sftprep.data import Conversation, Json, Role, Sample, Segment, SpanKind, TrainedTurn
 from sftprep.errors import MaskError, TemplateError
 from sftprep.templates.adapt import adapt_messages, probe_form
-from sftprep.templates.contract import ExactTurn, TurnResolver
+from sftprep.templates.contract import TurnResolver
+from sftprep.templates.exact import ExactTurn
 from sftprep.templates.policy import ControlTokens, History, RenderPolicy, TrainOn
 from sftprep.templates.runs import Run
 from sftprep.templates.template import ChatTemplate, Request, TracedText
@@ -33,14 +34,6 @@ class RenderedConversation:
     untrained: int
 
 
-@dataclass(frozen=True, slots=True)
-class _Group:
-    """The turns that one render shows exactly; `base` is the last of them."""
-
-    base: ExactTurn
-    turns: tuple[ExactTurn, ...]
-
-
 def render(conversation: Conversation, *, template: ChatTemplate, policy: RenderPolicy) -> RenderedConversation:
     """The fewest samples that train each turn once, each in exactly its inference context.
 
@@ -55,14 +48,13 @@ def render(conversation: Conversation, *, template: ChatTemplate, policy: Render
         raise MaskError("no assistant message is to be trained", code="nothing-trained", place="/messages")
     resolver = TurnResolver(template, messages, request, policy.allow)
     try:
-        turns = [resolver.resolve(index) for index in trained]
+        groups = resolver.resolve_all(trained)
     except TemplateError as error:
         raise MaskError(error.message, code=error.code, place="/messages", hint=error.hint) from error
-    _refuse_lost_tools(conversation, turns[-1])
-    groups = _grouped(turns)
+    _refuse_lost_tools(conversation, groups[0][-1])
     kept = groups if policy.history is History.EXPAND else groups[:1]
     samples = tuple(_sample(conversation, number, group) for number, group in enumerate(reversed(kept)))
-    return RenderedConversation(samples, _classes(kept), len(turns) - sum(len(group.turns) for group in kept))
+    return RenderedConversation(samples, _classes(kept), len(trained) - sum(len(group) for group in kept))
 
 
 def _trained_messages(conversation: Conversation, policy: RenderPolicy) -> list[int]:
@@ -75,56 +67,37 @@ def _trained_messages(conversation: Conversation, policy: RenderPolicy) -> list[
     return trained[-1:] if last_only else trained
 
 
-def _grouped(turns: Sequence[ExactTurn]) -> list[_Group]:
-    """Sets of turns that one render shows exactly, the one with the last turn first."""
-    groups: list[_Group] = []
-    rest = list(turns)
-    while rest:
-        base = rest[-1]
-        shown = [turn for turn in rest if turn is base or _shows(base, turn)]
-        groups.append(_Group(base, tuple(shown)))
-        rest = [turn for turn in rest if turn not in shown]
-    return groups
-
-
-def _shows(base: ExactTurn, turn: ExactTurn) -> bool:
-    """Whether the render of `base` has the prompt and the completion of an earlier turn, to the character."""
-    return turn.request == base.request and base.traced.text[: base.start].startswith(turn.exact_text)
-
-
-def _classes(groups: Sequence[_Group]) -> dict[str, int]:
+def _classes(groups: Sequence[Sequence[ExactTurn]]) -> dict[str, int]:
     counts: Counter[str] = Counter()
     for number, group in enumerate(groups):
-        for turn in group.turns:
+        for turn in group:
             counts["rewritten" if turn.kind == "packed" and number > 0 else turn.kind] += 1
     return dict(counts)
 
 
-def _sample(conversation: Conversation, number: int, group: _Group) -> Sample:
-    turns = [
-        TrainedTurn(turn.message, turn.start, turn.end.stop, conversation.weights[turn.message]) for turn in group.turns
-    ]
+def _sample(conversation: Conversation, number: int, group: Sequence[ExactTurn]) -> Sample:
+    turns = [TrainedTurn(turn.message, turn.start, turn.end.stop, conversation.weights[turn.message]) for turn in group]
     return Sample(
         address=conversation.address,
         index=number,
-        text=group.base.traced.text,
+        text=group[-1].traced.text,
         segments=tuple(_segments(conversation, group)),
         turns=tuple(turns),
     )
 
 
-def _segments(conversation: Conversation, group: _Group) -> Iterator[Segment]:
+def _segments(conversation: Conversation, group: Sequence[ExactTurn]) -> Iterator[Segment]:
     """Who wrote what, with the trained turns laid over it; the segments cover the text."""
     position = 0
     ended = -1
-    for turn in group.turns:
-        yield from _after(ended, _context(conversation, group.base.traced, (position, turn.start)))
+    for turn in group:
+        yield from _after(ended, _context(conversation, group[-1].traced, (position, turn.start)))
         if turn.start < turn.end.stop_start:
             yield Segment(turn.start, turn.end.stop_start, SpanKind.COMPLETION, turn.message)
         if turn.end.stop_start < turn.end.stop:
             yield Segment(turn.end.stop_start, turn.end.stop, SpanKind.STOP, turn.message)
         position, ended = turn.end.stop, turn.message
-    yield from _after(ended, _context(conversation, group.base.traced, (position, len(group.base.traced.text))))
+    yield from _after(ended, _context(conversation, group[-1].traced, (position, len(group[-1].traced.text))))
 
 
 def _after(ended: int, segments: Iterator[Segment]) -> Iterator[Segment]:

@@ -8,57 +8,25 @@ render does, and the turn gets a sample of its own.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import NoReturn
 
 from sftprep.data import Json
 from sftprep.errors import MaskError, TemplateError
-from sftprep.templates.runs import Run, cut
-from sftprep.templates.template import ChatTemplate, Request, TracedText
-from sftprep.templates.turns import (
-    End,
-    find_end,
-    first_said,
-    foreign_path,
-    last_said,
-    lost_field,
-    opening_stop,
-    owner,
-    placed,
-    repeated_field,
-    trailing_literal,
-    turn_start,
+from sftprep.templates.exact import (
+    CONTRADICTED,
+    ILL_POSED,
+    NO_TERMINATOR,
+    ExactTurn,
+    behind_prompt,
+    mask_error,
+    problem_of,
 )
+from sftprep.templates.runs import Run
+from sftprep.templates.template import ChatTemplate, Request, TracedText
+from sftprep.templates.turns import End, find_end, first_said, last_said, opening_stop, trailing_literal, turn_start
 
 Messages = Sequence[Mapping[str, Json]]
-
-NO_TERMINATOR = "no-terminator"
-FIELD_LOST = "field-lost"
-FIELD_REPEATED = "field-repeated"
-
-
-@dataclass(frozen=True, slots=True)
-class ExactTurn:
-    """One trained turn in its own context: `traced.text[:start]` is the prompt, `[start:end.stop]` the completion."""
-
-    message: int
-    request: Request
-    kind: str
-    """`packed` (prompt and completion are one render), `switched` (so, under other keyword arguments), `spliced`."""
-    traced: TracedText
-    start: int
-    end: End
-
-    @property
-    def size(self) -> int:
-        """Characters that the model must emit."""
-        return self.end.stop - self.start
-
-    @property
-    def exact_text(self) -> str:
-        """Prompt and completion."""
-        return self.traced.text[: self.end.stop]
 
 
 class TurnResolver:
@@ -69,6 +37,61 @@ class TurnResolver:
         self.messages = messages
         self.request = request
         self.allow = allow
+        self._texts: dict[tuple[int, str, bool], str] = {}
+
+    def resolve_all(self, trained: Sequence[int]) -> list[list[ExactTurn]]:
+        """The trained turns in groups: one render shows all turns of a group, the last of which it ends with.
+
+        The group of the last turn comes first; in each group the turns are in order.
+
+        Raises:
+            MaskError: as `resolve`.
+            TemplateError: as `resolve`.
+        """
+        groups: list[list[ExactTurn]] = []
+        for message in reversed(trained):
+            for group in groups:
+                turn = self._shown_in(group[-1], message)
+                if turn is not None:
+                    group.insert(0, turn)
+                    break
+            else:
+                groups.append([self.resolve(message)])
+        return groups
+
+    def _shown_in(self, base: ExactTurn, message: int) -> ExactTurn | None:
+        """An earlier turn as the render of `base` shows it, if that is exactly what its own context shows."""
+        if self._is_ill_posed(message):
+            return None
+        text = base.traced.text
+        prompt = self._text(message, base.request, prompt=True)
+        if not text.startswith(prompt):
+            return None
+        end = find_end(base.traced, message, len(prompt), self.template.stop_tokens)
+        if end is None or end.stop > base.start:
+            return None
+        own = self._text(message + 1, base.request, prompt=False)
+        exact = text[: end.stop]
+        opened = exact.startswith(own) and exact[len(own) :].lstrip() in self.template.stop_tokens
+        if not own.startswith(exact) and not opened:
+            return None
+        kind = "switched" if base.kind == "switched" else "packed"
+        turn = ExactTurn(message, base.request, kind, base.traced, len(prompt), end)
+        return (
+            turn
+            if not self._has_scaffold(turn) and problem_of(turn, template=self.template.text, allow=self.allow) is None
+            else None
+        )
+
+    def _text(self, size: int, request: Request, *, prompt: bool) -> str:
+        """The render of the first messages, made once."""
+        key = (size, json.dumps(request.kwargs, sort_keys=True), prompt)
+        if key not in self._texts:
+            self._texts[key] = self.template.render(self.messages[:size], request, prompt=prompt)
+        return self._texts[key]
+
+    def _is_ill_posed(self, message: int) -> bool:
+        return message == 0 or self.messages[message - 1].get("role") == "assistant"
 
     def resolve(self, message: int) -> ExactTurn:
         """The turn in its own context.
@@ -77,10 +100,8 @@ class TurnResolver:
             MaskError: with the code of what makes the turn inexact.
             TemplateError: when the template refuses the messages before the turn.
         """
-        if message == 0:
-            _fail(message, "ill-posed", "an assistant message opens the conversation, so no server has a prompt for it")
-        if self.messages[message - 1].get("role") == "assistant":
-            _fail(message, "ill-posed", "two assistant messages in a row: the first never ends for the second to begin")
+        if self._is_ill_posed(message):
+            raise mask_error(message, ILL_POSED, "no other author's message stands before it, so no server prompts it")
         tried = self._tried(message, self.request, "packed")
         if isinstance(tried, ExactTurn) and not self._has_scaffold(tried):
             return tried
@@ -90,22 +111,23 @@ class TurnResolver:
         if isinstance(tried, MaskError):
             raise tried
         turn = self._spliced(message)
-        self._check(turn)
+        problem = problem_of(turn, template=self.template.text, allow=self.allow)
+        if problem is not None:
+            raise problem
         return turn
 
     def _tried(self, message: int, request: Request, kind: str) -> ExactTurn | MaskError | None:
         """The checked turn where its prompt is a prefix of its own render, what is wrong with it, or None."""
         try:
             turn = self._as_rendered(message, request, kind)
-            if turn is not None:
-                self._check(turn)
         except MaskError as error:
             return error
-        return turn
+        problem = None if turn is None else problem_of(turn, template=self.template.text, allow=self.allow)
+        return turn if problem is None else problem
 
     def _as_rendered(self, message: int, request: Request, kind: str) -> ExactTurn | None:
         """The turn where its prompt is a prefix of its own render."""
-        prompt = self.template.render(self.messages[:message], request, prompt=True)
+        prompt = self._text(message, request, prompt=True)
         traced = self.template.trace(self.messages[: message + 1], request, prompt=False)
         if not traced.text.startswith(prompt):
             return None
@@ -119,8 +141,10 @@ class TurnResolver:
         if end is None:
             if NO_TERMINATOR not in self.allow:
                 stops = " ".join(self.template.stop_tokens)
-                _fail(message, NO_TERMINATOR, f"the template ends the turn with none of the stop tokens ({stops})")
-            said = last_said(traced, message, start)
+                raise mask_error(
+                    message, NO_TERMINATOR, f"the template ends the turn with none of the stop tokens ({stops})"
+                )
+            said = last_said(traced, message, (start, len(traced.text)))
             end = End(said, said)
         return ExactTurn(message=message, request=request, kind=kind, traced=traced, start=start, end=end)
 
@@ -143,7 +167,7 @@ class TurnResolver:
 
     def _has_scaffold(self, turn: ExactTurn) -> bool:
         """Whether the template wrote something between the prompt and what a turn without reasoning says."""
-        if self.messages[turn.message].get("reasoning_content"):
+        if not self.template.switches or self.messages[turn.message].get("reasoning_content"):
             return False
         said = first_said(turn.traced, turn.message, turn.start)
         return bool(turn.traced.text[turn.start : min(said, turn.end.stop_start)].strip())
@@ -182,70 +206,7 @@ class TurnResolver:
         anchor = opening or trailing_literal(prompt)
         shift = len(opening)
         if begin is None or not anchor or not traced.text[: begin + shift].endswith(anchor):
-            _fail(
-                message,
-                "contradicted",
-                f"the template opens the turn with {prompt.text[-40:]!r} and then renders it without that",
-            )
+            what = f"the template opens the turn with {prompt.text[-40:]!r} and then renders it without that"
+            raise mask_error(message, CONTRADICTED, what)
         turn = self._ended(message, self.request, "spliced", (traced, begin + shift))
-        return _spliced_turn(turn, prompt)
-
-    def _check(self, turn: ExactTurn) -> None:
-        """Everything that the turn says is in prompt tail and completion, once, and nobody else says anything there."""
-        span = (turn.start, turn.end.stop)
-        path = foreign_path(turn.traced, turn.message, span)
-        if path is not None:
-            _fail(turn.message, "foreign-text", f"the completion holds text of {path}")
-        begin = _own_beginning(turn)
-        path = lost_field(turn.traced, turn.message, (begin, turn.end.stop), self.template.text)
-        if path is not None and FIELD_LOST not in self.allow:
-            _fail(
-                turn.message, FIELD_LOST, f"{path} does not reach the text whole: the template drops or cuts it", path
-            )
-        path = repeated_field(turn.traced, turn.message, (begin, turn.end.stop))
-        if path is not None and FIELD_REPEATED not in self.allow:
-            _fail(turn.message, FIELD_REPEATED, f"{path} reaches the text twice", path)
-
-
-def _own_beginning(turn: ExactTurn) -> int:
-    """Where the turn's own text begins: before `start` where the prompt supplies the first of it (`<think>`)."""
-    begin = turn.start
-    for at in reversed(list(placed(turn.traced.runs))):
-        if at.start >= turn.start:
-            continue
-        if owner(turn.traced, at.run) != turn.message:
-            break
-        begin = at.start
-    return begin
-
-
-def _spliced_turn(turn: ExactTurn, prompt: TracedText) -> ExactTurn:
-    """Move a completion behind another prompt."""
-    size = len(prompt.text)
-    shift = len(prompt.sources)
-    own = [
-        Run(run.length, run.source if run.source < 0 else run.source + shift, run.offset)
-        for run in cut(turn.traced.runs, turn.start, turn.end.stop)
-    ]
-    text = prompt.text + turn.traced.text[turn.start : turn.end.stop]
-    moved = size - turn.start
-    return ExactTurn(
-        message=turn.message,
-        request=turn.request,
-        kind="spliced",
-        traced=TracedText(text, (*prompt.runs, *own), [*prompt.sources, *turn.traced.sources]),
-        start=size,
-        end=End(turn.end.stop_start + moved, turn.end.stop + moved),
-    )
-
-
-def _fail(message: int, code: str, what: str, path: str = "") -> NoReturn:
-    hints = {
-        "ill-posed": "merge the two messages, or give the first one weight 0",
-        "contradicted": "no data can be exact with this template; another template version may be",
-        NO_TERMINATOR: "check generation_config.json; --allow no-terminator trains the turn without a stop token",
-        FIELD_LOST: "--allow field-lost trains what the template shows",
-        FIELD_REPEATED: "--allow field-repeated trains what the template shows",
-        "foreign-text": "the template copies other messages into the turn",
-    }
-    raise MaskError(what, code=code, place=f"/messages/{message}{path}", hint=hints[code])
+        return behind_prompt(turn, prompt)

@@ -61,10 +61,11 @@ def turn_start(traced: TracedText, message: int) -> int | None:
     return next((at.start for at in placed(traced.runs) if owner(traced, at.run) == message), None)
 
 
-def last_said(traced: TracedText, message: int, start: int) -> int:
-    """The position after the last character that the message itself says (`start` where it says nothing)."""
-    own = [at.stop for at in placed(traced.runs) if is_supervised(traced, at.run.source, message)]
-    return max([start, *own])
+def last_said(traced: TracedText, message: int, span: tuple[int, int]) -> int:
+    """The position after the last character in `[start, stop)` that the message says (else `start`)."""
+    start, stop = span
+    own = (at for at in placed(traced.runs) if is_supervised(traced, at.run.source, message))
+    return max((min(at.stop, stop) for at in own if at.start < stop and at.stop > start), default=start)
 
 
 def first_said(traced: TracedText, message: int, start: int) -> int:
@@ -87,8 +88,8 @@ def find_end(traced: TracedText, message: int, start: int, stop_tokens: Sequence
     Where the turn's own region has none, the token that opens the next turn serves if it is a stop token.
     A stop token that somebody typed is a field's text, never a literal, and is not seen here.
     """
-    said = last_said(traced, message, start)
-    border = region_end(traced, message, said)
+    border = region_end(traced, message, start)
+    said = last_said(traced, message, (start, border))
     for begin, end in _literal_stretches(traced, said):
         if begin >= border:
             break

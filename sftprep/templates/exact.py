@@ -1,0 +1,105 @@
+"""One exact turn, and the checks that it passed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sftprep.errors import MaskError
+from sftprep.templates.runs import Run, cut
+from sftprep.templates.template import Request, TracedText
+from sftprep.templates.turns import End, foreign_path, lost_field, owner, placed, repeated_field
+
+NO_TERMINATOR = "no-terminator"
+FIELD_LOST = "field-lost"
+FIELD_REPEATED = "field-repeated"
+FOREIGN_TEXT = "foreign-text"
+ILL_POSED = "ill-posed"
+CONTRADICTED = "contradicted"
+
+
+@dataclass(frozen=True, slots=True)
+class ExactTurn:
+    """One trained turn in its own context: `traced.text[:start]` is the prompt, `[start:end.stop]` the completion."""
+
+    message: int
+    request: Request
+    kind: str
+    """`packed` (prompt and completion are one render), `switched` (so, under other keyword arguments), `spliced`."""
+    traced: TracedText
+    start: int
+    end: End
+
+    @property
+    def size(self) -> int:
+        """Characters that the model must emit."""
+        return self.end.stop - self.start
+
+    @property
+    def exact_text(self) -> str:
+        """Prompt and completion."""
+        return self.traced.text[: self.end.stop]
+
+
+def problem_of(turn: ExactTurn, *, template: str, allow: frozenset[str]) -> MaskError | None:
+    """What is wrong with a turn: text of others, a field that is lost or repeated; None where nothing is.
+
+    Everything that the turn says must be in its completion or in the end of its prompt, once; nobody else may say
+    anything in its completion. `template` is the template's own text, `allow` the codes that are waived.
+    """
+    path = foreign_path(turn.traced, turn.message, (turn.start, turn.end.stop))
+    if path is not None:
+        return mask_error(turn.message, FOREIGN_TEXT, f"the completion holds text of {path}")
+    span = (_own_beginning(turn), turn.end.stop)
+    lost = None if FIELD_LOST in allow else lost_field(turn.traced, turn.message, span, template)
+    if lost is not None:
+        what = f"{lost} does not reach the text whole: the template drops or cuts it"
+        return mask_error(turn.message, FIELD_LOST, what, lost)
+    repeated = None if FIELD_REPEATED in allow else repeated_field(turn.traced, turn.message, span)
+    if repeated is not None:
+        return mask_error(turn.message, FIELD_REPEATED, f"{repeated} reaches the text twice", repeated)
+    return None
+
+
+def _own_beginning(turn: ExactTurn) -> int:
+    """Where the turn's own text begins: before `start` where the prompt supplies the first of it (`<think>`)."""
+    begin = turn.start
+    for at in reversed(list(placed(turn.traced.runs))):
+        if at.start >= turn.start:
+            continue
+        if owner(turn.traced, at.run) != turn.message:
+            break
+        begin = at.start
+    return begin
+
+
+def behind_prompt(turn: ExactTurn, prompt: TracedText) -> ExactTurn:
+    """Move a completion behind another prompt."""
+    size = len(prompt.text)
+    shift = len(prompt.sources)
+    own = [
+        Run(run.length, run.source if run.source < 0 else run.source + shift, run.offset)
+        for run in cut(turn.traced.runs, turn.start, turn.end.stop)
+    ]
+    text = prompt.text + turn.traced.text[turn.start : turn.end.stop]
+    moved = size - turn.start
+    return ExactTurn(
+        message=turn.message,
+        request=turn.request,
+        kind="spliced",
+        traced=TracedText(text, (*prompt.runs, *own), [*prompt.sources, *turn.traced.sources]),
+        start=size,
+        end=End(turn.end.stop_start + moved, turn.end.stop + moved),
+    )
+
+
+def mask_error(message: int, code: str, what: str, path: str = "") -> MaskError:
+    """The error of a turn, with its place and its hint."""
+    hints = {
+        ILL_POSED: "merge the two messages, or give the first one weight 0",
+        CONTRADICTED: "no data can be exact with this template; another template version may be",
+        NO_TERMINATOR: "check generation_config.json; --allow no-terminator trains the turn without a stop token",
+        FIELD_LOST: "--allow field-lost trains what the template shows",
+        FIELD_REPEATED: "--allow field-repeated trains what the template shows",
+        FOREIGN_TEXT: "the template copies other messages into the turn",
+    }
+    return MaskError(what, code=code, place=f"/messages/{message}{path}", hint=hints[code])
