@@ -15,7 +15,7 @@ from sftprep.templates.exact import ExactTurn
 from sftprep.templates.policy import ControlTokens, History, RenderPolicy, TrainOn
 from sftprep.templates.runs import Run
 from sftprep.templates.template import ChatTemplate, Request, TracedText
-from sftprep.templates.turns import owner, placed
+from sftprep.templates.turns import is_template_text, owner, placed
 
 _KIND_OF_ROLE: Mapping[str, SpanKind] = {
     Role.SYSTEM: SpanKind.SYSTEM,
@@ -128,7 +128,7 @@ def _context(conversation: Conversation, traced: TracedText, span: tuple[int, in
 
 def _kind(conversation: Conversation, traced: TracedText, run: Run) -> tuple[SpanKind, int]:
     message = owner(traced, run)
-    if run.source < 0 or traced.sources[run.source].path == "/role":
+    if is_template_text(traced, run):
         return SpanKind.HEADER, message
     if message < 0:
         is_schema = traced.sources[run.source].path.startswith("/tools")

@@ -56,6 +56,11 @@ def owner(traced: TracedText, run: Run) -> int:
     return stamp_of(run.source) if run.source < 0 else traced.sources[run.source].message
 
 
+def is_template_text(traced: TracedText, run: Run) -> bool:
+    """Whether the template wrote a run: its literals, and roles, which are a fixed set of words (`<|{{ role }}|>`)."""
+    return run.source < 0 or traced.sources[run.source].path == "/role"
+
+
 def turn_start(traced: TracedText, message: int) -> int | None:
     """The position of the first character written in a message's turn; None where there is none."""
     return next((at.start for at in placed(traced.runs) if owner(traced, at.run) == message), None)
@@ -124,7 +129,7 @@ def _literal_stretches(traced: TracedText, start: int) -> Iterator[tuple[int, in
     """Maximal stretches of template text from `start` on."""
     begin: int | None = None
     for at in placed(traced.runs):
-        if at.run.source < 0 and at.stop > start:
+        if is_template_text(traced, at.run) and at.stop > start:
             begin = max(at.start, start) if begin is None else begin
         elif begin is not None:
             yield begin, at.start
@@ -146,7 +151,7 @@ def foreign_path(traced: TracedText, message: int, span: tuple[int, int]) -> str
     """The JSON pointer of a field of another author inside `[start, stop)`, if there is one."""
     start, stop = span
     for at in placed(traced.runs):
-        if at.run.source >= 0 and at.start < stop and at.stop > start:
+        if not is_template_text(traced, at.run) and at.start < stop and at.stop > start:
             source = traced.sources[at.run.source]
             if source.message != message:
                 return f"/messages/{source.message}{source.path}" if source.message >= 0 else source.path
