@@ -35,6 +35,10 @@ WITH_TEMPLATE = ("qwen3", "phi-3", "mistral-v3", "mistral-tekken", "gpt-oss", "d
 ALLOW = RenderPolicy(control_tokens=ControlTokens.ALLOW, allow=frozenset({"field-lost"}))
 
 
+REFUSALS = {"template-raised", "tools-lost", "contradicted", "trace-differs", "no-terminator"}
+"""What a real template may force; anything else is our fault."""
+
+
 class Model:
     """A model directory, loaded by us and by transformers."""
 
@@ -100,7 +104,8 @@ def check_case(model: Model, case: str) -> int:
     try:
         documents = model.documents(messages, tools)
     except MaskError as error:
-        assert error.code in {"template-raised", "tools-lost", "contradicted", "trace-differs", "no-terminator"}
+        if error.code not in REFUSALS:
+            raise
         return 0
     expected = [k for k, message in enumerate(messages) if message["role"] == "assistant"]
     assert sorted(check_exact(model, documents, messages, tools)) == expected, "each turn is trained exactly once"
@@ -247,7 +252,8 @@ def test_a_template_that_drops_what_the_model_says_is_refused_by_name_e4() -> No
 
 def test_a_template_without_a_stop_token_is_refused_unless_waived_b2_b4() -> None:
     template = ChatTemplate(
-        "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}",
+        "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+        "{% if add_generation_prompt %}assistant: {% endif %}",
         special_tokens={},
         stop_tokens=["<|im_end|>"],
         now=datetime(2026, 1, 2),
@@ -263,7 +269,8 @@ def test_a_template_without_a_stop_token_is_refused_unless_waived_b2_b4() -> Non
 
 def test_the_token_that_opens_the_next_turn_is_trained_where_it_stops_the_model_b3() -> None:
     template = ChatTemplate(
-        "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}{% endfor %}{% if add_generation_prompt %}<|assistant|>\n{% endif %}",
+        "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|>\n{% endif %}",
         special_tokens={},
         stop_tokens=["<|user|>"],
         now=datetime(2026, 1, 2),
