@@ -119,6 +119,7 @@ def _too_long(row: InputRow, compiled: CompiledRow, max_length: int | None) -> C
     error = MaskError(
         f"the conversation has {max(lengths):,} tokens and a row holds {max_length:,}",
         code=OVER_LENGTH,
+        place="/messages",
         hint="raise --max-length, or leave such rows out with --over-length drop and --max-drop",
     )
     return replace(_left_out(row, error), num_tokens=sum(lengths), longest=max(lengths))

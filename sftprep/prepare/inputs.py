@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice, repeat
 from typing import Final
@@ -13,13 +13,10 @@ from sftprep.errors import SourceError
 from sftprep.prepare.chunk import InputRow
 from sftprep.prepare.mix import row_times
 from sftprep.prepare.validate import read_conversations
-from sftprep.sources.lines import file_sha256, read_rows
+from sftprep.sources.lines import OnBytes, file_sha256, read_rows
 
 CHUNK_ROWS: Final = 256
 """Rows of a chunk: enough to hide what a process costs, few enough to stay small."""
-
-OnBytes = Callable[[int], None]
-"""Told the bytes of input that have been read since it was told last."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,12 +47,14 @@ class InputFile:
             )
 
 
-def input_rows(files: Sequence[InputFile], config: PackConfig) -> Iterator[InputRow]:
+def input_rows(
+    files: Sequence[InputFile], config: PackConfig, *, on_bytes: OnBytes | None = None
+) -> Iterator[InputRow]:
     """Every row of every file in order, with how often it is taken (0 for a row that a fraction leaves)."""
     for number, file in enumerate(files):
         spec = file.spec
         times = _times(spec, seed=config.seed)
-        rows = read_conversations(spec.path, name=str(spec.path), format=config.format)
+        rows = read_conversations(spec.path, name=str(spec.path), format=config.format, on_bytes=on_bytes)
         for count, row in zip(times, rows, strict=False):
             yield InputRow(number, count, row.address, row.conversation, tuple(row.findings))
 

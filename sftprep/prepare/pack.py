@@ -11,7 +11,7 @@ read ─▶ compile (render, encode) ─▶ spool ─▶ plan on lengths ─▶ 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -36,6 +36,7 @@ from sftprep.shards.place import check_output
 from sftprep.shards.read import ShardSet, open_shard_set
 from sftprep.shards.schema import MANIFEST_NAME
 from sftprep.shards.write import ShardWriter
+from sftprep.sources.lines import OnBytes
 from sftprep.stages.pack import plan, plan_single
 
 OnLeftOut = Callable[[str], None]
@@ -51,7 +52,7 @@ class PackResult:
     unchanged: bool
 
 
-def pack(config: PackConfig, *, on_left_out: OnLeftOut | None = None) -> PackResult:
+def pack(config: PackConfig, *, on_bytes: OnBytes | None = None, on_left_out: OnLeftOut | None = None) -> PackResult:
     """Pack the files of `config` for its model and publish the set at `config.out`, whole or not at all.
 
     Raises:
@@ -68,7 +69,14 @@ def pack(config: PackConfig, *, on_left_out: OnLeftOut | None = None) -> PackRes
     if there is not None:
         return _unchanged(there, config, on_left_out)
     with Spool(config.out) as spool:
-        ledger = _compile(files, model=model, config=config, spool=spool)
+        rows = input_rows(files, config, on_bytes=on_bytes)
+        ledger = Ledger(len(files))
+        read = (ledger.read(chunk) for chunk in chunks(rows))
+        for chunk in compile_chunks(read, model=model, config=config):
+            ledger.add(chunk)
+            spool.add(chunk.documents, chunk.left_out)
+        for file in files:
+            file.refuse_changed()
         refusal = _refusal(ledger, config)
         if refusal is not None:
             _tell(spool.left_out(), on_left_out)
@@ -102,18 +110,6 @@ def _unchanged(there: ShardSet, config: PackConfig, on_left_out: OnLeftOut | Non
         raise _too_many(left_out.num_rows, config, num_rows=num_rows, hint=_by_code(left_out.by_code, hints={}))
     report = PackReport.model_validate_json((there.directory / REPORT_NAME).read_bytes())
     return PackResult(shards=there, report=report, unchanged=True)
-
-
-def _compile(files: Sequence[InputFile], *, model: ModelFiles, config: PackConfig, spool: Spool) -> Ledger:
-    """Compile every row into the spool; the ledger knows the counts and lengths."""
-    ledger = Ledger(len(files))
-    rows = (ledger.read(chunk) for chunk in chunks(input_rows(files, config)))
-    for chunk in compile_chunks(rows, model=model, config=config):
-        ledger.add(chunk)
-        spool.add(chunk.documents, chunk.left_out)
-    for file in files:
-        file.refuse_changed()
-    return ledger
 
 
 def _refusal(ledger: Ledger, config: PackConfig) -> DataError | None:

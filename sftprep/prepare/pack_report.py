@@ -8,8 +8,9 @@ from typing import Final
 from pydantic import BaseModel, ConfigDict, Field
 
 from sftprep.prepare.ledger import Ledger
+from sftprep.reports.pack_terminal import PackSummary, SourceLine
 from sftprep.shards.manifest import LeftOut, Lengths, Manifest, Waste
-from sftprep.stages.lengths import COMMON_MAX_LENGTHS, drops, quantiles
+from sftprep.stages.lengths import COMMON_MAX_LENGTHS, DropAt, PaddingWaste, Quantiles, drops, quantiles
 
 REPORT_NAME: Final = "report.json"
 """Beside the manifest."""
@@ -55,4 +56,31 @@ def build_report(manifest: Manifest, ledger: Ledger) -> PackReport:
         left_out=manifest.left_out,
         over_length_tokens=ledger.left_out.num_tokens,
         warnings=dict(sorted(ledger.warnings.items())),
+    )
+
+
+def summary(manifest: Manifest, report: PackReport, *, out: str, unchanged: bool) -> PackSummary:
+    """What the terminal shows of a set."""
+    counts = manifest.counts
+    fields = {"name", "num_rows", "epochs", "num_taken", "num_documents", "num_left_out"}
+    return PackSummary(
+        out=out,
+        fingerprint=manifest.fingerprint,
+        unchanged=unchanged,
+        packing=manifest.packing,
+        max_length=manifest.max_length,
+        num_conversations=counts.num_conversations,
+        num_documents=counts.num_documents,
+        num_packs=counts.num_packs,
+        num_tokens=counts.num_tokens,
+        num_trained=counts.num_trained,
+        num_turns=counts.num_turns,
+        repeated_tokens=counts.repeated_tokens,
+        tokens_by_kind=counts.tokens_by_kind,
+        sources=[SourceLine(**source.model_dump(include=fields)) for source in manifest.sources],
+        left_out=manifest.left_out.by_code,
+        warnings=report.warnings,
+        lengths=Quantiles(**report.row_lengths.model_dump()),
+        drops=[DropAt(**drop.model_dump()) for drop in report.drops],
+        waste=PaddingWaste(**manifest.waste.model_dump()),
     )

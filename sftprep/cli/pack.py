@@ -1,0 +1,108 @@
+"""`sftprep pack`: chat files to a shard set for one model."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+from pydantic import ValidationError
+
+from sftprep.config.pack import OverLength, PackConfig
+from sftprep.errors import UsageError
+
+if TYPE_CHECKING:
+    from sftprep.sources.lines import OnBytes
+
+_FIELDS = PackConfig.model_fields
+
+
+def _option(field: str, *names: str, **settings: Any) -> Any:
+    """An option that says what its field says."""
+    return typer.Option(*(names or (f"--{field.replace('_', '-')}",)), help=_FIELDS[field].description, **settings)
+
+
+def _default(field: str) -> Any:
+    return _FIELDS[field].get_default(call_default_factory=True)
+
+
+def pack(
+    files: Annotated[list[Path] | None, typer.Argument(help=_FIELDS["files"].description, metavar="FILE…")] = None,
+    *,
+    sources: Annotated[list[str] | None, _option("sources", "--source", metavar="NAME=FILE[:WEIGHT]")] = None,
+    model: Annotated[str, _option("model", metavar="DIR_OR_HUB_ID")],
+    out: Annotated[Path, _option("out")],
+    max_length: Annotated[int | None, _option("max_length", min=1)] = _default("max_length"),
+    packing: Annotated[bool, _option("packing", "--packing/--no-packing")] = _default("packing"),
+    over_length: Annotated[OverLength, _option("over_length")] = _default("over_length"),
+    max_drop: Annotated[str, _option("max_drop", metavar="COUNT|PERCENT%")] = _default("max_drop"),
+    seed: Annotated[int, _option("seed", min=0)] = _default("seed"),
+    row_format: Annotated[str | None, _option("format")] = _default("format"),
+    train_on: Annotated[Literal["all", "last"], _option("train_on")] = _default("train_on"),
+    history: Annotated[Literal["expand", "last-turn", "as-rendered"], _option("history")] = _default("history"),
+    control_tokens: Annotated[Literal["error", "allow"], _option("control_tokens")] = _default("control_tokens"),
+    allow: Annotated[list[str] | None, _option("allow", metavar="CODE")] = None,
+    template_kwargs: Annotated[str, _option("template_kwargs", metavar="JSON")] = "{}",
+    now: Annotated[datetime, _option("now")] = _default("now"),
+    shard_tokens: Annotated[int, _option("shard_tokens", min=1)] = _default("shard_tokens"),
+    workers: Annotated[int, _option("workers", min=1)] = _default("workers"),
+    overwrite: Annotated[bool, _option("overwrite")] = _default("overwrite"),
+) -> None:
+    """Pack chats into training rows for one model: its own tokenizer and template, exact masks, no conversation cut.
+
+    Example: sftprep pack chats.jsonl --model path/to/model --out shards --max-length 4096
+
+    Example: sftprep pack chats.jsonl --source math=sums.jsonl:2.5 --model org/model --out shards --max-length 4096
+
+    Every row is packed, or listed with its address and the reason; nothing is published when more rows than --max-drop
+    cannot be exact. Exit code 0: published, or there already; 1: the data; 2: the call.
+    """
+    options = {**locals(), "files": files or (), "sources": sources or (), "allow": allow or ()}
+    options["format"] = options.pop("row_format")
+    _run(_config(options))
+
+
+def _config(options: dict[str, Any]) -> PackConfig:
+    """UsageError where options are wrong one by one or together."""
+    try:
+        return PackConfig(**options)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = f"--{str(first['loc'][0]).replace('_', '-')}: " if first["loc"] else ""
+        what = first["msg"].removeprefix("Value error, ")
+        raise UsageError(f"{name}{what}", code="bad-option", hint="see sftprep pack --help") from error
+
+
+def _run(config: PackConfig) -> None:
+    # pyarrow, tokenizers and the hub client take 0.3 s and more to import, which `sftprep --help` must not wait for.
+    from rich.console import Console
+
+    from sftprep.prepare.pack import pack as run
+    from sftprep.prepare.pack_report import summary
+    from sftprep.reports.pack_terminal import print_pack
+
+    with _progress(config) as on_bytes:
+        result = run(config, on_bytes=on_bytes, on_left_out=lambda line: typer.echo(line, err=True))
+    told = summary(result.shards.manifest, result.report, out=str(config.out), unchanged=result.unchanged)
+    print_pack(told, Console(highlight=False))
+
+
+@contextmanager
+def _progress(config: PackConfig) -> Iterator[OnBytes | None]:
+    """A bar of input bytes on stderr; none where stderr is not a terminal."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    # 0.1 s that `sftprep --help` must not wait for.
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    total = sum(spec.path.stat().st_size for spec in config.inputs if spec.path.is_file())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("packing", total=total)
+        yield lambda count: progress.update(task, advance=count)

@@ -1,0 +1,131 @@
+"""What a pack run prints: what was packed, what was left out and why, and what other choices would have cost."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from sftprep.stages.lengths import DropAt, PaddingWaste, Quantiles
+
+
+@dataclass(frozen=True, slots=True)
+class SourceLine:
+    """One source; all but `num_rows` count with repetition."""
+
+    name: str
+    num_rows: int
+    epochs: float
+    num_taken: int
+    num_documents: int
+    num_left_out: int
+
+
+@dataclass(frozen=True, slots=True)
+class PackSummary:
+    """Everything that is printed."""
+
+    out: str
+    fingerprint: str
+    unchanged: bool
+    packing: bool
+    max_length: int
+    num_conversations: int
+    num_documents: int
+    num_packs: int
+    num_tokens: int
+    num_trained: int
+    num_turns: int
+    repeated_tokens: int
+    tokens_by_kind: Mapping[str, int]
+    sources: Sequence[SourceLine]
+    left_out: Mapping[str, int]
+    warnings: Mapping[str, int]
+    lengths: Quantiles
+    drops: Sequence[DropAt]
+    waste: PaddingWaste
+
+
+def print_pack(summary: PackSummary, console: Console) -> None:
+    """Print to a terminal, a file or a pipe; nothing that matters is said by colour alone."""
+    rows = "rows" if summary.packing else "rows of one document"
+    state = "unchanged, nothing was done" if summary.unchanged else "published"
+    console.print(
+        f"[bold]{escape(summary.out)}[/bold]: {state} (fingerprint {summary.fingerprint[:12]})", soft_wrap=True
+    )
+    console.print(
+        f"{summary.num_conversations:,} conversations, {summary.num_documents:,} documents, {summary.num_turns:,} "
+        f"trained turns in {summary.num_packs:,} {rows} of at most {summary.max_length:,} tokens",
+        soft_wrap=True,
+    )
+    _print_tokens(summary, console)
+    if summary.repeated_tokens:
+        share = _percent(summary.repeated_tokens / summary.num_tokens)
+        console.print(f"{summary.repeated_tokens:,} of the tokens ({share}) repeat history that the template rewrites")
+    _print_sources(summary.sources, console)
+    for title, counts in (("left out", summary.left_out), ("warnings (kept)", summary.warnings)):
+        if counts:
+            console.print(f"{title}: " + ", ".join(f"{code} {count:,}" for code, count in counts.items()))
+    _print_drops(summary, console)
+    _print_waste(summary, console)
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
+def _table(*columns: str) -> Table:
+    """The first column is text, the others are numbers."""
+    table = Table()
+    for index, name in enumerate(columns):
+        table.add_column(name, justify="right" if index else "left", overflow="fold")
+    return table
+
+
+def _print(title: str, table: Table, console: Console) -> None:
+    # A table's own title is broken at the table's width, which is often less than the terminal's.
+    console.print(f"\n[bold]{escape(title)}[/bold]", soft_wrap=True)
+    console.print(table)
+
+
+def _print_tokens(summary: PackSummary, console: Console) -> None:
+    table = _table("kind", "tokens", "share")
+    for kind, count in summary.tokens_by_kind.items():
+        table.add_row(kind.replace("_", " "), f"{count:,}", _percent(count / summary.num_tokens))
+    share = _percent(summary.num_trained / summary.num_tokens)
+    _print(f"Tokens: {summary.num_tokens:,}, of them trained {summary.num_trained:,} ({share})", table, console)
+
+
+def _print_sources(sources: Sequence[SourceLine], console: Console) -> None:
+    table = _table("name", "rows", "epochs", "taken", "documents", "left out")
+    for source in sources:
+        counts = (source.num_taken, source.num_documents, source.num_left_out)
+        table.add_row(
+            escape(source.name), f"{source.num_rows:,}", f"{source.epochs:g}", *(f"{count:,}" for count in counts)
+        )
+    _print("Sources", table, console)
+
+
+def _print_drops(summary: PackSummary, console: Console) -> None:
+    lengths = summary.lengths
+    table = _table("--max-length", "longer ones", "share", "their tokens")
+    for drop in summary.drops:
+        shares = (_percent(drop.conversation_share), _percent(drop.token_share))
+        table.add_row(f"{drop.max_length:,}", f"{drop.num_conversations:,}", *shares)
+    title = (
+        f"Conversation lengths: mean {lengths.mean:,.0f}, p50 {lengths.p50:,}, p90 {lengths.p90:,}, "
+        f"p99 {lengths.p99:,}, max {lengths.max:,}"
+    )
+    _print(title, table, console)
+    console.print("--over-length drop leaves the longer ones out, refuse fails on them", soft_wrap=True)
+
+
+def _print_waste(summary: PackSummary, console: Console) -> None:
+    table = _table("rows made by", "waste")
+    table.add_row("padding to the longest document", _percent(summary.waste.padding_to_longest))
+    table.add_row(f"padding to {summary.max_length:,}", _percent(summary.waste.padding_to_max_length))
+    table.add_row(f"packing into {summary.max_length:,}", _percent(summary.waste.packing))
+    _print("Positions wasted on padding", table, console)

@@ -1,0 +1,140 @@
+"""`sftprep pack` as a command: exit codes, what is printed where, and an end at any moment."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sftprep.shards.read import open_shard_set
+
+INJECTED = {"messages": [{"role": "user", "content": "<|im_end|>"}, {"role": "assistant", "content": "No."}]}
+
+
+def rows(count: int) -> list[dict[str, Any]]:
+    return [
+        {"messages": [{"role": "user", "content": f"Tell me {n}"}, {"role": "assistant", "content": "So it is. " * 5}]}
+        for n in range(count)
+    ]
+
+
+@pytest.fixture
+def words(tmp_path: Path, samples: Path) -> list[str]:
+    """A command that packs `chats.jsonl` into `out`."""
+    write(tmp_path, rows(20))
+    return command(tmp_path, samples)
+
+
+def write(folder: Path, content: list[dict[str, Any]]) -> None:
+    (folder / "chats.jsonl").write_text("".join(json.dumps(row) + "\n" for row in content), encoding="utf-8")
+
+
+def command(folder: Path, samples: Path) -> list[str]:
+    options = ["--model", str(samples / "model"), "--out", str(folder / "out"), "--max-length", "200"]
+    return [sys.executable, "-m", "sftprep", "pack", str(folder / "chats.jsonl"), *options]
+
+
+def run(words: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(words, capture_output=True, text=True, check=False, **options)
+
+
+def test_a_set_is_published_and_told_on_stdout(words: list[str], tmp_path: Path) -> None:
+    done = run(words, env={**os.environ, "COLUMNS": "100"})
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "20 conversations, 20 documents, 20 trained turns" in done.stdout
+    assert "padding to 200" in done.stdout
+    assert open_shard_set(tmp_path / "out").manifest.counts.num_documents == 20
+    again = run(words)
+    assert (again.returncode, "unchanged, nothing was done" in again.stdout) == (0, True)
+
+
+def test_rows_that_cannot_be_exact_are_all_listed_on_stderr_and_the_exit_code_is_1(
+    words: list[str], tmp_path: Path
+) -> None:
+    write(tmp_path, [*rows(3), INJECTED, *rows(3), INJECTED])
+    done = run(words)
+    assert (done.returncode, done.stdout) == (1, "")
+    listed = [line for line in done.stderr.splitlines() if "[control-token]" in line]
+    assert [line.partition("chats.jsonl:")[2].partition(":")[0] for line in listed] == ["4", "8"]
+    assert "[rows-left-out]" in done.stderr
+    assert "control-token 2" in done.stderr
+    assert os.listdir(tmp_path) == ["chats.jsonl"]
+    allowed = run([*words, "--max-drop", "25%"])
+    assert (allowed.returncode, "left out: control-token 2" in allowed.stdout) == (0, True)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (["--max-drop", "some"], "--max-drop"),
+        (["--source", "no-file"], "NAME=FILE"),
+        (["--source", "x=chats.jsonl:0"], "weight"),
+        (["--source", "x=a.jsonl", "--source", "x=b.jsonl"], "two sources have the name 'x'"),
+        (["--template-kwargs", "[1]"], "--template-kwargs"),
+        (["--template-kwargs", "{"], "not JSON"),
+        (["--over-length", "cut"], "cut"),
+        (["--max-length", "0"], "--max-length"),
+    ],
+)
+def test_a_wrong_option_is_named_and_the_exit_code_is_2(words: list[str], wrong: list[str], said: str) -> None:
+    done = run([*words, *wrong])
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_packing_asks_for_the_length_of_a_row(words: list[str]) -> None:
+    # G1: there is no default that cuts or drops.
+    done = run(words[:-2])
+    assert (done.returncode, "--max-length is required" in done.stderr) == (2, True)
+    assert run([*words[:-2], "--no-packing"]).returncode == 0
+
+
+def test_a_terminal_that_knows_no_unicode_is_no_obstacle(words: list[str]) -> None:
+    done = run(words, env={**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"})  # M1
+    assert (done.returncode, "20 conversations" in done.stdout) == (0, True)
+
+
+@pytest.mark.parametrize("limit", [100, 5_000, 40_000])
+def test_a_full_disk_is_an_error_and_nothing_is_left(words: list[str], tmp_path: Path, limit: int) -> None:
+    # No file may grow beyond the limit; the spool, the shard or a model file hits it first.
+    def limited() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+    write(tmp_path, rows(200))
+    done = run(words, preexec_fn=limited, env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"})
+    assert done.returncode == 2
+    assert "[disk-full]" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert os.listdir(tmp_path) == ["chats.jsonl"]
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+@pytest.mark.parametrize("wait", ["spool", 0.4, "partial"])
+def test_ctrl_c_leaves_nothing_behind(tmp_path: Path, samples: Path, workers: str, wait: str | float) -> None:
+    write(tmp_path, rows(3000))
+    words = [*command(tmp_path, samples), "--workers", workers]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    deadline = time.monotonic() + (wait if isinstance(wait, float) else 60)
+    while time.monotonic() < deadline and process.poll() is None:
+        if isinstance(wait, str) and any(f".{wait}-" in name for name in os.listdir(tmp_path)):
+            break
+        time.sleep(0.002)
+    # As a terminal does: the whole group is told, children too.
+    os.killpg(process.pid, signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    if process.returncode == 0:
+        assert open_shard_set(tmp_path / "out").manifest.counts.num_documents == 3000
+        assert wait == "partial"
+    else:
+        assert process.returncode in {130, -signal.SIGINT}
+        assert sorted(os.listdir(tmp_path)) == ["chats.jsonl"], said
