@@ -1,0 +1,55 @@
+"""What every format is converted to before the rules of a conversation are checked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import NamedTuple
+
+from sftprep.data import Json
+from sftprep.records.codes import Fault
+
+
+class Format(StrEnum):
+    """The formats of a row; the values are what `--format` takes."""
+
+    OPENAI = "openai"
+    SHAREGPT = "sharegpt"
+    ALPACA = "alpaca"
+    PROMPT_RESPONSE = "prompt-response"
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A conversation without an address: messages as a template is given them, and one weight for each.
+
+    `places` are JSON pointers to what each message was made from, where that is not `/messages/<index>`.
+    """
+
+    messages: Sequence[Mapping[str, Json]]
+    weights: Sequence[float]
+    tools: Sequence[Json] | None = None
+    template_kwargs: Mapping[str, Json] = field(default_factory=dict)
+    metadata: Mapping[str, Json] = field(default_factory=dict)
+    places: Sequence[str] | None = None
+
+    def place(self, index: int, key: str = "") -> str:
+        """The JSON pointer of a message, or of one of its keys, in the row as it was written."""
+        if self.places is not None:
+            return self.places[index]
+        return f"/messages/{index}/{key}" if key else f"/messages/{index}"
+
+
+class Reading(NamedTuple):
+    """A draft, if the row could be read as one, and what is wrong with the row."""
+
+    draft: Draft | None
+    faults: tuple[Fault, ...]
+
+
+def metadata_of(value: Mapping[str, Json], *, known: frozenset[str]) -> Mapping[str, Json]:
+    """The row's other keys."""
+    if value.keys() <= known:
+        return {}
+    return {key: item for key, item in value.items() if key not in known}

@@ -1,0 +1,164 @@
+"""JSON text to values, stricter than readers usually are: what two readers could understand differently is a fault.
+
+The quick way parses with pydantic-core and proves by counting that no key was given twice. Whatever it refuses, or
+cannot prove, is parsed again by the standard library, slowly, to find every fault and its place.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+from pydantic_core import from_json
+
+from sftprep.data import Json
+from sftprep.records.codes import Fault, escape
+
+_SPACED_COLONS: Final = (b" :", b"\t:", b"\r:", b"\n:")
+_UNCOUNTABLE: Final = re.compile(rb'"[ \t\r\n]+:|\\\\":')
+
+
+class Parsed(NamedTuple):
+    """A value and what is wrong with it; the value means nothing where `readable` is False."""
+
+    value: Json
+    faults: tuple[Fault, ...]
+    readable: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Repeat:
+    """An object in which a key stands twice; holding the object keeps its `id` its own."""
+
+    value: dict[str, Json]
+    keys: tuple[str, ...]
+
+
+def parse_json(text: bytes, *, pointer: str = "") -> Parsed:
+    """The JSON value of UTF-8 text, and all its faults; pointers of faults begin with `pointer`.
+
+    Faults: invalid-utf8, bad-json, duplicate-key, non-finite-number, lone-surrogate, too-deep.
+    """
+    try:
+        value = from_json(text, allow_inf_nan=False)
+    except ValueError as error:
+        return _parse_slowly(text, pointer=pointer, refusal=str(error))
+    if _has_unique_keys(text, value):
+        return Parsed(value, (), readable=True)
+    return _parse_slowly(text, pointer=pointer, refusal="")
+
+
+def _has_unique_keys(text: bytes, value: Json) -> bool:
+    r"""Whether it is proven that no object repeats a key (and that no number is infinite). False: not proven.
+
+    Outside strings `":` ends a key, inside one the quote is escaped; so keys are the `":` minus the `\":`, unless
+    there is space before a colon or a backslash ends a key, which is looked for first.
+    """
+    if (any(pair in text for pair in _SPACED_COLONS) or b'\\\\":' in text) and _UNCOUNTABLE.search(text):
+        return False
+    num_keys = _count_keys(value)
+    return num_keys == text.count(b'":') - text.count(b'\\":')
+
+
+def _count_keys(value: Json) -> int:
+    """Keys of all objects in a value; -1 where a number is infinite (1e999 is read as such)."""
+    num_keys = 0
+    stack = [value]
+    while stack:
+        node = stack.pop()
+        kind = type(node)
+        if kind is dict:
+            num_keys += len(node)
+            stack.extend(node.values())
+        elif kind is list:
+            stack.extend(node)
+        elif kind is float and not math.isfinite(node):
+            return -1
+    return num_keys
+
+
+def _parse_slowly(text: bytes, *, pointer: str, refusal: str) -> Parsed:
+    try:
+        decoded = text.decode("utf-8")
+    except UnicodeDecodeError as error:
+        what = f"byte {error.start + 1} (0x{text[error.start]:02x}) is not UTF-8"
+        return _unreadable(Fault("invalid-utf8", pointer, what))
+    repeats: list[_Repeat] = []
+    decoder = json.JSONDecoder(object_pairs_hook=lambda pairs: _object(pairs, repeats))
+    try:
+        value = decoder.decode(decoded)
+    except json.JSONDecodeError as error:
+        return _unreadable(_syntax_fault(error, pointer=pointer))
+    except RecursionError:
+        return _unreadable(Fault("too-deep", pointer, "the value is nested too deeply"))
+    except ValueError:
+        hint = "no reader takes a whole number of more than 4,300 digits: write it as text"
+        return _unreadable(Fault("bad-json", pointer, "a number is too long to be read", hint))
+    faults = tuple(_faults_in(value, pointer=pointer, repeats={id(r.value): r for r in repeats}))
+    if refusal and not faults:
+        code = "too-deep" if "recursion" in refusal else "bad-json"
+        return _unreadable(Fault(code, pointer, refusal))
+    return Parsed(value, faults, readable=True)
+
+
+def _unreadable(fault: Fault) -> Parsed:
+    return Parsed(None, (fault,), readable=False)
+
+
+def _object(pairs: list[tuple[str, Json]], repeats: list[_Repeat]) -> dict[str, Json]:
+    value = dict(pairs)
+    if len(value) != len(pairs):
+        counts = Counter(key for key, _ in pairs)
+        repeats.append(_Repeat(value, tuple(key for key, count in counts.items() if count > 1)))
+    return value
+
+
+def _syntax_fault(error: json.JSONDecodeError, *, pointer: str) -> Fault:
+    column = f"column {error.pos + 1}"
+    if error.pos == 0 and error.doc.startswith("\ufeff"):
+        hint = "a byte order mark belongs at the start of a file: were files joined?"
+        return Fault("bad-json", pointer, f"a byte order mark stands at {column}", hint)
+    if error.pos >= len(error.doc.rstrip()) or error.msg.startswith("Unterminated string"):
+        return Fault("bad-json", pointer, f"the JSON is cut off: {error.msg.lower()} at {column}")
+    return Fault("bad-json", pointer, f"not JSON: {error.msg.lower()} at {column}")
+
+
+def _faults_in(value: Json, *, pointer: str, repeats: dict[int, _Repeat]) -> Iterator[Fault]:
+    """Faults of a parsed value in document order."""
+    stack = [(pointer, value)]
+    while stack:
+        place, node = stack.pop()
+        if isinstance(node, dict):
+            yield from _faults_of_keys(node, place=place, repeats=repeats)
+            stack.extend((f"{place}/{escape(key)}", child) for key, child in reversed(node.items()))
+        elif isinstance(node, list):
+            stack.extend((f"{place}/{index}", node[index]) for index in reversed(range(len(node))))
+        elif isinstance(node, float) and not math.isfinite(node):
+            yield Fault("non-finite-number", place, "the number is NaN or infinite")
+        elif isinstance(node, str) and not _is_encodable(node):
+            yield Fault("lone-surrogate", place, "the text holds half of a surrogate pair")
+
+
+def _faults_of_keys(node: dict[str, Json], *, place: str, repeats: dict[int, _Repeat]) -> Iterator[Fault]:
+    repeat = repeats.get(id(node))
+    for key in repeat.keys if repeat else ():
+        yield Fault("duplicate-key", f"{place}/{escape(key)}", f"the key {key!r} stands twice in one object")
+    for key in node:
+        if not _is_encodable(key):
+            yield Fault("lone-surrogate", place, f"the key {key!r} holds half of a surrogate pair")
+
+
+def _is_encodable(text: str) -> bool:
+    # isascii looks at a flag; only other text is walked.
+    if text.isascii():
+        return True
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
