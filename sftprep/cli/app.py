@@ -11,6 +11,7 @@ from sftprep.cli.demo import demo
 from sftprep.cli.pack import pack
 from sftprep.cli.schema import schema
 from sftprep.cli.train import train
+from sftprep.cli.validate import validate
 from sftprep.errors import SftprepError
 
 app = typer.Typer(
@@ -41,6 +42,7 @@ def root(
 app.command("demo")(demo)
 app.command("pack")(pack)
 app.command("schema")(schema)
+app.command("validate")(validate)
 app.command("train")(train)
 
 

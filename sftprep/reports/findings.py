@@ -1,0 +1,168 @@
+"""What a validation found: the report as a value, as JSON, and as text for a terminal."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+from sftprep.data import Finding, Severity
+from sftprep.errors import OutputError
+
+
+class FileCounts(BaseModel):
+    """One input file."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    file: str = Field(description="The path as given.")
+    format: str | None = Field(description="Named or detected; null where detection was refused.")
+    complete: bool = Field(description="Whether the file could be read to its end.")
+    rows_in: int = Field(description="Lines that are not blank; always good + bad.")
+    good: int = Field(description="Rows without an error.")
+    bad: int = Field(description="Rows with at least one error.")
+    by_code: dict[str, int] = Field(description="Findings by code, ascending by name.")
+
+
+class ValidationReport(BaseModel):
+    """The outcome of `sftprep validate`. `findings` may be cut short; the counts never are."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    passed: bool = Field(description="No finding is of the severity that --fail-on names, or worse.")
+    fail_on: Literal["error", "warning"]
+    rows_in: int
+    good: int
+    bad: int
+    num_errors: int
+    num_warnings: int
+    by_code: dict[str, int] = Field(description="Findings by code over all files.")
+    files: list[FileCounts]
+    findings: list[Finding] = Field(description="In order of file and line; a file's own faults name a line too.")
+    num_unlisted: int = Field(description="Findings beyond --max-errors, counted above but not listed.")
+    quarantine_published: bool = Field(
+        description="Whether --good and --bad were written: not where a file could not be read to its end."
+    )
+
+    @property
+    def exit_code(self) -> int:
+        """0 if passed, else 1."""
+        return 0 if self.passed else 1
+
+
+def report_lines(report: ValidationReport, *, quiet: bool) -> Iterator[str]:
+    """The report as plain lines; `quiet` leaves only the last, the totals."""
+    if not quiet:
+        yield from _finding_lines(report)
+        yield from _table_lines(report)
+    rows = f"{report.rows_in:,} rows: {report.good:,} good, {report.bad:,} bad"
+    yield f"{rows}; {report.num_errors:,} errors, {report.num_warnings:,} warnings"
+
+
+def _finding_lines(report: ValidationReport) -> Iterator[str]:
+    hinted = set()
+    for finding in report.findings:
+        note = " (warning)" if finding.severity is Severity.WARNING else ""
+        yield f"{finding}{note}"
+        if finding.hint and (finding.code, finding.hint) not in hinted:
+            hinted.add((finding.code, finding.hint))
+            yield f"  hint: {finding.hint}"
+    if report.num_unlisted:
+        yield f"... and {report.num_unlisted:,} more (--max-errors 0 lists all)"
+
+
+def _table_lines(report: ValidationReport) -> Iterator[str]:
+    width = max((len(code) for code in report.by_code), default=0)
+    for code, count in sorted(report.by_code.items(), key=lambda item: (-item[1], item[0])):
+        yield f"  {code:<{width}}  {count:>9,}"
+
+
+def print_report(report: ValidationReport, *, quiet: bool) -> None:
+    """The report to stdout; what the terminal's encoding lacks is written as an escape, never a crash."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+    for line in report_lines(report, quiet=quiet):
+        sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
+
+
+@contextmanager
+def byte_progress(paths: Sequence[Path], *, quiet: bool) -> Iterator[Callable[[int], None]]:
+    """A progress bar over the files' bytes on stderr, if that is a terminal; yields what is told of bytes read."""
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    shown = console.is_terminal and not quiet
+    total = sum(path.stat().st_size for path in paths if path.is_file())
+    with Progress(*columns, console=console, transient=True, disable=not shown) as progress:
+        task = progress.add_task("validate", total=total)
+        yield lambda count: progress.advance(task, count)
+
+
+def write_report(report: ValidationReport, *, path: Path) -> None:
+    """The report as JSON, whole or not at all. OutputError where it cannot be written."""
+    with publishing([path]) as publication:
+        publication.files[0].write(report.model_dump_json(indent=2).encode("utf-8") + b"\n")
+
+
+@dataclass(slots=True)
+class Publication:
+    """Files being written under temporary names; without `wanted` they are removed at the end."""
+
+    files: list[BinaryIO] = field(default_factory=list)
+    wanted: bool = True
+
+
+@contextmanager
+def publishing(paths: list[Path]) -> Iterator[Publication]:
+    """Files under temporary names, renamed when the block ends well, removed when it does not.
+
+    OutputError where a file cannot be created or written; the names given never hold half of anything.
+    """
+    partial = [path.with_name(f".{path.name}.{os.getpid()}.partial") for path in paths]
+    publication = Publication()
+    try:
+        for path in partial:
+            publication.files.append(path.open("wb"))
+        yield publication
+        if publication.wanted:
+            _publish(publication.files, partial, paths)
+    except OSError as error:
+        message = f"cannot be written: {error.strerror}"
+        place = ", ".join(map(str, paths))
+        hint = "check that the directory exists, its permissions, and the space left"
+        raise OutputError(message, code="write-failed", place=place, hint=hint) from error
+    finally:
+        _discard(publication.files, partial)
+
+
+def _publish(files: list[BinaryIO], partial: list[Path], paths: list[Path]) -> None:
+    for file in files:
+        file.flush()
+        os.fsync(file.fileno())
+        file.close()
+    for source, target in zip(partial, paths, strict=True):
+        source.replace(target)
+
+
+def _discard(files: list[BinaryIO], partial: list[Path]) -> None:
+    for file in files:
+        # Closing flushes, which fails again on a full disk; the file is removed all the same.
+        _close(file)
+    for path in partial:
+        path.unlink(missing_ok=True)
+
+
+def _close(file: BinaryIO) -> None:
+    try:
+        file.close()
+    except OSError:
+        return
