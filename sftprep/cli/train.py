@@ -82,15 +82,15 @@ def train(
     Example: sftprep train packed --model SmolLM2-135M-Instruct --out tuned --epochs 1 --lr 2e-5
     """
     options = dict(locals())
-    # torch and transformers take seconds to import, which `sftprep --help` must not wait for.
-    from sftprep.train.run import train as run
-
     try:
         config = TrainConfig.model_validate({name: _plain(value) for name, value in options.items()})
     except ValidationError as error:
         first = error.errors()[0]
         option = "--" + str(first["loc"][0]).replace("_", "-")
         raise UsageError(f"{option}: {first['msg']}", code="bad-option", hint="sftprep train --help") from error
+    # torch and transformers take seconds to import, which `sftprep --help` must not wait for.
+    from sftprep.train.run import train as run
+
     run(config)
 
 

@@ -1,0 +1,141 @@
+"""The tiled loss against the obvious float64 one, and gradients that do not depend on micro-batching."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, Cohere2Config, Gemma2Config, GraniteConfig, LlamaConfig
+
+from sftprep.config.train import TrainConfig
+from sftprep.shards.read import open_shard_set
+from sftprep.train import attention, loss
+from sftprep.train.forward import find_head
+from sftprep.train.loop import Trainee, accumulate
+from sftprep.train.loss import HeadTransform, linear_cross_entropy, tapped
+from sftprep.train.optim import build_optimizer, learning_rate
+from sftprep.train.rows import RowReader
+from sftprep.train.stream import Layout
+
+SMALL = {
+    "vocab_size": 60,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "pad_token_id": 0,
+}
+
+
+@pytest.mark.parametrize(
+    "transform", [HeadTransform(), HeadTransform(scale=0.25), HeadTransform(scale=2.0, softcap=3.0)]
+)
+@pytest.mark.parametrize("bias", [False, True])
+def test_loss_and_gradients_equal_a_float64_reference(
+    monkeypatch: pytest.MonkeyPatch, transform: HeadTransform, *, bias: bool
+) -> None:
+    monkeypatch.setattr(loss, "_TILE_ELEMENTS", 1)
+    torch.manual_seed(0)
+    head = torch.nn.Linear(16, 50, bias=bias)
+    hidden = torch.randn(150, 16, requires_grad=True)
+    targets, weights = torch.randint(0, 50, (150,)), torch.rand(150)
+    found = linear_cross_entropy(hidden, head, targets=targets, weights=weights, transform=transform)
+    found.objective.backward()
+    wide = hidden.detach().double().requires_grad_()
+    reference = torch.nn.Linear(16, 50, bias=bias).double()
+    reference.load_state_dict(head.state_dict())
+    logits = transform.apply(reference(wide))
+    nll = torch.nn.functional.cross_entropy(logits, targets, reduction="none")
+    (nll * weights).sum().backward()
+    torch.testing.assert_close(found.nll.double(), nll.detach(), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(hidden.grad.double(), wide.grad, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(head.weight.grad.double(), reference.weight.grad, rtol=1e-4, atol=1e-5)
+    if bias:
+        torch.testing.assert_close(head.bias.grad.double(), reference.bias.grad, rtol=1e-4, atol=1e-5)
+
+
+def test_a_frozen_head_gets_no_gradient() -> None:
+    head = torch.nn.Linear(8, 9, bias=False).requires_grad_(requires_grad=False)
+    hidden = torch.randn(5, 8, requires_grad=True)
+    found = linear_cross_entropy(
+        hidden, head, targets=torch.arange(5), weights=torch.ones(5), transform=HeadTransform()
+    )
+    found.objective.backward()
+    assert head.weight.grad is None
+    assert hidden.grad.abs().sum() > 0
+
+
+def test_full_logits_never_exist_n1() -> None:
+    model = AutoModelForCausalLM.from_config(LlamaConfig(**SMALL))
+    with tapped(model.get_output_embeddings()) as seen:
+        output = model(input_ids=torch.arange(6)[None], use_cache=False)
+    assert output.logits.numel() == 0
+    assert seen[0].shape == (1, 6, 32)
+    assert model(input_ids=torch.arange(6)[None]).logits.shape == (1, 6, 60)
+
+
+@pytest.mark.parametrize(
+    ("config", "wanted"),
+    [
+        (LlamaConfig(**SMALL), HeadTransform()),
+        (GraniteConfig(**SMALL, logits_scaling=8.0), HeadTransform(scale=0.125)),
+        (Cohere2Config(**SMALL, logit_scale=0.0625), HeadTransform(scale=0.0625)),
+        (Gemma2Config(**SMALL, head_dim=8, final_logit_softcapping=30.0), HeadTransform(softcap=30.0)),
+    ],
+    ids=lambda value: getattr(value, "model_type", ""),
+)
+def test_what_a_model_does_to_its_logits_is_measured(config: LlamaConfig, wanted: HeadTransform) -> None:
+    head = find_head(AutoModelForCausalLM.from_config(config))
+    assert head is not None
+    assert head.transform == wanted
+
+
+def _gradient(data: Path, model_dir: Path, *, batch_size: int, grad_accum: int, layout: Layout) -> torch.Tensor:
+    attention.register()
+    model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32).train()
+    head = find_head(model)
+    if layout is Layout.SEGMENTS:
+        model.set_attn_implementation(attention.ATTENTION_NAME)
+    config = TrainConfig(data=data, model="", out=Path("out"), batch_size=batch_size, grad_accum=grad_accum)
+    shards = open_shard_set(data)
+    trainee = Trainee(
+        model=model,
+        optimizer=build_optimizer(model, config),
+        head=head,
+        layout=layout,
+        device=torch.device("cpu"),
+        dtype=torch.float32,
+        pad_id=0,
+    )
+    rows = [RowReader(shards).row(index) for index in range(8)]
+    accumulate(trainee, rows, weight_sum=float(shards.scalars().weight_sum[:8].sum()), step=0, config=config)
+    return torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
+
+
+@pytest.mark.parametrize("packing", [True, False])
+def test_gradients_do_not_depend_on_micro_batching_i1(
+    shard_set: Callable[..., Path], toy_model: Path, *, packing: bool
+) -> None:
+    data = shard_set(weighted=True, packing=packing)
+    layouts = (Layout.SEGMENTS, Layout.UNPACKED) if packing else (Layout.PADDED,)
+    gradients = [
+        _gradient(data, toy_model, batch_size=batch_size, grad_accum=grad_accum, layout=layout)
+        for layout in layouts
+        for batch_size, grad_accum in ((8, 1), (1, 8), (2, 4))
+    ]
+    assert gradients[0].norm() > 0
+    for gradient in gradients[1:]:
+        assert float((gradient - gradients[0]).norm() / gradients[0].norm()) <= 1e-6
+
+
+def test_the_learning_rate_rises_to_the_peak_and_ends_at_the_minimum() -> None:
+    config = TrainConfig(data=Path("d"), model="m", out=Path("o"), lr=1.0, warmup=0.1, min_lr_ratio=0.1)
+    rates = [learning_rate(step, num_steps=100, config=config) for step in range(100)]
+    assert rates[0] == pytest.approx(0.1)
+    assert max(rates) == rates[9] == pytest.approx(1.0)
+    assert rates[-1] == pytest.approx(0.1)
+    assert all(after <= before for before, after in pairwise(rates[9:]))
