@@ -1,0 +1,210 @@
+"""The audit reads the shards that the trainer reads, every row (K1), and finds each fault by its code."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from sftprep.config.audit import AuditConfig
+from sftprep.config.pack import PackConfig
+from sftprep.data import SpanKind
+from sftprep.errors import ShardError
+from sftprep.prepare.audit import audit, shown_rows
+from sftprep.prepare.pack import pack
+from sftprep.shards.read import open_shard_set
+from sftprep.stages.mask_audit import AuditFacts, audit_batch
+
+Edit = Callable[[list[dict[str, Any]]], None]
+
+
+@pytest.fixture(scope="module")
+def packed(samples: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Our own samples, packed for our own model."""
+    out = tmp_path_factory.mktemp("packed") / "set"
+    files = tuple(sorted((samples / "good").glob("*.jsonl")))
+    pack(PackConfig(files=files, model=str(samples / "model"), out=out, max_length=512))
+    return out
+
+
+def facts_of(directory: Path) -> AuditFacts:
+    manifest = open_shard_set(directory).manifest
+    return AuditFacts(
+        stop_ids=frozenset(manifest.model.stop_ids),
+        vocab_size=manifest.model.vocab_size,
+        max_length=manifest.max_length,
+        unstopped_allowed=False,
+    )
+
+
+def first_stop(row: dict[str, Any]) -> int:
+    return int(row["span_starts"][row["span_kinds"].index(SpanKind.STOP)])
+
+
+def train_the_border(rows: list[dict[str, Any]]) -> None:
+    rows[2]["assistant_masks"][0] = 1
+
+
+def mask_the_stop_token(rows: list[dict[str, Any]]) -> None:
+    rows[2]["assistant_masks"][first_stop(rows[2])] = 0
+
+
+def train_a_prompt_token(rows: list[dict[str, Any]]) -> None:
+    rows[2]["assistant_masks"][rows[2]["span_starts"][1]] = 1
+
+
+def forget_the_stop_span(rows: list[dict[str, Any]]) -> None:
+    rows[2]["span_kinds"][rows[2]["span_kinds"].index(SpanKind.STOP)] = int(SpanKind.SEPARATOR)
+
+
+def stop_with_another_token(rows: list[dict[str, Any]]) -> None:
+    rows[2]["input_ids"][first_stop(rows[2])] = 300
+
+
+def shorten_the_mask(rows: list[dict[str, Any]]) -> None:
+    rows[2]["assistant_masks"].pop()
+
+
+def miscount(rows: list[dict[str, Any]]) -> None:
+    rows[2]["num_trained"] += 1
+
+
+def invent_an_id(rows: list[dict[str, Any]]) -> None:
+    rows[2]["input_ids"][3] = 1_000_000
+
+
+FAULTS: dict[str, tuple[Edit, str]] = {
+    "border-trained (F4)": (train_the_border, "border-trained"),
+    "stop masked (B2)": (mask_the_stop_token, "mask-span-mismatch"),
+    "prompt trained (A2)": (train_a_prompt_token, "mask-span-mismatch"),
+    "stop span lost (B2)": (forget_the_stop_span, "stop-untrained"),
+    "another token stops (B2)": (stop_with_another_token, "stop-id-unknown"),
+    "columns of two lengths (F9)": (shorten_the_mask, "column-length-mismatch"),
+    "scalar wrong (A5)": (miscount, "scalar-mismatch"),
+    "id out of range": (invent_an_id, "id-out-of-range"),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_every_planted_fault_is_found_at_its_row_by_its_code(packed: Path, name: str) -> None:
+    edit, code = FAULTS[name]
+    batch = next(iter(open_shard_set(packed).iter_batches()))
+    assert audit_batch(batch, facts=facts_of(packed)).faults == []
+    rows = batch.to_pylist()
+    edit(rows)
+    damaged = pa.RecordBatch.from_pylist(rows, schema=batch.schema)
+    assert (code, 2) in audit_batch(damaged, facts=facts_of(packed)).faults
+
+
+def test_a_row_over_the_maximum_is_found_f5(packed: Path) -> None:
+    batch = next(iter(open_shard_set(packed).iter_batches()))
+    facts = AuditFacts(frozenset(facts_of(packed).stop_ids), 10**6, 8, unstopped_allowed=False)
+    assert {code for code, _ in audit_batch(batch, facts=facts).faults} == {"row-over-max-length"}
+
+
+def test_the_report_counts_what_the_manifest_says_a3(packed: Path) -> None:
+    report = audit(AuditConfig(directory=packed))
+    counts = open_shard_set(packed).manifest.counts
+    assert report.passed
+    assert (report.num_tokens, report.num_trained) == (counts.num_tokens, counts.num_trained)
+    assert {k.kind: k.num_tokens for k in report.kinds} == {k: n for k, n in counts.tokens_by_kind.items() if n}
+    assert sum(k.num_tokens for k in report.kinds if k.trained) == report.num_trained
+    assert {k.role for k in report.kinds if k.trained} == {"assistant"}, "no other role is ever trained (A2)"
+
+
+def rewrite(directory: Path, edit: Edit) -> None:
+    """Damage the first shard and make the manifest's checksum agree with the damage."""
+    path = directory / "manifest.json"
+    manifest = json.loads(path.read_text())
+    shard = directory / manifest["shards"][0]["file"]
+    table = pq.read_table(shard)
+    rows = table.to_pylist()
+    edit(rows)
+    pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), shard)
+    manifest["shards"][0]["sha256"] = hashlib.sha256(shard.read_bytes()).hexdigest()
+    path.write_text(json.dumps(manifest))
+
+
+@pytest.fixture
+def damaged(packed: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(packed, tmp_path / "damaged"))
+
+
+def test_a_changed_shard_is_refused_by_its_checksum(damaged: Path) -> None:
+    rewrite(damaged, miscount)
+    (damaged / "manifest.json").write_text(
+        (damaged / "manifest.json").read_text().replace('"sha256": "', '"sha256": "0')
+    )
+    with pytest.raises(ShardError) as caught:
+        audit(AuditConfig(directory=damaged))
+    assert caught.value.code == "shard-checksum"
+
+
+def run_cli(*words: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "sftprep", "audit", *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, env={"COLUMNS": "100", **environment})
+
+
+def test_the_command_exits_1_and_names_what_failed(damaged: Path) -> None:
+    rewrite(damaged, mask_the_stop_token)
+    done = run_cli(damaged, "--sample", "0")
+    assert done.returncode == 1
+    assert "FAILED mask-span-mismatch" in done.stdout
+
+
+def test_the_command_shows_trained_tokens_without_colour_too(packed: Path) -> None:
+    done = run_cli(packed, "--row", "0", NO_COLOR="1")
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"⟦[^⟦⟧]+⟧⟦<\|im_end\|>⟧", done.stdout)
+    assert "\x1b[" not in done.stdout
+
+
+def test_a_directory_that_is_no_shard_set_is_an_error_with_a_name(tmp_path: Path) -> None:
+    done = run_cli(tmp_path)
+    assert done.returncode == 1
+    assert "no-manifest" in done.stderr
+
+
+def test_json_and_page_are_written_and_the_page_escapes_everything(packed: Path, tmp_path: Path) -> None:
+    page, report = tmp_path / "audit.html", tmp_path / "audit.json"
+    done = run_cli(packed, "--html", page, "--json", report)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(report.read_text())["passed"] is True
+    html = page.read_text()
+    assert "http://" not in html.replace("http://www.w3.org", "")
+    assert "https://" not in re.sub(r'title="[^"]*"|>[^<]*<', "", html), "the page asks no network"
+    assert html.count("</script>") == 1
+
+
+def test_a_sample_that_closes_a_script_stays_text(tmp_path: Path, samples: Path) -> None:
+    rows = [{"prompt": "close </script><img src=x onerror=alert(1)>", "response": "</script><b>no</b>"}]
+    source = tmp_path / "hostile.jsonl"
+    source.write_text("\n".join(json.dumps(row) for row in rows))
+    pack(PackConfig(files=(source,), model=str(samples / "model"), out=tmp_path / "set", max_length=512))
+    audit(AuditConfig(directory=tmp_path / "set", html=tmp_path / "page.html"))
+    html = (tmp_path / "page.html").read_text()
+    assert html.count("</script>") == 1
+    assert "<img" not in html
+    assert "&lt;" in html, "the text is there, escaped"
+
+
+def test_tokens_that_share_a_character_are_shown_as_that_character(tmp_path: Path, samples: Path) -> None:
+    source = tmp_path / "wide.jsonl"
+    source.write_text(json.dumps({"prompt": "日本語 🙂", "response": "潮 🌊 é"}, ensure_ascii=False), encoding="utf-8")
+    pack(PackConfig(files=(source,), model=str(samples / "model"), out=tmp_path / "set", max_length=512))
+    (row,) = shown_rows(open_shard_set(tmp_path / "set"), count=1, seed=0)
+    text = "".join(token.text for span in row.spans for token in span.tokens)
+    assert "日本語 🙂" in text
+    assert "潮 🌊 é" in text
+    assert "\ufffd" not in text
+    assert row.num_tokens == sum(len(token.ids) for span in row.spans for token in span.tokens)
