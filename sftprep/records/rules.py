@@ -17,12 +17,19 @@ _REASONING_KEYS: Final = ("reasoning_content", "reasoning", "thinking")
 
 @dataclass(slots=True)
 class _Calls:
-    """The tool calls met so far: whether any call or result has an id, which ids were called, which answered."""
+    """The tool calls met so far: whether any call or result has an id, which were called, which wait."""
 
     use_ids: bool
     called: set[str] = field(default_factory=set)
-    answered: set[str] = field(default_factory=set)
+    waiting: set[str] = field(default_factory=set)
     any_call: bool = False
+
+    def note(self, key: str | None) -> None:
+        """A call was made; None: without an id."""
+        self.any_call = True
+        if key is not None:
+            self.called.add(key)
+            self.waiting.add(key)
 
 
 def check_messages(draft: Draft, *, unreadable: frozenset[int] = frozenset()) -> list[Fault]:
@@ -94,7 +101,6 @@ def _is_balanced(text: str) -> bool:
 
 def _check_calls(draft: Draft, index: int, calls: _Calls) -> Iterator[Fault]:
     for number, call in enumerate(draft.messages[index].get("tool_calls") or ()):
-        calls.any_call = True
         place = draft.place(index, f"tool_calls/{number}")
         yield from _check_arguments(
             call["function"]["arguments"], pointer=draft.place(index, f"tool_calls/{number}/function/arguments")
@@ -104,13 +110,10 @@ def _check_calls(draft: Draft, index: int, calls: _Calls) -> Iterator[Fault]:
             if calls.use_ids:
                 yield Fault("missing-tool-call-id", place, "a call without an id beside calls or results that have one")
         elif key in calls.called:
-            yield Fault(
-                "duplicate-tool-call-id",
-                draft.place(index, f"tool_calls/{number}/id"),
-                f"the id {key!r} was used before",
-            )
-        else:
-            calls.called.add(key)
+            # Models do use an id again once it is answered; only two open calls with one id cannot be told apart.
+            code = "duplicate-tool-call-id" if key in calls.waiting else "reused-tool-call-id"
+            yield Fault(code, draft.place(index, f"tool_calls/{number}/id"), f"the id {key!r} was used before")
+        calls.note(key)
 
 
 def _check_arguments(arguments: Json, *, pointer: str) -> Iterator[Fault]:
@@ -133,10 +136,10 @@ def _check_result(draft: Draft, index: int, calls: _Calls) -> Iterator[Fault]:
             yield Fault("orphan-tool-result", draft.place(index), "a tool result without a tool call before it")
     elif key not in calls.called:
         yield Fault("unknown-tool-call-id", draft.place(index, "tool_call_id"), f"no call before it has the id {key!r}")
-    elif key in calls.answered:
+    elif key not in calls.waiting:
         yield Fault("repeated-tool-result", draft.place(index, "tool_call_id"), f"the call {key!r} is answered twice")
     else:
-        calls.answered.add(key)
+        calls.waiting.discard(key)
 
 
 def _check_whole(draft: Draft, *, last: str) -> Iterator[Fault]:

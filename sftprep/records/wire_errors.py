@@ -71,6 +71,8 @@ def _fault(item: Mapping[str, Any], value: Json) -> Fault | None:
     if isinstance(actual, list) and field != "arguments":
         return None if branch == "str" else _plain_fault(item, path=path, pointer=pointer)
     place = "".join(f"/{escape(step)}" for step in union)
+    if actual is None and field == "content":
+        return Fault("null-content", place, "'content' is null")
     return Fault("wrong-type", place, f"{field!r} must be {_UNION_FIELDS[field]}, is {describe(actual)}")
 
 
@@ -143,8 +145,6 @@ def _type_fault(expected: str, *, path: Sequence[int | str], pointer: str, actua
     key = path[-1] if path else ""
     if len(path) == 3 and key in {"weight", "train"}:
         return Fault("bad-weight", pointer, f"{key!r} must be {expected}, is {describe(actual)}")
-    if len(path) == 3 and key == "content" and actual is None:
-        return Fault("null-content", pointer, "'content' is null")
     if path == ["tools"] and isinstance(actual, str):
         return Fault("tools-string", pointer, "'tools' is text, must be a list")
     what = f"item {key}" if isinstance(key, int) else f"{key!r}"

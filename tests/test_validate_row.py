@@ -1,0 +1,342 @@
+"""Every fault of a row, at once, at its place, with what to do about it (D1, D2, D3, D7, D10, E5, L1)."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sftprep.data import RowAddress, Severity
+from sftprep.records.codes import CODES
+from sftprep.records.draft import Format
+from sftprep.stages.validate import ValidatedRow, validate_row
+
+ADDRESS = RowAddress("f.jsonl", 7)
+USER = {"role": "user", "content": "Tide?"}
+ANSWER = {"role": "assistant", "content": "At six."}
+
+
+def check(row: Any, kind: Format = Format.OPENAI, *, detected: bool = False) -> ValidatedRow:
+    return validate_row(json.dumps(row).encode(), address=ADDRESS, format=kind, detected=detected)
+
+
+def found(row: Any, kind: Format = Format.OPENAI) -> list[tuple[str, str]]:
+    return [(finding.code, finding.pointer) for finding in check(row, kind).findings]
+
+
+def chat(*messages: Any, **keys: Any) -> dict[str, Any]:
+    return {"messages": list(messages), **keys}
+
+
+def call(arguments: Any = "{}", **keys: Any) -> dict[str, Any]:
+    return {**keys, "type": "function", "function": {"name": "tide", "arguments": arguments}}
+
+
+def calling(*calls: Any, **keys: Any) -> dict[str, Any]:
+    return {"role": "assistant", "content": None, "tool_calls": list(calls), **keys}
+
+
+def result(key: str | None = None) -> dict[str, Any]:
+    return {"role": "tool", "content": "18:40"} | ({} if key is None else {"tool_call_id": key})
+
+
+FAULTS = {
+    "unknown role": (chat(USER, {"role": "bot", "content": ""}, ANSWER), [("unknown-role", "/messages/1/role")]),
+    "no role": (chat({"content": "a"}, ANSWER), [("missing-key", "/messages/0/role")]),
+    "a role that is a number": (chat({"role": 5, "content": "a"}, ANSWER), [("unknown-role", "/messages/0/role")]),
+    "no content": (chat({"role": "user"}, ANSWER), [("missing-key", "/messages/0/content")]),
+    "unknown key L1": (chat(USER | {"wieght": 0}, ANSWER), [("unknown-key", "/messages/0/wieght")]),
+    "weight of a prompt L1": (chat(USER | {"weight": 0}, ANSWER), [("unknown-key", "/messages/0/weight")]),
+    "loss flag in a call L1": (
+        chat(USER, calling(call() | {"loss": False})),
+        [("unknown-key", "/messages/1/tool_calls/0/loss")],
+    ),
+    "a key named like a role": (chat(USER | {"assistant": 1}, ANSWER), [("unknown-key", "/messages/0/assistant")]),
+    "a key with a slash": (chat(USER | {"a/b~": 1}, ANSWER), [("unknown-key", "/messages/0/a~1b~0")]),
+    "number for text": (chat({"role": "user", "content": 5}, ANSWER), [("wrong-type", "/messages/0/content")]),
+    "object for text": (
+        chat({"role": "user", "content": {"str": 1}}, ANSWER),
+        [("wrong-type", "/messages/0/content")],
+    ),
+    "image part": (
+        chat({"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "image", "text": "b"}]}, ANSWER),
+        [("wrong-value", "/messages/0/content/1/type")],
+    ),
+    "number as part": (
+        chat({"role": "user", "content": [{"type": "text", "text": 3}]}, ANSWER),
+        [("wrong-type", "/messages/0/content/0/text")],
+    ),
+    "null prompt D5": (chat({"role": "user", "content": None}, ANSWER), [("null-content", "/messages/0/content")]),
+    "negative weight": (chat(USER, ANSWER | {"weight": -1}), [("bad-weight", "/messages/1/weight")]),
+    "weight as text": (chat(USER, ANSWER | {"weight": "1"}), [("bad-weight", "/messages/1/weight")]),
+    "weight and train": (chat(USER, ANSWER | {"weight": 1, "train": True}), [("weight-and-train", "/messages/1")]),
+    "message is text": (chat(USER, "At six.", ANSWER), [("wrong-type", "/messages/1")]),
+    "no messages": (chat(), [("no-messages", "/messages")]),
+    "messages is text": ({"messages": "a"}, [("wrong-type", "/messages")]),
+    "tools as text D4": (chat(USER, ANSWER, tools="[]"), [("tools-string", "/tools")]),
+    "tools misnamed D4": (chat(USER, ANSWER, functions=[]), [("misplaced-key", "/functions")]),
+    "system prompt as a row key": (chat(USER, ANSWER, system="Be brief."), [("misplaced-key", "/system")]),
+    "tool without name": (chat(USER, ANSWER, tools=[{"function": {}}]), [("bad-tool", "/tools/0")]),
+    "bare tool": (chat(USER, ANSWER, tools=[{"name": "tide"}]), [("bare-tool", "/tools/0")]),
+    "no assistant": (chat(USER), [("no-assistant", "/messages")]),
+    "ends with the user": (chat(USER, ANSWER, USER), [("ends-without-assistant", "/messages/2")]),
+    "late system": (chat(USER, {"role": "system", "content": "a"}, ANSWER), [("late-system", "/messages/1")]),
+    "two answers D10": (chat(USER, ANSWER, ANSWER), [("consecutive-assistant", "/messages/2")]),
+    "empty answer": (chat(USER, ANSWER | {"content": ""}), [("empty-completion", "/messages/1")]),
+    "absent answer": (chat(USER, {"role": "assistant"}), [("empty-completion", "/messages/1")]),
+    "empty parts": (chat(USER, ANSWER | {"content": []}), [("empty-completion", "/messages/1")]),
+    "arguments not JSON D1": (
+        chat(USER, calling(call("{a}"))),
+        [("bad-arguments", "/messages/1/tool_calls/0/function/arguments")],
+    ),
+    "arguments a number": (
+        chat(USER, calling(call(5))),
+        [("wrong-type", "/messages/1/tool_calls/0/function/arguments")],
+    ),
+    "arguments a JSON list": (
+        chat(USER, calling(call("[]"))),
+        [("arguments-not-object", "/messages/1/tool_calls/0/function/arguments")],
+    ),
+    "unknown id": (
+        chat(USER, calling(call(id="a")), result("b"), ANSWER),
+        [("unknown-tool-call-id", "/messages/2/tool_call_id")],
+    ),
+    "result before its call": (
+        chat(USER, result("a"), calling(call(id="a"))),
+        [("unknown-tool-call-id", "/messages/1/tool_call_id")],
+    ),
+    "result without id": (
+        chat(USER, calling(call(id="a")), result(), ANSWER),
+        [("missing-tool-call-id", "/messages/2")],
+    ),
+    "call without id": (
+        chat(USER, calling(call(id="a"), call())),
+        [("missing-tool-call-id", "/messages/1/tool_calls/1")],
+    ),
+    "one id for two open calls": (
+        chat(USER, calling(call(id="a"), call(id="a"))),
+        [("duplicate-tool-call-id", "/messages/1/tool_calls/1/id")],
+    ),
+    "an id again after its answer": (
+        chat(USER, calling(call(id="a")), result("a"), calling(call(id="a")), result("a"), ANSWER),
+        [("reused-tool-call-id", "/messages/3/tool_calls/0/id")],
+    ),
+    "answered twice": (
+        chat(USER, calling(call(id="a")), result("a"), result("a"), ANSWER),
+        [("repeated-tool-result", "/messages/3/tool_call_id")],
+    ),
+    "result of nothing": (chat(USER, result(), ANSWER), [("orphan-tool-result", "/messages/1")]),
+    "closed only E5": (
+        chat(USER, ANSWER | {"content": "a</think>b"}),
+        [("unbalanced-reasoning", "/messages/1/content")],
+    ),
+    "opened only E5": (
+        chat(USER, ANSWER | {"reasoning_content": "<think>a"}),
+        [("unbalanced-reasoning", "/messages/1/reasoning_content")],
+    ),
+    "nested E5": (
+        chat(USER, ANSWER | {"content": "<think><think>a</think></think>"}),
+        [("unbalanced-reasoning", "/messages/1/content")],
+    ),
+    "metadata": (chat(USER, ANSWER, topic="sea"), [("unknown-row-key", "/topic")]),
+    "a list": ([USER], [("not-an-object", "")]),
+    "another format": (
+        {"conversations": [{"from": "human", "value": "a"}]},
+        [("other-format", "")],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_fault_has_its_code_and_its_place(name: str) -> None:
+    row, expected = FAULTS[name]
+    assert found(row) == expected
+    checked = check(row)
+    bad = any(finding.severity is Severity.ERROR for finding in checked.findings)
+    assert (checked.conversation is None) == bad
+    assert all(finding.hint and str(finding).startswith("f.jsonl:7:") for finding in checked.findings)
+
+
+def test_every_code_of_the_conversation_is_shown_by_some_row() -> None:
+    shown = {code for _, expected in FAULTS.values() for code, _ in expected}
+    text = {"invalid-utf8", "bad-json", "duplicate-key", "non-finite-number", "lone-surrogate", "too-deep"}
+    elsewhere = {"ambiguous-row", "bad-function-call"}
+    assert shown | text | elsewhere == set(CODES)
+
+
+def test_all_faults_of_a_row_come_at_once_d10() -> None:
+    first = {"role": "user", "content": 7, "x": 1}
+    row = chat(first, {"role": "bot"}, calling(call("{")), ANSWER | {"content": ""}, tools="[]")
+    assert sorted(found(row)) == [
+        ("bad-arguments", "/messages/2/tool_calls/0/function/arguments"),
+        ("consecutive-assistant", "/messages/3"),
+        ("empty-completion", "/messages/3"),
+        ("tools-string", "/tools"),
+        ("unknown-key", "/messages/0/x"),
+        ("unknown-role", "/messages/1/role"),
+        ("wrong-type", "/messages/0/content"),
+    ]
+
+
+GOOD = {
+    "text and call D7": chat(USER, calling(call(id="a")) | {"content": "I look."}, result("a"), ANSWER),
+    "object arguments D1": chat(USER, calling(call({"b": 1, "a": [1, "1", None, 1.0]})), result(), ANSWER),
+    "text parts": chat({"role": "user", "content": [{"type": "text", "text": "a"}]}, ANSWER),
+    "reasoning": chat(USER, ANSWER | {"reasoning_content": "hm", "content": "<think>a</think>b"}),
+    "empty but weight 0": chat(USER, ANSWER | {"content": "", "weight": 0}, USER, ANSWER),
+    "developer, name, kwargs": chat(
+        {"role": "developer", "content": "a", "name": "b"}, USER, ANSWER, chat_template_kwargs={"enable_thinking": True}
+    ),
+    "tools with keys of their own": chat(
+        USER, ANSWER, tools=[{"type": "function", "function": {"name": "tide", "strict": True}, "x": 1}]
+    ),
+}
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_good_rows_keep_messages_exactly_as_they_came_d2_d3(name: str) -> None:
+    row = GOOD[name]
+    checked = check(row)
+    assert checked.findings == ()
+    assert checked.conversation is not None
+    bare = [{k: v for k, v in message.items() if k != "weight"} for message in row["messages"]]
+    assert json.dumps(checked.conversation.messages) == json.dumps(bare)
+    assert checked.conversation.tools == row.get("tools")
+    assert checked.conversation.template_kwargs == row.get("chat_template_kwargs", {})
+
+
+def test_weight_and_train_are_honoured_and_hidden_from_the_template_l1() -> None:
+    row = chat(USER, ANSWER | {"weight": 0}, USER, calling(call(), train=False), result(), ANSWER | {"weight": 0.5})
+    conversation = check(row).conversation
+    assert conversation is not None
+    assert conversation.weights == [1.0, 0.0, 1.0, 0.0, 1.0, 0.5]
+    assert all(message.keys().isdisjoint({"weight", "train"}) for message in conversation.messages)
+
+
+def test_a_duplicate_key_makes_a_row_bad_and_other_faults_are_still_found() -> None:
+    raw = b'{"messages": [{"role": "user", "content": "a", "content": "b"}, {"role": "assistant", "content": ""}]}'
+    checked = validate_row(raw, address=ADDRESS, format=Format.OPENAI)
+    assert [finding.code for finding in checked.findings] == ["duplicate-key", "empty-completion"]
+    assert checked.conversation is None
+
+
+def test_a_row_of_two_formats_is_refused_unless_the_format_was_named() -> None:
+    row = chat(USER, ANSWER, prompt="a", response="b")
+    assert [finding.code for finding in check(row, detected=True).findings] == ["ambiguous-row"]
+    assert check(row).conversation is not None
+
+
+CONVERTED = {
+    "sharegpt": (
+        Format.SHAREGPT,
+        {
+            "system": "Be brief.",
+            "tools": '[{"name": "tide", "parameters": {}}]',
+            "conversations": [
+                {"from": "human", "value": "Tide?"},
+                {"from": "function_call", "value": '{"name": "tide", "arguments": {"b": 1, "a": 2}}'},
+                {"from": "observation", "value": "18:40"},
+                {"from": "gpt", "value": "At six.", "weight": 0.5},
+            ],
+        },
+        [
+            {"role": "system", "content": "Be brief."},
+            {"role": "user", "content": "Tide?"},
+            {
+                "role": "assistant",
+                "content": "",
+                "tool_calls": [{"type": "function", "function": {"name": "tide", "arguments": {"b": 1, "a": 2}}}],
+            },
+            {"role": "tool", "content": "18:40"},
+            {"role": "assistant", "content": "At six."},
+        ],
+    ),
+    "alpaca": (
+        Format.ALPACA,
+        {"instruction": "Translate.", "input": "hav", "output": "sea", "system": "s", "history": [["a", "b"]]},
+        [
+            {"role": "system", "content": "s"},
+            {"role": "user", "content": "a"},
+            {"role": "assistant", "content": "b"},
+            {"role": "user", "content": "Translate.\n\nhav"},
+            {"role": "assistant", "content": "sea"},
+        ],
+    ),
+    "alpaca without input": (
+        Format.ALPACA,
+        {"instruction": "Hi.", "input": "", "output": "Aye."},
+        [{"role": "user", "content": "Hi."}, {"role": "assistant", "content": "Aye."}],
+    ),
+    "response": (Format.PROMPT_RESPONSE, {"prompt": "Tide?", "response": "At six."}, [USER, ANSWER]),
+    "completion": (Format.PROMPT_RESPONSE, {"prompt": "Tide?", "completion": "At six."}, [USER, ANSWER]),
+}
+
+
+@pytest.mark.parametrize("name", CONVERTED)
+def test_other_formats_become_the_same_messages(name: str) -> None:
+    kind, row, messages = CONVERTED[name]
+    checked = check(row, kind)
+    assert checked.findings == ()
+    assert checked.conversation is not None
+    assert json.dumps(checked.conversation.messages) == json.dumps(messages)
+    if kind is Format.SHAREGPT:
+        assert checked.conversation.weights[-1] == 0.5
+        assert checked.conversation.tools == [{"type": "function", "function": {"name": "tide", "parameters": {}}}]
+
+
+@pytest.mark.parametrize(
+    ("kind", "row", "expected"),
+    [
+        (
+            Format.SHAREGPT,
+            {"conversations": [{"from": "bot", "value": "a"}]},
+            ("unknown-role", "/conversations/0/from"),
+        ),
+        (Format.SHAREGPT, {"conversations": [{"from": "gpt"}]}, ("missing-key", "/conversations/0/value")),
+        (
+            Format.SHAREGPT,
+            {"conversations": [{"from": "function_call", "value": "tide()"}]},
+            ("bad-function-call", "/conversations/0/value"),
+        ),
+        (
+            Format.SHAREGPT,
+            {"conversations": [{"from": "human", "value": "a", "weight": 0}]},
+            ("unknown-key", "/conversations/0/weight"),
+        ),
+        (Format.SHAREGPT, {"conversations": [{"from": "human", "value": "a"}]}, ("no-assistant", "/conversations")),
+        (Format.ALPACA, {"instruction": "a", "output": ""}, ("empty-completion", "/output")),
+        (Format.ALPACA, {"instruction": "a", "output": "b", "history": [["c"]]}, ("wrong-value", "/history/0")),
+        (Format.PROMPT_RESPONSE, {"prompt": ["a"], "response": "b"}, ("wrong-type", "/prompt")),
+        (Format.PROMPT_RESPONSE, {"prompt": "a"}, ("missing-key", "/response")),
+    ],
+)
+def test_faults_of_other_formats_point_into_the_row_as_it_was_written(
+    kind: Format, row: dict[str, Any], expected: tuple[str, str]
+) -> None:
+    assert found(row, kind) == [expected]
+
+
+ROW_WORDS = ["messages", "tools", "conversations", "instruction", "output", "prompt", "response", "system"]
+MESSAGE_WORDS = ["role", "content", "tool_calls", "function", "arguments", "name", "id", "weight", "train", "from"]
+KEYS = st.sampled_from([*ROW_WORDS, *MESSAGE_WORDS, "value", "text", "type"])
+LEAVES = st.none() | st.booleans() | st.integers(-1, 2) | st.sampled_from(["user", "assistant", "tool", "", "{}", "a"])
+ANYTHING = st.recursive(LEAVES, lambda v: st.lists(v, max_size=3) | st.dictionaries(KEYS, v, max_size=4), max_leaves=20)
+LIKELY = st.lists(
+    st.fixed_dictionaries(
+        {"role": st.sampled_from(["user", "assistant", "tool", 3])},
+        optional={"content": ANYTHING, "tool_calls": ANYTHING, "weight": LEAVES, "tool_call_id": LEAVES},
+    )
+    | ANYTHING,
+    max_size=4,
+)
+
+
+@given(ANYTHING | st.fixed_dictionaries({"messages": LIKELY}), st.sampled_from(Format))
+def test_any_json_is_a_conversation_or_has_an_error(row: Any, kind: Format) -> None:
+    checked = check(row, kind)
+    has_error = any(finding.severity is Severity.ERROR for finding in checked.findings)
+    assert has_error == (checked.conversation is None)
+    assert checked == check(row, kind)
