@@ -1,4 +1,4 @@
-"""Options of `sftprep audit`."""
+"""What `sftprep audit` is told."""
 
 from __future__ import annotations
 
@@ -8,17 +8,16 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class AuditConfig(BaseModel):
-    """What to look at, how much of it to show, and where to write the report."""
+    """The options of an audit; each description is the option's help."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    directory: Path = Field(description="The shard set: the directory that sftprep pack --out wrote.")
-    sample: int = Field(default=1, ge=0, description="Rows to show, drawn from the seed.")
-    row: int | None = Field(default=None, ge=0, description="Show this row whole instead, counted from 0.")
-    ids: bool = Field(default=False, description="Show token ids beside their texts.")
-    seed: int = Field(default=0, ge=0, description="Decides which rows --sample draws.")
-    checksums: bool = Field(default=True, description="Read every shard's sha256 and compare it with the manifest's.")
-    json_file: Path | None = Field(default=None, description="Write the report as JSON.")
-    html_file: Path | None = Field(
-        default=None, description="Write one self-contained page: the report and sample rows, tokens coloured."
-    )
+    directory: Path = Field(description="The shard set that `sftprep pack` wrote.")
+    sample: int = Field(default=1, ge=0, description="Show the tokens of this many rows, drawn by the seed.")
+    row: int | None = Field(default=None, ge=0, description="Show the tokens of this row instead of drawn ones.")
+    seed: int = Field(default=0, ge=0, description="Draws the rows to show.")
+    ids: bool = Field(default=False, description="Show each token's id behind its text.")
+    json_file: Path | None = Field(default=None, description="Write the report as JSON to this file.")
+    html: Path | None = Field(default=None, description="Write one self-contained page with the report and rows.")
+    html_rows: int = Field(default=20, ge=0, description="Rows that the page shows, drawn by the seed.")
+    checksums: bool = Field(default=True, description="Compare every shard's sha256 with the manifest's.")

@@ -1,79 +1,64 @@
-"""The mask report as a value: what is trained, why, and whether every invariant held; it is JSON as it stands."""
+"""The mask-audit report: what a machine reads, and what the other reports show."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from pydantic import BaseModel, ConfigDict, Field
 
-from sftprep.data import Severity
-from sftprep.stages.lengths import PaddingWaste, Quantiles
+from sftprep.shards.manifest import Counts, Lengths, SourceRecord, Waste
 
 
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class TokenShare(_Frozen):
-    """Tokens of one kind, role or source."""
+class KindCount(_Frozen):
+    """Tokens of one reason."""
 
-    name: str
+    kind: str = Field(description="The span kind, lower case: why these tokens are, or are not, trained.")
+    role: str = Field(description="Who wrote them: template, system, user, tool or assistant.")
+    trained: bool
     num_tokens: int
-    num_trained: int
-    token_share: float = Field(description="Of all tokens, in [0, 1].")
-    trained_share: float = Field(description="Of these tokens, in [0, 1].")
-
-
-class KindShare(TokenShare):
-    """Tokens of one span kind, and who wrote them."""
-
-    role: str
-
-
-class SourceShare(TokenShare):
-    """Tokens of one source file."""
-
-    num_documents: int
+    share: float = Field(description="Of all tokens, in [0, 1].")
 
 
 class AuditFinding(_Frozen):
-    """Something that does not hold, and the first rows where."""
+    """A promise that rows of the set break."""
 
     code: str
-    severity: Severity
-    num_rows: int = Field(description="Rows that have it; 0 where it is about the whole set.")
-    rows: list[int] = Field(description="The first of them, counted from 0.")
-    message: str
+    num_rows: int
+    rows: list[int] = Field(description="The first of them, counted from 0 through all shards.")
 
 
 class AuditReport(_Frozen):
-    """What a shard set trains and why, counted on every row as it is on disk."""
+    """What the shards hold, counted on every row, and whether they keep what a shard set promises."""
 
+    passed: bool = Field(description="No finding.")
+    directory: str
     fingerprint: str
     model: str
-    packing: bool
-    max_length: int
     num_rows: int
     num_documents: int
     num_tokens: int
     num_trained: int
     trained_share: float
     weight_sum: float
-    num_turns: int = Field(description="Turns that have trained tokens.")
-    num_turns_stopped: int = Field(description="Those of them whose stop token is trained: all of them, or a finding.")
-    num_untrained_documents: int = Field(description="Documents without a trained token.")
-    kinds: list[KindShare]
-    roles: list[TokenShare]
-    sources: list[SourceShare]
-    lengths: Quantiles = Field(description="Tokens a document.")
-    trained_lengths: Quantiles = Field(description="Trained tokens a document.")
-    length_histogram: list[int] = Field(description="Documents by length: bin i holds lengths in [2^i, 2^(i+1)).")
-    fill: float = Field(description="Share of the rows' room, at max_length a row, that holds tokens.")
-    fill_histogram: list[int] = Field(description="Rows by fill, in twenty equal bins from 0 to 1.")
-    documents_per_row: float
-    waste: PaddingWaste
-    left_out: dict[str, int] = Field(description="Rows that pack left out, by code.")
-    findings: list[AuditFinding] = Field(description="Gravest first.")
+    kinds: list[KindCount]
+    lengths: Lengths = Field(description="Tokens a document.")
+    trained_lengths: Lengths = Field(description="Trained tokens a document.")
+    row_fill: float = Field(description="Share of positions that hold tokens where rows are padded to max_length.")
+    max_length: int
+    packing: bool
+    waste: Waste
+    counts: Counts = Field(description="What the manifest says.")
+    sources: list[SourceRecord]
+    left_out: dict[str, int] = Field(description="Rows left out when packing, by code.")
+    findings: list[AuditFinding]
 
-    @property
-    def ok(self) -> bool:
-        """Whether no finding is an error."""
-        return all(finding.severity is not Severity.ERROR for finding in self.findings)
+
+def write_report(report: AuditReport, path: Path) -> None:
+    """Write the report, whole or not at all."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(report.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    partial.replace(path)
