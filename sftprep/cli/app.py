@@ -7,6 +7,7 @@ import sys
 import typer
 
 from sftprep import __version__
+from sftprep.cli.audit import audit
 from sftprep.cli.demo import demo
 from sftprep.cli.pack import pack
 from sftprep.cli.schema import schema
@@ -39,6 +40,7 @@ def root(
     """The compiler for supervised fine-tuning data of chat models."""
 
 
+app.command("audit")(audit)
 app.command("demo")(demo)
 app.command("pack")(pack)
 app.command("schema")(schema)

@@ -1,0 +1,80 @@
+"""The command line starts fast, explains itself, and its examples are real."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import typer
+
+from sftprep.cli.app import app
+
+HEAVY = ("torch", "transformers", "polars", "pyarrow", "datasets", "huggingface_hub")
+PROGRAM = """
+import json, sys
+from sftprep.cli.app import main
+sys.argv = {argv}
+try:
+    main()
+except SystemExit as stop:
+    assert not stop.code, stop.code
+print("\\n" + json.dumps([name for name in {heavy} if name in sys.modules]))
+"""
+ROOT_COMMAND: Any = typer.main.get_command(app)
+COMMANDS: dict[str, Any] = ROOT_COMMAND.commands
+
+
+def heavy_modules(*argv: str) -> list[str]:
+    """Which heavy modules the command line has imported once it has answered."""
+    program = PROGRAM.format(argv=["sftprep", *argv], heavy=HEAVY)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("argv", [(), *((name,) for name in COMMANDS)], ids=lambda argv: " ".join(argv) or "sftprep")
+def test_help_imports_nothing_heavy(argv: tuple[str, ...]) -> None:
+    # pyarrow and huggingface_hub are not forbidden by the contract; they are merely what help has no use for.
+    assert heavy_modules(*argv, "--help") == []
+
+
+def test_the_probe_sees_what_is_imported() -> None:
+    assert "pyarrow" in heavy_modules("schema", "manifest")
+
+
+def parameters(command: Any) -> Iterator[Any]:
+    return (parameter for parameter in command.params if parameter.name not in {"help"})
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_option_and_argument_says_what_it_does(name: str) -> None:
+    silent = [parameter.name for parameter in parameters(COMMANDS[name]) if not getattr(parameter, "help", None)]
+    assert silent == []
+
+
+def examples(command: Any) -> list[list[str]]:
+    """The words of every `Example: sftprep …` line of a command's help."""
+    lines = [line.strip().removeprefix("Example:").strip() for line in (command.help or "").splitlines()]
+    return [shlex.split(line) for line in lines if line.startswith("sftprep ")]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_an_example_that_its_own_parser_takes(name: str) -> None:
+    found = examples(COMMANDS[name])
+    assert found, f"sftprep {name} --help has no line 'Example: sftprep {name} …'"
+    for words in found:
+        assert words[:2] == ["sftprep", name]
+        context = COMMANDS[name].context_class(COMMANDS[name], info_name=name)
+        COMMANDS[name].make_parser(context).parse_args(list(words[2:]))
+
+
+@pytest.mark.parametrize("words", [["--no-such-option"], ["demo", "--stpes", "3"], ["no-such-command"]])
+def test_a_wrong_call_exits_with_two(words: list[str]) -> None:
+    done = subprocess.run([sys.executable, "-m", "sftprep", *words], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "no such" in done.stderr.lower()
+    assert "Traceback" not in done.stderr
