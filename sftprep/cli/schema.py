@@ -47,6 +47,26 @@ def schema_texts() -> dict[str, str]:
 
 def _models() -> dict[str, tuple[type[BaseModel], JsonSchemaMode]]:
     # These import pyarrow and polars, 0.3 s and more that `sftprep --help` must not wait for.
+    from sftprep.config.audit import AuditConfig
+    from sftprep.config.demo import DemoConfig
+    from sftprep.config.pack import PackConfig
+    from sftprep.config.train import TrainConfig
+    from sftprep.config.validate import ValidateConfig
+    from sftprep.prepare.pack_report import PackReport
+    from sftprep.records.openai import ChatRow
+    from sftprep.reports.findings import ValidationReport
+    from sftprep.reports.mask_json import AuditReport
     from sftprep.shards.manifest import Manifest
 
-    return {"manifest": (Manifest, "serialization")}
+    return {
+        "chat-row": (ChatRow, "validation"),
+        "manifest": (Manifest, "serialization"),
+        "audit-report": (AuditReport, "serialization"),
+        "pack-report": (PackReport, "serialization"),
+        "validation-report": (ValidationReport, "serialization"),
+        "audit-config": (AuditConfig, "validation"),
+        "demo-config": (DemoConfig, "validation"),
+        "pack-config": (PackConfig, "validation"),
+        "train-config": (TrainConfig, "validation"),
+        "validate-config": (ValidateConfig, "validation"),
+    }
