@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from sftprep.data import RowAddress, Severity
@@ -181,6 +181,11 @@ def test_all_faults_of_a_row_come_at_once_d10() -> None:
     ]
 
 
+def test_an_empty_message_of_weight_0_is_no_fault_beside_other_faults() -> None:
+    row = chat(USER | {"x": 1}, ANSWER | {"content": "", "weight": 0}, USER, ANSWER)
+    assert found(row) == [("unknown-key", "/messages/0/x")]
+
+
 GOOD = {
     "text and call D7": chat(USER, calling(call(id="a")) | {"content": "I look."}, result("a"), ANSWER),
     "object arguments D1": chat(USER, calling(call({"b": 1, "a": [1, "1", None, 1.0]})), result(), ANSWER),
@@ -334,7 +339,9 @@ LIKELY = st.lists(
 )
 
 
+@settings(max_examples=400, deadline=None)
 @given(ANYTHING | st.fixed_dictionaries({"messages": LIKELY}), st.sampled_from(Format))
+@example({"messages": [USER | {"tool_calls": True}]}, Format.OPENAI)
 def test_any_json_is_a_conversation_or_has_an_error(row: Any, kind: Format) -> None:
     checked = check(row, kind)
     has_error = any(finding.severity is Severity.ERROR for finding in checked.findings)

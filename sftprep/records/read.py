@@ -83,4 +83,11 @@ def _readable_rules(value: dict[str, Any], faults: list[Fault]) -> list[Fault]:
     # A message with a key too many can still be judged; one with a key of the wrong type cannot.
     broken = [fault.pointer.split("/") for fault in faults if fault.code != "unknown-key"]
     unreadable = frozenset(int(steps[2]) for steps in broken if steps[1:2] == ["messages"] and len(steps) > 2)
-    return check_messages(Draft(messages, [1.0] * len(messages)), unreadable=unreadable) if messages else []
+    weights = [_weight(message, readable=i not in unreadable) for i, message in enumerate(messages)]
+    return check_messages(Draft(messages, weights), unreadable=unreadable) if messages else []
+
+
+def _weight(message: Mapping[str, Json], *, readable: bool) -> float:
+    if not readable or message["role"] != "assistant":
+        return 1.0
+    return float(message.get("weight", 1)) * float(message.get("train", True))

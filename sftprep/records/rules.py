@@ -70,10 +70,14 @@ def check_tools(tools: Sequence[Json]) -> Iterator[Fault]:
 
 def _use_ids(messages: Sequence[Mapping[str, Json]], unreadable: frozenset[int]) -> bool:
     readable = (message for index, message in enumerate(messages) if index not in unreadable)
-    return any(
-        "tool_call_id" in message or any(call.get("id") for call in message.get("tool_calls") or ())
-        for message in readable
-    )
+    return any(_has_id(message) for message in readable)
+
+
+def _has_id(message: Mapping[str, Json]) -> bool:
+    # Asked by role: in another role's message these keys are unknown, and may hold anything.
+    if message["role"] == "assistant":
+        return any(call.get("id") for call in message.get("tool_calls") or ())
+    return message["role"] == "tool" and message.get("tool_call_id") is not None
 
 
 def _check_assistant(draft: Draft, index: int, *, previous: str) -> Iterator[Fault]:

@@ -6,7 +6,7 @@ import json
 import math
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from sftprep.records.json_text import parse_json
@@ -21,6 +21,7 @@ def codes(text: bytes) -> list[tuple[str, str]]:
     return [(fault.code, fault.pointer) for fault in parse_json(text).faults]
 
 
+@settings(deadline=None)
 @given(VALUES, SEPARATORS, st.booleans())
 def test_sound_json_gives_the_same_value_as_the_standard_library(
     value: object, separators: tuple[str, str], ascii_only: bool
@@ -31,6 +32,7 @@ def test_sound_json_gives_the_same_value_as_the_standard_library(
     assert repr(parsed.value) == repr(json.loads(text))
 
 
+@settings(deadline=None)
 @given(VALUES, VALUES, TEXTS, SEPARATORS)
 @example(1, 2, "\\", (",", ":"))
 @example({"a\\": '":'}, '\\":', "a", (",", ":"))
@@ -45,6 +47,7 @@ def test_a_key_given_twice_is_always_found(
     assert ("duplicate-key", f"/x/0/{escaped}") in found
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=60))
 @example(b"[" * 100_000)
 @example(b"1" * 5000)

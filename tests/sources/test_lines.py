@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import zstandard
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sftprep.errors import SourceError, UsageError
@@ -37,6 +37,7 @@ def test_crlf_byte_order_mark_and_blank_lines_are_not_part_of_rows_m1(tmp_path: 
     assert [(row.raw, row.address.line, row.offset) for row in rows] == [(b"{}", 1, 3), (b"[]", 4, 12)]
 
 
+@settings(deadline=None)
 @given(st.lists(st.binary(max_size=30).map(lambda line: line.replace(b"\n", b""))))
 def test_joined_rows_give_the_file_back(tmp_path_factory: pytest.TempPathFactory, lines: list[bytes]) -> None:
     data = b"#\n" + b"\n".join(lines)
