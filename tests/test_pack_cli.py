@@ -50,7 +50,8 @@ def test_a_set_is_published_and_told_on_stdout(words: list[str], tmp_path: Path)
     done = run(words, env={**os.environ, "COLUMNS": "100"})
     assert (done.returncode, done.stderr) == (0, "")
     assert "20 conversations, 20 documents, 20 trained turns" in done.stdout
-    assert "padding to 200" in done.stdout
+    assert "positions wasted on padding" in done.stdout
+    assert "passed" in done.stdout
     assert open_shard_set(tmp_path / "out").manifest.counts.num_documents == 20
     again = run(words)
     assert (again.returncode, "unchanged, nothing was done" in again.stdout) == (0, True)
@@ -68,7 +69,7 @@ def test_rows_that_cannot_be_exact_are_all_listed_on_stderr_and_the_exit_code_is
     assert "control-token 2" in done.stderr
     assert os.listdir(tmp_path) == ["chats.jsonl"]
     allowed = run([*words, "--max-drop", "25%"])
-    assert (allowed.returncode, "left out: control-token 2" in allowed.stdout) == (0, True)
+    assert (allowed.returncode, "left out when packing: control-token 2" in allowed.stdout) == (0, True)
 
 
 @pytest.mark.parametrize(

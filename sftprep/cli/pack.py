@@ -83,12 +83,15 @@ def _run(config: PackConfig) -> None:
 
     from sftprep.prepare.pack import pack as run
     from sftprep.prepare.pack_report import summary
+    from sftprep.reports.mask_terminal import print_summary
     from sftprep.reports.pack_terminal import print_pack
 
     with _progress(config) as on_bytes:
         result = run(config, on_bytes=on_bytes, on_left_out=lambda line: typer.echo(line, err=True))
     told = summary(result.shards.manifest, result.report, out=str(config.out), unchanged=result.unchanged)
-    print_pack(told, Console(highlight=False))
+    console = Console(highlight=False)
+    print_pack(told, console)
+    print_summary(result.report.audit.model_copy(update={"directory": str(config.out)}), console)
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from sftprep.data import PackPlan
 from sftprep.engines.load import load_model
 from sftprep.engines.model import ModelFiles
 from sftprep.errors import DataError, ShardError
+from sftprep.prepare.audit import summarise
 from sftprep.prepare.chunk import OVER_LENGTH
 from sftprep.prepare.compile import compiler
 from sftprep.prepare.fingerprint import fingerprint
@@ -31,6 +32,7 @@ from sftprep.prepare.pack_report import REPORT_NAME, PackReport, build_report
 from sftprep.prepare.publish import Packed, build_manifest
 from sftprep.prepare.spool import LEFT_OUT_NAME, Spool, left_out_lines
 from sftprep.prepare.workers import compile_chunks
+from sftprep.reports.mask_json import AuditReport
 from sftprep.shards.gather import gather
 from sftprep.shards.place import check_output
 from sftprep.shards.read import ShardSet, open_shard_set
@@ -58,7 +60,7 @@ def pack(config: PackConfig, *, on_bytes: OnBytes | None = None, on_left_out: On
     Raises:
         UsageError: a file, the model or the output cannot be used.
         DataError: `rows-left-out` or `over-length` where rows cannot be packed and may not be left out,
-            `nothing-to-pack`, `template-syntax`.
+            `nothing-to-pack`, `source-changed`, `template-syntax`, `audit-failed`.
     """
     model = load_model(config.model)
     compiler(model, config)  # A template that does not compile is found before anything is read.
@@ -151,6 +153,13 @@ def _tell(left_out: bytes, on_left_out: OnLeftOut | None) -> None:
             on_left_out(line)
 
 
+def _refuse_failed(audit: AuditReport) -> None:
+    """A set that breaks what a shard set promises is a fault of sftprep's own; it is never published."""
+    if not audit.passed:
+        found = ", ".join(f"{finding.code} in {finding.num_rows:,} rows" for finding in audit.findings)
+        raise ShardError(f"the written shards fail their audit: {found}: nothing was published", code="audit-failed")
+
+
 def _plan(key: str, config: PackConfig, *, model: ModelFiles, files: tuple[InputFile, ...], ledger: Ledger) -> Packed:
     """Decide the rows from lengths alone; a document that is taken n times is planned n times."""
     order = planning_order(ledger.times, seed=config.seed)
@@ -183,7 +192,9 @@ def _write(packed: Packed, *, documents: pa.Table, left_out: bytes) -> PackResul
         for batch in gather(documents, packed.plan, weights=ledger.has_weights):
             writer.write(batch)
         manifest = build_manifest(packed, writer.finish())
-        report = build_report(manifest, ledger)
+        audit = summarise(ShardSet(writer.directory, manifest))
+        _refuse_failed(audit)
+        report = build_report(manifest, ledger, audit=audit)
         for name, content in packed.model.files.items():
             writer.add_file(f"model/{name}", content)
         writer.add_file(LEFT_OUT_NAME, left_out)

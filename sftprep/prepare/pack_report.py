@@ -8,9 +8,10 @@ from typing import Final
 from pydantic import BaseModel, ConfigDict, Field
 
 from sftprep.prepare.ledger import Ledger
+from sftprep.reports.mask_json import AuditReport
 from sftprep.reports.pack_terminal import PackSummary, SourceLine
 from sftprep.shards.manifest import LeftOut, Lengths, Manifest, Waste
-from sftprep.stages.lengths import COMMON_MAX_LENGTHS, DropAt, PaddingWaste, Quantiles, drops, quantiles
+from sftprep.stages.lengths import COMMON_MAX_LENGTHS, DropAt, Quantiles, drops, quantiles
 
 REPORT_NAME: Final = "report.json"
 """Beside the manifest."""
@@ -41,10 +42,11 @@ class PackReport(_Frozen):
     waste: Waste
     left_out: LeftOut
     over_length_tokens: int = Field(description="Tokens of the conversations that are exact and too long.")
+    audit: AuditReport = Field(description="Of every row, as it was read back from the shards before publishing.")
     warnings: dict[str, int] = Field(description="Warnings of validation by code; their rows are kept.")
 
 
-def build_report(manifest: Manifest, ledger: Ledger) -> PackReport:
+def build_report(manifest: Manifest, ledger: Ledger, *, audit: AuditReport) -> PackReport:
     """The report of a set that is about to be published."""
     longest, num_tokens = ledger.row_lengths
     lengths = sorted({*COMMON_MAX_LENGTHS, manifest.max_length})
@@ -55,6 +57,8 @@ def build_report(manifest: Manifest, ledger: Ledger) -> PackReport:
         waste=manifest.waste,
         left_out=manifest.left_out,
         over_length_tokens=ledger.left_out.num_tokens,
+        # The directory of the moment is a hidden one; the report lies in the set itself.
+        audit=audit.model_copy(update={"directory": "."}),
         warnings=dict(sorted(ledger.warnings.items())),
     )
 
@@ -73,14 +77,10 @@ def summary(manifest: Manifest, report: PackReport, *, out: str, unchanged: bool
         num_documents=counts.num_documents,
         num_packs=counts.num_packs,
         num_tokens=counts.num_tokens,
-        num_trained=counts.num_trained,
         num_turns=counts.num_turns,
         repeated_tokens=counts.repeated_tokens,
-        tokens_by_kind=counts.tokens_by_kind,
         sources=[SourceLine(**source.model_dump(include=fields)) for source in manifest.sources],
-        left_out=manifest.left_out.by_code,
         warnings=report.warnings,
         lengths=Quantiles(**report.row_lengths.model_dump()),
         drops=[DropAt(**drop.model_dump()) for drop in report.drops],
-        waste=PaddingWaste(**manifest.waste.model_dump()),
     )

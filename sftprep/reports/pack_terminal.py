@@ -1,4 +1,4 @@
-"""What a pack run prints: what was packed, what was left out and why, and what other choices would have cost."""
+"""What a pack run prints before the audit of its masks: what was packed, and what other row lengths would drop."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from sftprep.stages.lengths import DropAt, PaddingWaste, Quantiles
+from sftprep.stages.lengths import DropAt, Quantiles
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,16 +37,12 @@ class PackSummary:
     num_documents: int
     num_packs: int
     num_tokens: int
-    num_trained: int
     num_turns: int
     repeated_tokens: int
-    tokens_by_kind: Mapping[str, int]
     sources: Sequence[SourceLine]
-    left_out: Mapping[str, int]
     warnings: Mapping[str, int]
     lengths: Quantiles
     drops: Sequence[DropAt]
-    waste: PaddingWaste
 
 
 def print_pack(summary: PackSummary, console: Console) -> None:
@@ -61,16 +57,14 @@ def print_pack(summary: PackSummary, console: Console) -> None:
         f"trained turns in {summary.num_packs:,} {rows} of at most {summary.max_length:,} tokens",
         soft_wrap=True,
     )
-    _print_tokens(summary, console)
     if summary.repeated_tokens:
         share = _percent(summary.repeated_tokens / summary.num_tokens)
         console.print(f"{summary.repeated_tokens:,} of the tokens ({share}) repeat history that the template rewrites")
     _print_sources(summary.sources, console)
-    for title, counts in (("left out", summary.left_out), ("warnings (kept)", summary.warnings)):
-        if counts:
-            console.print(f"{title}: " + ", ".join(f"{code} {count:,}" for code, count in counts.items()))
+    if summary.warnings:
+        counts = ", ".join(f"{code} {count:,}" for code, count in summary.warnings.items())
+        console.print(f"warnings, their rows are kept: {counts}", soft_wrap=True)
     _print_drops(summary, console)
-    _print_waste(summary, console)
 
 
 def _percent(share: float) -> str:
@@ -89,14 +83,6 @@ def _print(title: str, table: Table, console: Console) -> None:
     # A table's own title is broken at the table's width, which is often less than the terminal's.
     console.print(f"\n[bold]{escape(title)}[/bold]", soft_wrap=True)
     console.print(table)
-
-
-def _print_tokens(summary: PackSummary, console: Console) -> None:
-    table = _table("kind", "tokens", "share")
-    for kind, count in summary.tokens_by_kind.items():
-        table.add_row(kind.replace("_", " "), f"{count:,}", _percent(count / summary.num_tokens))
-    share = _percent(summary.num_trained / summary.num_tokens)
-    _print(f"Tokens: {summary.num_tokens:,}, of them trained {summary.num_trained:,} ({share})", table, console)
 
 
 def _print_sources(sources: Sequence[SourceLine], console: Console) -> None:
@@ -121,11 +107,3 @@ def _print_drops(summary: PackSummary, console: Console) -> None:
     )
     _print(title, table, console)
     console.print("--over-length drop leaves the longer ones out, refuse fails on them", soft_wrap=True)
-
-
-def _print_waste(summary: PackSummary, console: Console) -> None:
-    table = _table("rows made by", "waste")
-    table.add_row("padding to the longest document", _percent(summary.waste.padding_to_longest))
-    table.add_row(f"padding to {summary.max_length:,}", _percent(summary.waste.padding_to_max_length))
-    table.add_row(f"packing into {summary.max_length:,}", _percent(summary.waste.packing))
-    _print("Positions wasted on padding", table, console)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,12 @@ from tokenizers import Tokenizer
 
 from sftprep.config.pack import PackConfig, SourceSpec
 from sftprep.data import IGNORE_INDEX
+from sftprep.engines.load import load_model
+from sftprep.engines.model import ModelFiles
 from sftprep.errors import DataError, SftprepError
 from sftprep.prepare.pack import PackResult, pack
+from sftprep.prepare.publish import _model_record
+from sftprep.shards.manifest import ModelRecord
 from sftprep.shards.read import open_shard_set
 
 
@@ -101,6 +105,11 @@ class Bench:
             pack(config, on_left_out=told.append)
         assert sorted(p.name for p in self.folder.iterdir()) == ["chats.jsonl"]
         return caught.value, told
+
+
+def _other_stop_id(model: ModelFiles) -> Callable[[ModelFiles], ModelRecord]:
+    record = _model_record(replace(model, stop_ids=(0,)))
+    return lambda _: record
 
 
 @pytest.fixture
@@ -260,6 +269,28 @@ def test_counts_of_the_manifest_are_those_of_the_shards(bench: Bench) -> None:
     assert counts.num_turns == counts.tokens_by_kind["stop"] == len(GOOD) + 2
     assert counts.num_packs == result.shards.num_rows
     result.shards.verify()
+    audit = result.report.audit
+    assert audit.passed
+    assert (audit.num_tokens, audit.num_trained) == (counts.num_tokens, counts.num_trained)
+    assert json.loads((bench.folder / "out" / "report.json").read_text(encoding="utf-8"))["audit"]["directory"] == "."
+
+
+def test_tokens_of_rows_that_are_too_long_are_counted_as_often_as_the_rows_are_taken(bench: Bench) -> None:
+    long = write_rows(bench.folder / "long.jsonl", [chat("Go on", "word " * 300)])
+    once = bench.run("once", sources=(f"long={long}",), packing=False, max_length=None).shards.manifest
+    good = write_rows(bench.folder / "good.jsonl", GOOD)
+    result = bench.run(files=(good,), sources=(f"long={long}:3",), over_length="drop", max_drop="1")
+    assert result.report.over_length_tokens == 3 * once.counts.num_tokens
+    assert [source.num_left_out for source in result.shards.manifest.sources] == [0, 3]
+
+
+def test_a_set_that_fails_its_audit_is_not_published(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    # What the encoder would have to do wrong: a stop token that is none of the model's.
+    real = load_model(str(bench.model))
+    monkeypatch.setattr("sftprep.prepare.publish._model_record", _other_stop_id(real))
+    error, _ = bench.refused(GOOD)
+    assert (error.code, error.exit_code) == ("audit-failed", 1)
+    assert "stop-id" in error.message
 
 
 def test_packing_is_done_and_its_gain_is_told(bench: Bench) -> None:
