@@ -189,7 +189,7 @@ def _ask(places: Places) -> tuple[Reply, ...]:
     # torch and transformers are an optional extra, and take four seconds to import.
     from transformers import AutoTokenizer
 
-    from sftprep.train.generate import answers
+    from sftprep.train.generate import answers  # imports torch
 
     directory = places.root / "trained"
     tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)

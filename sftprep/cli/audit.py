@@ -33,9 +33,9 @@ def audit(
     Example: sftprep audit packed --sample 2 --html audit.html
     """
     config = AuditConfig(**locals())
-    # numpy, pyarrow and tokenizers take 0.3 s to import, which `sftprep --help` must not wait for.
-    from rich.console import Console
+    from rich.console import Console  # as below
 
+    # numpy, pyarrow and tokenizers take 0.3 s to import, which `sftprep --help` must not wait for.
     from sftprep.prepare.audit import audit as run
     from sftprep.prepare.audit import rows_at, shown_rows
     from sftprep.reports.mask_terminal import print_row, print_summary

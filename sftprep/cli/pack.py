@@ -78,9 +78,10 @@ def _config(options: dict[str, Any]) -> PackConfig:
 
 
 def _run(config: PackConfig) -> None:
-    # pyarrow, tokenizers and the hub client take 0.3 s and more to import, which `sftprep --help` must not wait for.
+    # 0.1 s that `sftprep --help` must not wait for.
     from rich.console import Console
 
+    # pyarrow, tokenizers and the hub client take 0.3 s and more to import, which `sftprep --help` must not wait for.
     from sftprep.prepare.pack import pack as run
     from sftprep.prepare.pack_report import summary
     from sftprep.reports.mask_terminal import print_summary

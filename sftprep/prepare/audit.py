@@ -14,7 +14,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 from tokenizers import Tokenizer
 
 from sftprep.config.audit import AuditConfig
@@ -23,9 +22,8 @@ from sftprep.errors import OutputError, ShardError
 from sftprep.reports.mask_html import write_page
 from sftprep.reports.mask_json import AuditFinding, AuditReport, KindCount, write_report
 from sftprep.reports.mask_view import RowView, view_row
-from sftprep.shards.manifest import Lengths
 from sftprep.shards.read import ShardSet, open_shard_set
-from sftprep.stages.lengths import quantiles
+from sftprep.stages.lengths import PaddingWaste, quantiles
 from sftprep.stages.mask_audit import AuditFacts, BatchAudit, audit_batch
 
 _SHOWN_ROWS = 10
@@ -117,14 +115,12 @@ def _report(shards: ShardSet, batches: Sequence[BatchAudit], faults: defaultdict
         trained_share=num_trained / max(num_tokens, 1),
         weight_sum=sum(b.weight_sum for b in batches),
         kinds=_kind_counts(batches, num_tokens),
-        lengths=_quantiles(lengths),
-        trained_lengths=_quantiles(trained),
+        lengths=quantiles(lengths),
+        trained_lengths=quantiles(trained),
         row_fill=num_tokens / max(sum(b.num_rows for b in batches) * manifest.max_length, 1),
         max_length=manifest.max_length,
         packing=manifest.packing,
-        waste=manifest.waste,
-        counts=manifest.counts,
-        sources=manifest.sources,
+        waste=PaddingWaste(**manifest.waste.model_dump()),
         left_out=manifest.left_out.by_code,
         findings=findings,
     )
@@ -143,11 +139,6 @@ def _kind_counts(batches: Sequence[BatchAudit], num_tokens: int) -> list[KindCou
         for kind in SpanKind
         if totals[kind]
     ]
-
-
-def _quantiles(lengths: npt.NDArray[np.int64]) -> Lengths:
-    found = quantiles(lengths)
-    return Lengths(mean=found.mean, p50=found.p50, p90=found.p90, p99=found.p99, max=found.max)
 
 
 def shown_rows(shards: ShardSet, *, count: int, seed: int) -> Iterator[RowView]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from sftprep.shards.manifest import Counts, Lengths, SourceRecord, Waste
+from sftprep.stages.lengths import PaddingWaste, Quantiles
 
 
 class _Frozen(BaseModel):
@@ -45,14 +45,12 @@ class AuditReport(_Frozen):
     trained_share: float
     weight_sum: float
     kinds: list[KindCount]
-    lengths: Lengths = Field(description="Tokens a document.")
-    trained_lengths: Lengths = Field(description="Trained tokens a document.")
+    lengths: Quantiles = Field(description="Tokens a document.")
+    trained_lengths: Quantiles = Field(description="Trained tokens a document.")
     row_fill: float = Field(description="Share of positions that hold tokens where rows are padded to max_length.")
     max_length: int
     packing: bool
-    waste: Waste
-    counts: Counts = Field(description="What the manifest says.")
-    sources: list[SourceRecord]
+    waste: PaddingWaste
     left_out: dict[str, int] = Field(description="Rows left out when packing, by code.")
     findings: list[AuditFinding]
 

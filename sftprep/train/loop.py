@@ -156,9 +156,11 @@ def _step(trainee: Trainee, feed: Feed, *, step: int, config: TrainConfig) -> tu
         sums = accumulate(trainee, rows, weight_sum=weight_sum, step=step, config=config)
     if not math.isclose(sums.weight, weight_sum, rel_tol=_WEIGHT_TOLERANCE, abs_tol=1e-9):
         raise TrainError(
-            f"the trained tokens weigh {sums.weight:g}, the shards say {weight_sum:g}", code="weight-sum", place=place,
+            f"the trained tokens weigh {sums.weight:g}, the shards say {weight_sum:g}",
+            code="weight-sum",
+            place=place,
             hint="the shards are damaged: pack again",
-        )  # fmt: skip
+        )
     if weight_sum == 0:
         return sums, 0.0
     with named_memory_failures(place):
@@ -171,14 +173,18 @@ def _update(trainee: Trainee, *, max_norm: float, place: str, loss: float) -> fl
     norm = float(torch.nn.utils.clip_grad_norm_(trainee.model.parameters(), max_norm))
     if not math.isfinite(norm) or not math.isfinite(loss):
         raise TrainError(
-            f"the loss is {loss}, the gradient norm {norm}", code="not-finite", place=place,
+            f"the loss is {loss}, the gradient norm {norm}",
+            code="not-finite",
+            place=place,
             hint="lower --lr, lengthen --warmup, or look at these rows with sftprep audit --row",
-        )  # fmt: skip
+        )
     if norm == 0:
         raise TrainError(
-            "the gradient is zero although tokens are trained", code="no-gradient", place=place,
+            "the gradient is zero although tokens are trained",
+            code="no-gradient",
+            place=place,
             hint="are all weights frozen?",
-        )  # fmt: skip
+        )
     trainee.optimizer.step()
     trainee.optimizer.zero_grad(set_to_none=True)
     return norm

@@ -171,9 +171,11 @@ def _publish(
 ) -> None:
     if not result.nll:
         raise TrainError(
-            "no trained token has weight: nothing was trained", code="nothing-trained", place=str(config.data),
+            "no trained token has weight: nothing was trained",
+            code="nothing-trained",
+            place=str(config.data),
             hint="sftprep audit shows why",
-        )  # fmt: skip
+        )
     with writing(workspace.directory):
         save_model(trainee.model, workspace.directory, shards=shards)
         write_loss_curve(workspace.metrics, workspace.directory / "loss.html", title=f"Training of {config.model}")
