@@ -50,7 +50,8 @@ def codes_in_code() -> set[str]:
     found = set(CODES)
     for path in PACKAGE.rglob("*.py"):
         found |= set(literal.findall(path.read_text(encoding="utf-8")))
-    found |= set(named.findall((PACKAGE / "templates" / "exact.py").read_text(encoding="utf-8")))
+    for module in ("templates/exact.py", "prepare/chunk.py"):
+        found |= set(named.findall((PACKAGE / module).read_text(encoding="utf-8")))
     found |= set(
         re.findall(r"\(\"([a-z]+-[a-z-]+)\", ", (PACKAGE / "stages" / "mask_audit.py").read_text(encoding="utf-8"))
     )
