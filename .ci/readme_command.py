@@ -5,20 +5,22 @@ python .ci/readme_command.py tests
 
 from __future__ import annotations
 
-import re
 import sys
+from itertools import dropwhile, takewhile
 from pathlib import Path
 
 README = Path(__file__).resolve().parent.parent / "README.md"
 
 
 def command(word: str) -> str:
-    """The code block's text below the first heading that holds the word."""
-    text = README.read_text(encoding="utf-8")
-    found = re.search(rf"^#+ [^\n]*\b{re.escape(word)}\b[^\n]*\n(?:(?!^#).*\n)*?```sh\n(.*?)```", text, re.M | re.S)
-    if not found:
-        sys.exit(f"README.md has no heading with {word!r} and a code block below it")
-    return found[1].strip()
+    """The text of the first code block below the first heading that holds the word."""
+    lines = iter(README.read_text(encoding="utf-8").splitlines())
+    if not any(line.startswith("#") and word in line.lower().split() for line in lines):
+        sys.exit(f"README.md has no heading with {word!r}")
+    block = list(takewhile(lambda line: line != "```", dropwhile(lambda line: line != "```sh", lines)))
+    if len(block) < 2:
+        sys.exit(f"README.md has no code block below the heading with {word!r}")
+    return "\n".join(block[1:])
 
 
 if __name__ == "__main__":

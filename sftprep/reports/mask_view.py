@@ -10,7 +10,7 @@ import pyarrow as pa
 from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
-from sftprep.data import TRAINED_KINDS, SpanKind
+from sftprep.data import SpanKind
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +80,7 @@ def view_row(batch: pa.RecordBatch, *, index: int, sources: Sequence[str], token
             SpanView(
                 kind=kind,
                 message=row["span_messages"][number],
-                trained=kind in TRAINED_KINDS,
+                trained=any(row["assistant_masks"][start:stop]),  # what is trained, not what should be
                 origin=f"{sources[row['doc_files'][document]]}:{row['doc_lines'][document]}",
                 starts_document=starts,
                 tokens=_tokens(row["input_ids"][start:stop], weights[start:stop], tokenizer),

@@ -151,8 +151,10 @@ def _rows_of(rows: _Rows, positions: IntArray) -> list[int]:
 
 
 def _mask_faults(rows: _Rows, trained_spans: npt.NDArray[np.bool_]) -> list[tuple[str, int]]:
-    if (rows.span_lengths <= 0).any() or not np.isin(rows.row_starts, rows.span_starts).all():
-        return [("span-order", int(row)) for row in np.unique(rows.span_rows[rows.span_lengths <= 0])]
+    disordered = np.unique(rows.span_rows[rows.span_lengths <= 0]).tolist()
+    disordered += np.flatnonzero(~np.isin(rows.row_starts, rows.span_starts)).tolist()
+    if disordered:
+        return [("span-order", int(row)) for row in sorted(set(disordered))]
     found = [("border-trained", int(row)) for row in np.unique(rows.doc_rows[rows.masks[rows.doc_starts] != 0])]
     crossed = ~np.isin(rows.doc_starts, rows.span_starts)
     found += [("span-crosses-border", int(row)) for row in np.unique(rows.doc_rows[crossed])]

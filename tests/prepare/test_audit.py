@@ -79,6 +79,10 @@ def miscount(rows: list[dict[str, Any]]) -> None:
     rows[2]["num_trained"] += 1
 
 
+def begin_spans_late(rows: list[dict[str, Any]]) -> None:
+    rows[2]["span_starts"][0] = 1
+
+
 def invent_an_id(rows: list[dict[str, Any]]) -> None:
     rows[2]["input_ids"][3] = 1_000_000
 
@@ -91,6 +95,7 @@ FAULTS: dict[str, tuple[Edit, str]] = {
     "another token stops (B2)": (stop_with_another_token, "stop-id-unknown"),
     "columns of two lengths (F9)": (shorten_the_mask, "column-length-mismatch"),
     "scalar wrong (A5)": (miscount, "scalar-mismatch"),
+    "spans do not cover the row": (begin_spans_late, "span-order"),
     "id out of range": (invent_an_id, "id-out-of-range"),
 }
 
