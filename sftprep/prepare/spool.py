@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
+from uuid import uuid4
 
 import pyarrow as pa
 
@@ -29,15 +29,25 @@ class Spool:
 
     def __init__(self, out: Path) -> None:
         self._out = out
+        # Named before it is made: whatever interrupts, it is known what to remove.
+        place = out.resolve()
+        self._directory = place.with_name(f".{place.name}.spool-{uuid4().hex[:12]}")
 
     def __enter__(self) -> Self:
-        with named_failures(self._out):
-            self._out.parent.mkdir(parents=True, exist_ok=True)
-            self._directory = Path(tempfile.mkdtemp(prefix=f".{self._out.name}.spool-", dir=self._out.parent))
-            self._file = (self._directory / "documents.arrow").open("xb")
-            self._batches = pa.ipc.new_file(self._file, TOKEN_BATCH_SCHEMA)
-            self._left_out = (self._directory / LEFT_OUT_NAME).open("x", encoding="utf-8", newline="\n")
+        try:
+            with named_failures(self._out):
+                self._open()
+        except BaseException:
+            shutil.rmtree(self._directory, ignore_errors=True)
+            raise
         return self
+
+    def _open(self) -> None:
+        self._out.parent.mkdir(parents=True, exist_ok=True)
+        self._directory.mkdir()
+        self._file = (self._directory / "documents.arrow").open("xb")
+        self._batches = pa.ipc.new_file(self._file, TOKEN_BATCH_SCHEMA)
+        self._left_out = (self._directory / LEFT_OUT_NAME).open("x", encoding="utf-8", newline="\n")
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -73,12 +73,16 @@ class ShardWriter:
 
     def __enter__(self) -> Self:
         check_output(self.out, fingerprint=self._fingerprint, overwrite=self._overwrite)
-        with named_failures(self.out):
-            self.out.parent.mkdir(parents=True, exist_ok=True)
-            # Not tempfile's: that makes it private to its owner, and the set would stay so.
-            directory = self.out.with_name(f".{self.out.name}.partial-{uuid4().hex[:12]}")
-            directory.mkdir()
-            self.directory = directory
+        # Named before it is made: whatever interrupts, it is known what to remove. Not tempfile's name: that makes
+        # the directory private to its owner, and the set would stay so.
+        self.directory = self.out.with_name(f".{self.out.name}.partial-{uuid4().hex[:12]}")
+        try:
+            with named_failures(self.out):
+                self.out.parent.mkdir(parents=True, exist_ok=True)
+                self.directory.mkdir()
+        except BaseException:
+            shutil.rmtree(self.directory, ignore_errors=True)
+            raise
         return self
 
     def __exit__(
