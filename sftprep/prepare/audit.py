@@ -18,7 +18,7 @@ from tokenizers import Tokenizer
 
 from sftprep.config.audit import AuditConfig
 from sftprep.data import TRAINED_KINDS, SpanKind
-from sftprep.errors import OutputError, ShardError
+from sftprep.errors import ShardError
 from sftprep.reports.mask_html import write_page
 from sftprep.reports.mask_json import AuditFinding, AuditReport, KindCount, write_report
 from sftprep.reports.mask_view import RowView, view_row
@@ -45,20 +45,15 @@ def audit(config: AuditConfig) -> AuditReport:
 
     Raises:
         ShardError: the set is incomplete or damaged (`no-manifest`, `missing-shard`, `shard-checksum` …).
-        OutputError: `cannot-write`.
+        OutputError: `write-failed`.
     """
     shards = open_shard_set(config.directory)
     shards.verify(checksums=config.checksums)
     report = summarise(shards)
-    try:
-        if config.json_file is not None:
-            write_report(report, config.json_file)
-        if config.html is not None:
-            write_page(report, list(shown_rows(shards, count=config.html_rows, seed=config.seed)), config.html)
-    except OSError as error:
-        raise OutputError(
-            f"cannot write the report: {error}", code="cannot-write", place=str(error.filename)
-        ) from error
+    if config.json_file is not None:
+        write_report(report, config.json_file)
+    if config.html is not None:
+        write_page(report, list(shown_rows(shards, count=config.html_rows, seed=config.seed)), config.html)
     return report
 
 

@@ -9,6 +9,7 @@ from typing import Final
 import jinja2
 
 from sftprep.data import SpanKind
+from sftprep.reports.findings import publishing
 from sftprep.reports.mask_json import AuditReport
 from sftprep.reports.mask_view import RowView, SpanView
 
@@ -149,12 +150,11 @@ document.addEventListener("keydown", (event) => {
 
 
 def write_page(report: AuditReport, rows: Sequence[RowView], path: Path) -> None:
-    """Write the page, whole or not at all."""
+    """Write the page, whole or not at all. OutputError where it cannot be written."""
     environment = jinja2.Environment(autoescape=True, trim_blocks=False, undefined=jinja2.StrictUndefined)
     page = environment.from_string(_PAGE).render(report=report, rows=rows, cards=_cards(report), classes=_classes)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(page, encoding="utf-8")
-    partial.replace(path)
+    with publishing([path]) as publication:
+        publication.files[0].write(page.encode("utf-8"))
 
 
 def _cards(report: AuditReport) -> list[tuple[str, str]]:

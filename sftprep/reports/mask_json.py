@@ -6,6 +6,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from sftprep.reports.findings import publishing
 from sftprep.stages.lengths import PaddingWaste, Quantiles
 
 
@@ -56,7 +57,6 @@ class AuditReport(_Frozen):
 
 
 def write_report(report: AuditReport, path: Path) -> None:
-    """Write the report, whole or not at all."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(report.model_dump_json(indent=2) + "\n", encoding="utf-8")
-    partial.replace(path)
+    """Write the report, whole or not at all. OutputError where it cannot be written."""
+    with publishing([path]) as publication:
+        publication.files[0].write(report.model_dump_json(indent=2).encode("utf-8") + b"\n")
