@@ -141,6 +141,8 @@ class Sample:
     text: str
     segments: Sequence[Segment]
     turns: Sequence[TrainedTurn]
+    template_kwargs: Mapping[str, Json] = field(default_factory=dict)
+    """All keyword arguments that the template was given for this text, those chosen for the turn among them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +164,7 @@ class Document:
     sample: int
     ids: npt.NDArray[np.int32]
     spans: Sequence[TokenSpan]
+    template_kwargs: Mapping[str, Json] = field(default_factory=dict)
 
     @property
     def num_trained(self) -> int:
@@ -219,6 +222,8 @@ TOKEN_BATCH_SCHEMA: Final = pa.schema(
         pa.field("doc_file", pa.int32(), nullable=False),
         pa.field("doc_line", pa.int64(), nullable=False),
         pa.field("doc_sample", pa.int32(), nullable=False),
+        pa.field("doc_kwargs", pa.string(), nullable=False),
     ]
 )
-"""One document a row. Span `i` reaches from `span_starts[i]` to the next start (the last one to the end)."""
+"""One document a row. Span `i` reaches from `span_starts[i]` to the next start (the last one to the end);
+`doc_kwargs` is the template's keyword arguments as JSON with sorted keys."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -159,6 +160,7 @@ def _batch(documents: Sequence[tuple[InputRow, Document]]) -> pa.RecordBatch:
         pa.array([row.source for row, _ in documents], pa.int32()),
         pa.array([document.address.line for document in docs], pa.int64()),
         pa.array([document.sample for document in docs], pa.int32()),
+        pa.array([json.dumps(document.template_kwargs, sort_keys=True) for document in docs], pa.string()),
     ]
     return pa.RecordBatch.from_arrays(columns, schema=TOKEN_BATCH_SCHEMA)
 

@@ -11,7 +11,7 @@ read ─▶ compile (render, encode) ─▶ spool ─▶ plan on lengths ─▶ 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -33,7 +33,7 @@ from sftprep.prepare.publish import Packed, build_manifest
 from sftprep.prepare.spool import LEFT_OUT_NAME, Spool, left_out_lines
 from sftprep.prepare.workers import compile_chunks
 from sftprep.reports.mask_json import AuditReport
-from sftprep.shards.gather import gather
+from sftprep.shards.gather import distinct_kwargs, gather
 from sftprep.shards.place import check_output
 from sftprep.shards.read import ShardSet, open_shard_set
 from sftprep.shards.schema import MANIFEST_NAME
@@ -83,8 +83,9 @@ def pack(config: PackConfig, *, on_bytes: OnBytes | None = None, on_left_out: On
         if refusal is not None:
             _tell(spool.left_out(), on_left_out)
             raise refusal
-        packed = _plan(key, config, model=model, files=files, ledger=ledger)
-        return _write(packed, documents=spool.documents(), left_out=spool.left_out())
+        documents = spool.documents()
+        inputs = _Inputs(key, model, files, distinct_kwargs(documents))
+        return _write(_plan(inputs, config, ledger), documents=documents, left_out=spool.left_out())
 
 
 def _whole_set(config: PackConfig, key: str) -> ShardSet | None:
@@ -160,7 +161,15 @@ def _refuse_failed(audit: AuditReport) -> None:
         raise ShardError(f"the written shards fail their audit: {found}: nothing was published", code="audit-failed")
 
 
-def _plan(key: str, config: PackConfig, *, model: ModelFiles, files: tuple[InputFile, ...], ledger: Ledger) -> Packed:
+@dataclass(frozen=True, slots=True)
+class _Inputs:
+    fingerprint: str
+    model: ModelFiles
+    files: tuple[InputFile, ...]
+    kwargs: Sequence[str]
+
+
+def _plan(inputs: _Inputs, config: PackConfig, ledger: Ledger) -> Packed:
     """Decide the rows from lengths alone; a document that is taken n times is planned n times."""
     order = planning_order(ledger.times, seed=config.seed)
     lengths = ledger.lengths[order]
@@ -168,14 +177,15 @@ def _plan(key: str, config: PackConfig, *, model: ModelFiles, files: tuple[Input
     packs = plan(lengths, capacity=max_length, seed=config.seed)
     planned = packs if config.packing else plan_single(lengths, seed=config.seed)
     return Packed(
-        fingerprint=key,
+        fingerprint=inputs.fingerprint,
         config=config,
-        model=model,
-        files=files,
+        model=inputs.model,
+        files=inputs.files,
         ledger=ledger,
         plan=PackPlan(order=order[planned.order], offsets=planned.offsets),
         max_length=max_length,
         num_packs_if_packed=packs.num_packs,
+        kwargs=inputs.kwargs,
     )
 
 

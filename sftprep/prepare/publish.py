@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
@@ -40,6 +41,8 @@ class Packed:
     """Over documents as the ledger numbers them; a document taken twice is there twice."""
     max_length: int
     num_packs_if_packed: int
+    kwargs: Sequence[str]
+    """The template's keyword arguments that the documents name, as JSON."""
 
     @property
     def waste(self) -> Waste:
@@ -60,6 +63,7 @@ def build_manifest(packed: Packed, shards: Sequence[ShardRecord]) -> Manifest:
         packing=config.packing,
         max_length=packed.max_length,
         has_weights=ledger.has_weights,
+        template_kwargs=[json.loads(kwargs) for kwargs in packed.kwargs],
         sources=[_source_record(file, account) for file, account in accounts],
         shards=list(shards),
         counts=_counts(packed, shards),

@@ -31,6 +31,16 @@ def needs_weights(documents: pa.Table) -> bool:
     return any(np.any(_TRAINED[_flat(batch["span_kinds"])] & (_flat(batch["span_weights"]) != 1)) for batch in batches)
 
 
+def distinct_kwargs(documents: pa.Table) -> list[str]:
+    """The distinct keyword arguments of the documents (JSON), in order of first appearance: what `doc_kwargs` index."""
+    found: list[str] = _encoded_kwargs(documents).dictionary.to_pylist()
+    return found
+
+
+def _encoded_kwargs(documents: pa.Table) -> pa.DictionaryArray:
+    return pa.chunked_array(documents["doc_kwargs"].chunks, pa.string()).combine_chunks().dictionary_encode()
+
+
 def _flat(column: pa.ListArray) -> Array:
     values: Array = column.flatten().to_numpy()
     return values
@@ -102,6 +112,7 @@ class _Source:
     files: Array
     lines: Array
     samples: Array
+    kwargs: Array
 
     @classmethod
     def of(cls, documents: pa.Table) -> _Source:
@@ -114,6 +125,7 @@ class _Source:
             files=documents["doc_file"].to_numpy(),
             lines=documents["doc_line"].to_numpy(),
             samples=documents["doc_sample"].to_numpy(),
+            kwargs=_encoded_kwargs(documents).indices.to_numpy(),
         )
 
 
@@ -163,6 +175,7 @@ def _batch(
         _lists(source.files[docs], doc_offsets),
         _lists(source.lines[docs], doc_offsets),
         _lists(source.samples[docs], doc_offsets),
+        _lists(source.kwargs[docs], doc_offsets),
         *_scalars(spans, row_of_span=row_of_span, span_weights=span_weights, num_rows=len(per_row)),
         pa.array(np.add.reduceat(lengths * lengths, doc_offsets[:-1])),
     ]

@@ -111,6 +111,9 @@ class Manifest(_Frozen):
     max_length: int = Field(description="Tokens a row holds at most.")
     has_weights: bool = Field(description="Whether the shards have the `weights` column.")
     mask: Literal["assistant"] = Field(default="assistant", description="The policy stamp of the mask.")
+    template_kwargs: list[dict[str, object]] = Field(
+        description="The distinct keyword arguments that the template was given; the shards' `doc_kwargs` index them."
+    )
     sources: list[SourceRecord]
     shards: list[ShardRecord]
     counts: Counts

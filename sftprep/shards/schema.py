@@ -6,7 +6,7 @@ from typing import Final
 
 import pyarrow as pa
 
-FORMAT_VERSION: Final = 1
+FORMAT_VERSION: Final = 2
 """Raised whenever a column or the manifest changes its meaning."""
 
 MANIFEST_NAME: Final = "manifest.json"
@@ -23,6 +23,7 @@ SHARD_SCHEMA: Final = pa.schema(
         pa.field("doc_files", pa.list_(pa.int32()), nullable=False),
         pa.field("doc_lines", pa.list_(pa.int64()), nullable=False),
         pa.field("doc_samples", pa.list_(pa.int32()), nullable=False),
+        pa.field("doc_kwargs", pa.list_(pa.int32()), nullable=False),
         pa.field("num_trained", pa.int32(), nullable=False),
         pa.field("weight_sum", pa.float64(), nullable=False),
         pa.field("sum_len2", pa.int64(), nullable=False),
@@ -32,8 +33,8 @@ SHARD_SCHEMA: Final = pa.schema(
 
 `seq_lengths` are the documents' token counts, in order, and sum to the row's length. `span_starts` count from the
 row's first token; a span reaches to the next start; no span crosses a document border. `doc_files` index the
-manifest's `sources`; `doc_lines` count from 1. `num_trained` is the mask's sum, `weight_sum` the sum of the trained
-tokens' weights, `sum_len2` the sum of squared document lengths (attention cost).
+manifest's `sources`, `doc_kwargs` its `template_kwargs`; `doc_lines` count from 1. `num_trained` is the mask's sum,
+`weight_sum` the sum of the trained tokens' weights, `sum_len2` the sum of squared document lengths (attention cost).
 """
 
 WEIGHTS_FIELD: Final = pa.field("weights", pa.list_(pa.float32()), nullable=False)

@@ -33,7 +33,7 @@ _ENCODINGS: Final = {
 }
 _DICTIONARIES: Final = [
     f"{name}.list.element"
-    for name in ("assistant_masks", "span_kinds", "span_messages", "doc_files", "doc_samples", "weights")
+    for name in ("assistant_masks", "span_kinds", "span_messages", "doc_files", "doc_samples", "doc_kwargs", "weights")
 ]
 
 

@@ -58,7 +58,7 @@ def encode(samples: Sequence[Sample], *, engine: Engine, stop_ids: frozenset[int
     for sample in samples:
         for ids, spans in _documents(sample, engine, stop_ids):
             number = len(documents)
-            documents.append(Document(address=sample.address, sample=number, ids=ids, spans=spans))
+            documents.append(Document(sample.address, number, ids, spans, sample.template_kwargs))
     return documents
 
 

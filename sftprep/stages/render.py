@@ -83,6 +83,7 @@ def _sample(conversation: Conversation, number: int, group: Sequence[ExactTurn])
         text=group[-1].traced.text,
         segments=tuple(_segments(conversation, group)),
         turns=tuple(turns),
+        template_kwargs=dict(group[-1].request.kwargs or {}),
     )
 
 

@@ -28,7 +28,8 @@ WRITE = textwrap.dedent("""
     out, fault = Path(sys.argv[1]), sys.argv[2]
     ids = np.random.default_rng(0).integers(0, 150_000, 200_000).tolist()
     row = {"input_ids": ids, "span_starts": [0, 9], "span_kinds": [0, 5], "span_messages": [-1, 0],
-           "span_weights": [1.0, 1.0], "doc_file": 0, "doc_line": 1, "doc_sample": 0}
+           "span_weights": [1.0, 1.0], "doc_file": 0, "doc_line": 1, "doc_sample": 0,
+           "doc_kwargs": "{}"}
     documents = pa.Table.from_pylist([row] * 4, schema=TOKEN_BATCH_SCHEMA)
     (batch,) = gather(documents, PackPlan(np.array([0]), np.array([0, 1])))
     if fault == "limit":
@@ -89,6 +90,7 @@ def table_of(lengths: list[int], *, weight: float = 1.0) -> pa.Table:
             "doc_file": 0,
             "doc_line": line,
             "doc_sample": 0,
+            "doc_kwargs": "{}",
         }
         for line, length in enumerate(lengths, 1)
     ]

@@ -43,6 +43,7 @@ def documents(draw: st.DrawFn) -> list[dict[str, Any]]:
                 "doc_file": 0,
                 "doc_line": number + 1,
                 "doc_sample": 0,
+                "doc_kwargs": draw(st.sampled_from(["{}", '{"enable_thinking": false}'])),
             }
         )
     return found
@@ -53,7 +54,9 @@ def rows_of(docs: list[dict[str, Any]], packs: PackPlan, *, weights: bool) -> li
     rows = []
     for first, last in zip(packs.offsets[:-1].tolist(), packs.offsets[1:].tolist(), strict=True):
         row: dict[str, Any] = {name: [] for name in ("input_ids", "assistant_masks", "seq_lengths", "span_starts")}
-        row |= {name: [] for name in ("span_kinds", "span_messages", "doc_files", "doc_lines", "doc_samples")}
+        row |= {
+            name: [] for name in ("span_kinds", "span_messages", "doc_files", "doc_lines", "doc_samples", "doc_kwargs")
+        }
         row_weights: list[float] = []
         for doc in (docs[i] for i in packs.order[first:last].tolist()):
             stops = [*doc["span_starts"][1:], len(doc["input_ids"])]
@@ -71,6 +74,7 @@ def rows_of(docs: list[dict[str, Any]], packs: PackPlan, *, weights: bool) -> li
             row["doc_files"].append(doc["doc_file"])
             row["doc_lines"].append(doc["doc_line"])
             row["doc_samples"].append(doc["doc_sample"])
+            row["doc_kwargs"].append(list(dict.fromkeys(d["doc_kwargs"] for d in docs)).index(doc["doc_kwargs"]))
         row["num_trained"] = sum(row["assistant_masks"])
         row["weight_sum"] = float(sum(row_weights))
         row["sum_len2"] = sum(length**2 for length in row["seq_lengths"])
@@ -100,6 +104,7 @@ def manifest_of(shards: list[ShardRecord], *, weights: bool = False) -> Manifest
         packing=True,
         max_length=32,
         has_weights=weights,
+        template_kwargs=[{}],
         sources=[],
         shards=shards,
         counts=Counts(**totals, num_tokens=1, num_trained=1, weight_sum=1, tokens_by_kind={}),
@@ -148,6 +153,7 @@ DOCS: list[dict[str, Any]] = [
         "doc_file": 0,
         "doc_line": line,
         "doc_sample": 0,
+        "doc_kwargs": "{}",
     }
     for line in range(1, 20)
 ]

@@ -280,3 +280,26 @@ def test_the_token_that_opens_the_next_turn_is_trained_where_it_stops_the_model_
     completions = [s.text[t.start : t.stop] for s in rendered.samples for t in s.turns]
     assert completions == ["a one<|user|>", "a two<|user|>"]
     assert len(rendered.samples) == 1
+
+
+SWITCHING = """{%- for m in messages -%}<|im_start|>{{ m.role }}
+{% if m.role == 'assistant' and m.reasoning_content %}<think>{{ m.reasoning_content }}</think>
+{% elif m.role == 'assistant' %}<think></think>
+{% endif %}{{ m.content }}<|im_end|>
+{% endfor -%}
+{%- if add_generation_prompt %}<|im_start|>assistant
+{% if enable_thinking is defined and not enable_thinking %}<think></think>
+{% endif %}{% endif -%}"""
+
+
+@pytest.mark.parametrize(
+    ("given", "chosen"), [({}, {"enable_thinking": False}), ({"x": "y"}, {"enable_thinking": False})]
+)
+def test_the_arguments_that_the_template_was_given_are_known_for_every_document_e6(given: Any, chosen: Any) -> None:
+    model = model_at(OWN)
+    template = ChatTemplate(SWITCHING, special_tokens={}, stop_tokens=model.files.stop_tokens, now=datetime(2026, 1, 2))
+    messages = [user("q"), assistant("a", reasoning_content="r"), user("q"), assistant("b")]
+    conversation = Conversation(RowAddress("f", 1), messages, [1.0] * 4, template_kwargs=given)
+    rendered = render(conversation, template=template, policy=ALLOW)
+    documents = encode(rendered.samples, engine=model.engine, stop_ids=frozenset(model.files.stop_ids))
+    assert [document.template_kwargs for document in documents] == [given, given | chosen]

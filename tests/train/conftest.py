@@ -55,6 +55,7 @@ def _row(generator: np.random.Generator, lengths: list[int], *, weighted: bool) 
         "doc_files": [0] * len(lengths),
         "doc_lines": list(range(1, len(lengths) + 1)),
         "doc_samples": [0] * len(lengths),
+        "doc_kwargs": [0] * len(lengths),
         "num_trained": sum(mask),
         "weight_sum": float(np.float32(weights).sum(dtype=np.float64)),
         "sum_len2": sum(length**2 for length in lengths),
@@ -116,6 +117,7 @@ def _manifest(rows: list[dict[str, object]], shards: list[ShardRecord], *, packi
         packing=packing,
         max_length=64,
         has_weights=weighted,
+        template_kwargs=[{}],
         sources=[],
         shards=shards,
         counts=Counts(
