@@ -66,6 +66,11 @@ def test_every_error_code_of_the_package_is_in_the_table_and_no_other() -> None:
     assert sorted(table - code) == [], "codes that no longer exist"
 
 
+def test_every_finding_of_a_row_has_its_severity_and_a_line_of_meaning() -> None:
+    rows = re.findall(r"^\| `([a-z0-9-]+)` \| (error|warning) \| (.{8,}) \|$", README, re.MULTILINE)
+    assert [(code, severity) for code, severity, _ in rows] == [(c, entry.severity.value) for c, entry in CODES.items()]
+
+
 def test_the_tree_names_every_directory_of_the_package() -> None:
     tree = README.partition("## The tree")[2].partition("\n## ")[0]
     for path in PACKAGE.iterdir():

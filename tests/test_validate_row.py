@@ -1,4 +1,4 @@
-"""Every fault of a row, at once, at its place, with what to do about it (D1, D2, D3, D7, D10, E5, L1)."""
+"""Every fault of a row, at once, at its place, with what to do about it (D1 to D7, D10, E5, L1, M3)."""
 
 from __future__ import annotations
 
@@ -31,6 +31,19 @@ def chat(*messages: Any, **keys: Any) -> dict[str, Any]:
     return {"messages": list(messages), **keys}
 
 
+TIDE = {
+    "type": "function",
+    "function": {
+        "name": "tide",
+        "parameters": {"type": "object", "properties": {"hour": {"type": "integer"}, "at": {"enum": ["quay", "bar"]}}},
+    },
+}
+
+
+def tooled(*messages: Any, **keys: Any) -> dict[str, Any]:
+    return {"messages": list(messages), "tools": [TIDE], **keys}
+
+
 def call(arguments: Any = "{}", **keys: Any) -> dict[str, Any]:
     return {**keys, "type": "function", "function": {"name": "tide", "arguments": arguments}}
 
@@ -51,7 +64,7 @@ FAULTS = {
     "unknown key L1": (chat(USER | {"wieght": 0}, ANSWER), [("unknown-key", "/messages/0/wieght")]),
     "weight of a prompt L1": (chat(USER | {"weight": 0}, ANSWER), [("unknown-key", "/messages/0/weight")]),
     "loss flag in a call L1": (
-        chat(USER, calling(call() | {"loss": False})),
+        tooled(USER, calling(call() | {"loss": False})),
         [("unknown-key", "/messages/1/tool_calls/0/loss")],
     ),
     "a key named like a role": (chat(USER | {"assistant": 1}, ANSWER), [("unknown-key", "/messages/0/assistant")]),
@@ -89,43 +102,43 @@ FAULTS = {
     "absent answer": (chat(USER, {"role": "assistant"}), [("empty-completion", "/messages/1")]),
     "empty parts": (chat(USER, ANSWER | {"content": []}), [("empty-completion", "/messages/1")]),
     "arguments not JSON D1": (
-        chat(USER, calling(call("{a}"))),
+        tooled(USER, calling(call("{a}"))),
         [("bad-arguments", "/messages/1/tool_calls/0/function/arguments")],
     ),
     "arguments a number": (
-        chat(USER, calling(call(5))),
+        tooled(USER, calling(call(5))),
         [("wrong-type", "/messages/1/tool_calls/0/function/arguments")],
     ),
     "arguments a JSON list": (
-        chat(USER, calling(call("[]"))),
+        tooled(USER, calling(call("[]"))),
         [("arguments-not-object", "/messages/1/tool_calls/0/function/arguments")],
     ),
     "unknown id": (
-        chat(USER, calling(call(id="a")), result("b"), ANSWER),
-        [("unknown-tool-call-id", "/messages/2/tool_call_id")],
+        tooled(USER, calling(call(id="a")), result("b"), ANSWER),
+        [("unknown-tool-call-id", "/messages/2/tool_call_id"), ("unanswered-call", "/messages/1/tool_calls/0")],
     ),
     "result before its call": (
-        chat(USER, result("a"), calling(call(id="a"))),
+        tooled(USER, result("a"), calling(call(id="a"))),
         [("unknown-tool-call-id", "/messages/1/tool_call_id")],
     ),
     "result without id": (
-        chat(USER, calling(call(id="a")), result(), ANSWER),
-        [("missing-tool-call-id", "/messages/2")],
+        tooled(USER, calling(call(id="a")), result(), ANSWER),
+        [("missing-tool-call-id", "/messages/2"), ("unanswered-call", "/messages/1/tool_calls/0")],
     ),
     "call without id": (
-        chat(USER, calling(call(id="a"), call())),
+        tooled(USER, calling(call(id="a"), call())),
         [("missing-tool-call-id", "/messages/1/tool_calls/1")],
     ),
     "one id for two open calls": (
-        chat(USER, calling(call(id="a"), call(id="a"))),
+        tooled(USER, calling(call(id="a"), call(id="a"))),
         [("duplicate-tool-call-id", "/messages/1/tool_calls/1/id")],
     ),
     "an id again after its answer": (
-        chat(USER, calling(call(id="a")), result("a"), calling(call(id="a")), result("a"), ANSWER),
+        tooled(USER, calling(call(id="a")), result("a"), calling(call(id="a")), result("a"), ANSWER),
         [("reused-tool-call-id", "/messages/3/tool_calls/0/id")],
     ),
     "answered twice": (
-        chat(USER, calling(call(id="a")), result("a"), result("a"), ANSWER),
+        tooled(USER, calling(call(id="a")), result("a"), result("a"), ANSWER),
         [("repeated-tool-result", "/messages/3/tool_call_id")],
     ),
     "result of nothing": (chat(USER, result(), ANSWER), [("orphan-tool-result", "/messages/1")]),
@@ -141,6 +154,72 @@ FAULTS = {
         chat(USER, ANSWER | {"content": "<think><think>a</think></think>"}),
         [("unbalanced-reasoning", "/messages/1/content")],
     ),
+    "another tag E5": (
+        chat(USER, ANSWER | {"content": "<reasoning>a</think>b"}),
+        [("unbalanced-reasoning", "/messages/1/content")],
+    ),
+    "reasoning in two places E4": (
+        chat(USER, ANSWER | {"reasoning_content": "a", "content": "<think>a</think>b"}),
+        [("reasoning-twice", "/messages/1/reasoning_content")],
+    ),
+    "a made-up result D6": (
+        chat(USER, ANSWER | {"content": "I look.\n<tool_response>18:40</tool_response>\nAt six."}),
+        [("embedded-tool-result", "/messages/1/content")],
+    ),
+    "an observation D6": (
+        chat(USER, ANSWER | {"content": "Action: tide\nObservation: 18:40"}),
+        [("embedded-tool-result", "/messages/1/content")],
+    ),
+    "two questions D10": (chat(USER, USER, ANSWER), [("consecutive-user", "/messages/1")]),
+    "an answer to nothing D10": (chat(ANSWER, USER, ANSWER), [("starts-with-assistant", "/messages/0")]),
+    "an answer to the system D10": (
+        chat({"role": "system", "content": "a"}, ANSWER, USER, ANSWER),
+        [("starts-with-assistant", "/messages/1")],
+    ),
+    "blank answer": (chat(USER, ANSWER | {"content": " \n\u3000"}), [("empty-completion", "/messages/1")]),
+    "blank question": (chat(USER | {"content": "\t"}, ANSWER), [("blank-content", "/messages/0/content")]),
+    "empty question": (chat(USER | {"content": ""}, ANSWER), [("blank-content", "/messages/0/content")]),
+    "unknown tool": (
+        tooled(USER, calling({"type": "function", "function": {"name": "ebb", "arguments": {}}})),
+        [("unknown-tool", "/messages/1/tool_calls/0/function/name")],
+    ),
+    "no tools D4": (chat(USER, calling(call()), result(), ANSWER), [("no-tools", "/messages/1/tool_calls")]),
+    "two tools of one name": (chat(USER, ANSWER, tools=[TIDE, TIDE]), [("duplicate-tool", "/tools/1")]),
+    "parameters that are no schema": (
+        chat(USER, ANSWER, tools=[{"type": "function", "function": {"name": "a", "parameters": {"type": "dict"}}}]),
+        [("bad-schema", "/tools/0/function/parameters")],
+    ),
+    "arguments of the wrong type D1": (
+        tooled(USER, calling(call({"hour": "six"}))),
+        [("arguments-misfit", "/messages/1/tool_calls/0/function/arguments")],
+    ),
+    "arguments as text that misfit twice D1": (
+        tooled(USER, calling(call('{"hour": 1.5, "at": "mole"}'))),
+        [("arguments-misfit", "/messages/1/tool_calls/0/function/arguments")] * 2,
+    ),
+    "a call without a result": (
+        tooled(USER, calling(call(id="a"), call(id="b")), result("a"), ANSWER, USER, ANSWER),
+        [("unanswered-call", "/messages/1/tool_calls/1")],
+    ),
+    "a call without a result or ids": (
+        tooled(USER, calling(call(), call()), result(), USER, ANSWER),
+        [("unanswered-call", "/messages/1/tool_calls/1")],
+    ),
+    "more results than calls": (
+        tooled(USER, calling(call()), result(), result(), ANSWER),
+        [("orphan-tool-result", "/messages/3")],
+    ),
+    "wrong encoding": (chat(USER | {"content": "the cafÃ©â€™s"}, ANSWER), [("mojibake", "/messages/0/content")]),
+    "wrong encoding in Cyrillic": (
+        chat(USER, ANSWER | {"content": "РџСЂРёРІРµС‚"}),
+        [("mojibake", "/messages/1/content")],
+    ),
+    "replacement character in an argument": (
+        tooled(USER, calling(call({"at": "quay", "n/a": "a\ufffdb"}))),
+        [("replacement-character", "/messages/1/tool_calls/0/function/arguments/n~1a")],
+    ),
+    "escape sequence": (chat(USER | {"content": "\x1b[0m"}, ANSWER), [("control-character", "/messages/0/content")]),
+    "C1 character": (chat(USER | {"content": "a\x92s"}, ANSWER), [("control-character", "/messages/0/content")]),
     "metadata": (chat(USER, ANSWER, topic="sea"), [("unknown-row-key", "/topic")]),
     "a list": ([USER], [("not-an-object", "")]),
     "another format": (
@@ -167,6 +246,39 @@ def test_every_code_of_the_conversation_is_shown_by_some_row() -> None:
     assert shown | text | elsewhere == set(CODES)
 
 
+def test_a_text_of_a_broken_kind_is_one_finding_that_counts_and_shows() -> None:
+    row = chat(USER | {"content": "a\ufffdb\ufffd \x00 Ã¼"}, ANSWER)
+    messages = {finding.code: finding.message for finding in check(row).findings}
+    assert messages["replacement-character"] == "2 × U+FFFD, first as character 2"
+    assert messages["control-character"] == "1 × control characters, first U+0000 as character 6"
+    assert "Ã¼" in messages["mojibake"]
+
+
+@pytest.mark.parametrize(
+    "text", ["cafÃ©", "Ð¿ÑÐ¸Ð²ÐµÑ", "æ½®æ±å¤ªé\x83Ž", "itâ€™s", "ðŸŒŠ", "a\ufffd", "\x7f", "\x08", "\x0c", "\x85\x86"]
+)
+@pytest.mark.parametrize("ascii_only", [True, False])
+def test_broken_characters_are_found_however_the_row_writes_them(text: str, *, ascii_only: bool) -> None:
+    raw = json.dumps(chat(USER | {"content": text}, ANSWER), ensure_ascii=ascii_only).encode()
+    codes = {finding.code for finding in validate_row(raw, address=ADDRESS, format=Format.OPENAI).findings}
+    assert len(codes & {"mojibake", "replacement-character", "control-character"}) == 1
+
+
+@given(st.text(alphabet=st.characters(exclude_categories=["Cs"]), max_size=30))
+def test_utf8_read_as_latin_1_is_mojibake_wherever_it_has_three_characters_in_a_row(text: str) -> None:
+    word = "".join(character for character in text if ord(character) > 0x7FF)[:6]
+    broken = word.encode().decode("latin-1")
+    codes = {finding.code for finding in check(chat(USER | {"content": broken}, ANSWER)).findings}
+    if len(word) >= 3:
+        assert "mojibake" in codes
+
+
+def test_a_remote_schema_is_never_fetched() -> None:
+    parameters = {"$ref": "http://127.0.0.1:9/schema.json"}
+    row = chat(USER, calling(call({"hour": "six"})), tools=[{"function": {"name": "tide", "parameters": parameters}}])
+    assert found(row) == [("bad-schema", "/tools/0/function/parameters")]
+
+
 def test_all_faults_of_a_row_come_at_once_d10() -> None:
     first = {"role": "user", "content": 7, "x": 1}
     row = chat(first, {"role": "bot"}, calling(call("{")), ANSWER | {"content": ""}, tools="[]")
@@ -187,10 +299,19 @@ def test_an_empty_message_of_weight_0_is_no_fault_beside_other_faults() -> None:
 
 
 GOOD = {
-    "text and call D7": chat(USER, calling(call(id="a")) | {"content": "I look."}, result("a"), ANSWER),
-    "object arguments D1": chat(USER, calling(call({"b": 1, "a": [1, "1", None, 1.0]})), result(), ANSWER),
+    "text and call D7": tooled(USER, calling(call(id="a")) | {"content": "I look."}, result("a"), ANSWER),
+    "object arguments D1": tooled(USER, calling(call({"b": 1, "a": [1, "1", None, 1.0]})), result(), ANSWER),
     "text parts": chat({"role": "user", "content": [{"type": "text", "text": "a"}]}, ANSWER),
-    "reasoning": chat(USER, ANSWER | {"reasoning_content": "hm", "content": "<think>a</think>b"}),
+    "reasoning": chat(USER, ANSWER | {"reasoning_content": "hm"}, USER, ANSWER | {"content": "<think>a</think>b"}),
+    "calls in two messages, results after both": tooled(
+        USER, calling(call(id="a")) | {"content": "x"}, result("a"), calling(call(id="b")), result("b"), ANSWER
+    ),
+    "a call that ends the row": tooled(USER, calling(call(id="a"), call(id="b"))),
+    "a result that is empty": tooled(USER, calling(call()), {"role": "tool", "content": ""}, ANSWER),
+    "characters of other languages": chat(
+        USER | {"content": "« été » NÃO à 18\u00a0h; Ő Đ — “quoted” … \u0085 \u2028 РСФСР 潮 🌊\r\n\t"},
+        ANSWER | {"content": "Compare a<b and [0]; Observation: none. \\frac{1}{2} C:\\bin"},
+    ),
     "empty but weight 0": chat(USER, ANSWER | {"content": "", "weight": 0}, USER, ANSWER),
     "developer, name, kwargs": chat(
         {"role": "developer", "content": "a", "name": "b"}, USER, ANSWER, chat_template_kwargs={"enable_thinking": True}
@@ -214,7 +335,7 @@ def test_good_rows_keep_messages_exactly_as_they_came_d2_d3(name: str) -> None:
 
 
 def test_weight_and_train_are_honoured_and_hidden_from_the_template_l1() -> None:
-    row = chat(USER, ANSWER | {"weight": 0}, USER, calling(call(), train=False), result(), ANSWER | {"weight": 0.5})
+    row = tooled(USER, ANSWER | {"weight": 0}, USER, calling(call(), train=False), result(), ANSWER | {"weight": 0.5})
     conversation = check(row).conversation
     assert conversation is not None
     assert conversation.weights == [1.0, 0.0, 1.0, 0.0, 1.0, 0.5]

@@ -71,6 +71,7 @@ CODES: Final = {
     "missing-tool-call-id": _error("the other calls and results of this conversation have ids: give this one its own"),
     "unknown-tool-call-id": _error("a result follows the call that it answers and repeats its id"),
     "duplicate-tool-call-id": _error("two calls that wait for a result have one id: its result could be either's"),
+    "unknown-tool": _error("the row's tools do not hold it: declare it, or correct the name"),
     "unknown-row-key": _warning("kept as metadata, not shown to the model; said once a file"),
     "ends-without-assistant": _warning("what follows the last assistant message is never trained"),
     "late-system": _warning("many templates raise on it, or move it to the front"),
@@ -80,7 +81,23 @@ CODES: Final = {
     "reused-tool-call-id": _warning("an answered call had this id too: the result is taken as the later call's"),
     "arguments-not-object": _warning("servers give a template the arguments as an object"),
     "bare-tool": _warning('servers take tools as {"type": "function", "function": {...}} only'),
+    "starts-with-assistant": _warning("many templates raise on it: a user speaks first"),
+    "consecutive-user": _warning("many templates raise on it: join the two, or write the answer between them"),
+    "unanswered-call": _warning("give each call the tool's message that answers it"),
+    "no-tools": _warning("the model would learn calls of functions that it is not shown: add the row's tools"),
+    "duplicate-tool": _warning("a call by this name could mean either: remove one"),
+    "bad-schema": _warning("arguments are not checked against it; templates show it to the model as it is"),
+    "arguments-misfit": _warning("the model would learn calls that the tool refuses: correct the call or the schema"),
+    # What the texts hold.
+    "blank-content": _warning("is the text lost? a prompt says something"),
     "unbalanced-reasoning": _warning("<think> and </think> come in pairs, opening first"),
+    "reasoning-twice": _warning("many templates would write two blocks: keep the reasoning in one place"),
+    "embedded-tool-result": _warning(
+        "the model would learn to make up results: write them as messages of the role tool, which are not trained"
+    ),
+    "mojibake": _warning("UTF-8 that was read as another encoding: decode the source again as UTF-8"),
+    "replacement-character": _warning("a reader could not decode this text: read the source with its own encoding"),
+    "control-character": _warning("nobody types these: remove them, or see what wrote them"),
 }
 """Code → entry, in the order in which documentation lists them."""
 

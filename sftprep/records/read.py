@@ -14,8 +14,10 @@ from sftprep.records.detect import signatures_of
 from sftprep.records.draft import Draft, Format, Reading
 from sftprep.records.openai import MISPLACED, ChatRow, read_chat
 from sftprep.records.prompt_response import PromptCompletionRow, PromptResponseRow, read_prompt_response
-from sftprep.records.rules import check_messages, check_tools
+from sftprep.records.rules import check_messages
 from sftprep.records.sharegpt import ShareGptRow, read_sharegpt
+from sftprep.records.text_rules import check_characters
+from sftprep.records.tool_rules import calls_without_tools, check_tools
 from sftprep.records.wire_errors import faults_of
 
 
@@ -33,8 +35,11 @@ _READERS: Final = {
 _COMPLETION_READER: Final = _Reader(PromptCompletionRow, read_prompt_response)
 
 
-def read_record(value: dict[str, Json], *, row_format: Format, detected: bool) -> Reading:
-    """A row as a draft. `detected`: nobody named the format, so a row that could be of another one is refused."""
+def read_record(value: dict[str, Json], *, row_format: Format, detected: bool, suspect: bool = True) -> Reading:
+    """A row as a draft. `detected`: nobody named the format, so a row that could be of another one is refused.
+
+    `suspect`: characters are looked at, as the row's bytes did not prove them fine.
+    """
     reader = _READERS[row_format]
     if row_format is Format.PROMPT_RESPONSE and "response" not in value and "completion" in value:
         reader = _COMPLETION_READER
@@ -46,8 +51,9 @@ def read_record(value: dict[str, Json], *, row_format: Format, detected: bool) -
     if draft is None:
         return Reading(None, faults)
     more = check_messages(draft)
-    if draft.tools:
-        more.extend(check_tools(draft.tools))
+    more.extend(check_tools(draft.tools) if draft.tools else calls_without_tools(draft))
+    if suspect:
+        more.extend(check_characters(draft))
     if draft.metadata:
         more.extend(_check_metadata(value, draft, row_format=row_format, detected=detected))
     return Reading(draft, (*faults, *more))

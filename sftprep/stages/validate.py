@@ -10,6 +10,7 @@ from sftprep.records.codes import CODES, Fault
 from sftprep.records.draft import Format
 from sftprep.records.json_text import parse_json
 from sftprep.records.read import read_record
+from sftprep.records.text_rules import may_be_broken
 from sftprep.records.wire_errors import describe
 
 
@@ -28,7 +29,7 @@ def validate_row(raw: bytes, *, address: RowAddress, format: Format, detected: b
     if readable and not isinstance(value, dict):
         faults = (*faults, Fault("not-an-object", "", f"the row is {describe(value)}, must be an object"))
     elif readable:
-        reading = read_record(value, row_format=format, detected=detected)
+        reading = read_record(value, row_format=format, detected=detected, suspect=may_be_broken(raw))
         faults = (*faults, *reading.faults)
         draft = reading.draft
         if draft is not None and not (faults and _has_error(faults)):

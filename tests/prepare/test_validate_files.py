@@ -30,7 +30,22 @@ SAMPLES = {
     "unknown_key": ["1:/messages/0/wieght:unknown-key", "1:/messages/1/loss:unknown-key"],
     "no_assistant": ["1:/messages:no-assistant"],
     "orphan_tool_result": ["1:/messages/1/tool_call_id:unknown-tool-call-id"],
-    "bad_arguments": ["1:/messages/1/tool_calls/0/function/arguments:bad-arguments"],
+    "bad_arguments": [
+        "1:/messages/1/tool_calls/0/function/arguments:bad-arguments",
+        "1:/messages/1/tool_calls:no-tools",
+    ],
+    "unknown_tool": ["1:/messages/1/tool_calls/0/function/name:unknown-tool"],
+    "arguments_misfit": ["1:/messages/1/tool_calls/0/function/arguments:arguments-misfit"],
+    "unanswered_call": ["1:/messages/1/tool_calls/1:unanswered-call"],
+    "made_up_tool_result": ["1:/messages/1/content:embedded-tool-result"],
+    "mojibake": ["1:/messages/1/content:mojibake", "2:/messages/0/content:replacement-character"],
+    "control_character": ["1:/messages/0/content:control-character"],
+    "blank_texts": ["1:/messages/0/content:blank-content", "1:/messages/1:empty-completion"],
+    "turns_out_of_order": [
+        "1:/messages/1:starts-with-assistant",
+        "1:/messages/3:consecutive-user",
+        "1:/messages/5:late-system",
+    ],
     "empty_answer": ["1:/messages/1:empty-completion"],
     "duplicate_key": ["1:/messages/0/content:duplicate-key"],
     "lone_surrogate": ["1:/messages/0/content:lone-surrogate"],
@@ -232,13 +247,20 @@ def test_the_real_chats_hold_two_bad_rows_and_known_oddities(corpus: Path) -> No
     assert report.rows_in == 32_828
     bad = [str(f.address).rsplit("/", 1)[-1] for f in report.findings if f.severity is Severity.ERROR]
     assert bad == [f"llamafactory_glaive_toolcall_zh_demo.jsonl.zst:{line}" for line in (192, 277)]
-    assert set(report.by_code) == {
-        "unknown-tool-call-id",
-        "reused-tool-call-id",
-        "consecutive-assistant",
-        "ends-without-assistant",
-        "unbalanced-reasoning",
-    } | ({"repeated-tool-result"} & set(report.by_code))
+    assert report.by_code == {
+        "arguments-misfit": 145,
+        "bad-schema": 127,
+        "consecutive-assistant": 13,
+        "consecutive-user": 2,
+        "control-character": 13,
+        "ends-without-assistant": 5,
+        "no-tools": 5,
+        "replacement-character": 43,
+        "reused-tool-call-id": 87,
+        "unanswered-call": 16,
+        "unbalanced-reasoning": 4,
+        "unknown-tool-call-id": 2,
+    }
 
 
 @pytest.mark.corpus
