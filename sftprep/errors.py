@@ -7,6 +7,7 @@
     └── DataError               the data is wrong, or cannot be made exact           exit 1
         ├── SourceError         a source cannot be read
         ├── TemplateError       the chat template cannot be compiled or it raised
+        ├── TemplateLimitError  the chat template takes more time or memory than a conversation explains
         ├── MaskError           a row whose mask cannot be exact
         ├── ShardError          a shard set is incomplete, damaged or of another model
         └── TrainError          a run cannot go on without training something else
@@ -63,7 +64,11 @@ class SourceError(DataError):
 
 
 class TemplateError(DataError):
-    """The chat template does not compile, raised on a conversation, or broke a limit."""
+    """The chat template does not compile, or raised on a conversation."""
+
+
+class TemplateLimitError(DataError):
+    """The chat template takes more steps, time or memory than a conversation explains: no row goes through it."""
 
 
 class MaskError(DataError):

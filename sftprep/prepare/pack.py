@@ -60,7 +60,7 @@ def pack(config: PackConfig, *, on_bytes: OnBytes | None = None, on_left_out: On
     Raises:
         UsageError: a file, the model or the output cannot be used.
         DataError: `rows-left-out` or `over-length` where rows cannot be packed and may not be left out,
-            `nothing-to-pack`, `source-changed`, `template-syntax`, `audit-failed`.
+            `nothing-to-pack`, `source-changed`, `template-syntax`, `template-limit`, `audit-failed`.
     """
     model = load_model(config.model)
     compiler(model, config)  # A template that does not compile is found before anything is read.

@@ -1,7 +1,8 @@
-"""Compiles a template so that its output is traced: three hooks in Jinja's code generator, one pass over its tree.
+"""Compiles a template so that its work is metered and its output traced.
 
-The generated code calls three functions of the environment: `trace_literal` for template text, `trace_value` for
-printed expressions, `trace_concat` for `~`. The pass over the tree tells the tracer which message a loop is at.
+The generated code calls functions of the environment: `print_value` for printed expressions, `join_values` for `~`,
+and, where it is traced, `trace_literal` for template text. One pass over the tree counts the passes of loops and what
+is compared; the other tells the tracer which message a loop is at.
 """
 
 from __future__ import annotations
@@ -13,23 +14,47 @@ from jinja2 import nodes
 from jinja2.compiler import CodeGenerator, Frame, optimizeconst
 
 
-class TracingCodeGenerator(CodeGenerator):
-    """Jinja's code generator with traced output."""
-
-    def _output_const_repr(self, group: Iterable[Any]) -> str:
-        return f"environment.trace_literal({''.join(map(str, group))!r})"
+class MeteredCodeGenerator(CodeGenerator):
+    """Jinja's code generator with output that the environment sees before it is made."""
 
     def _output_child_pre(self, node: nodes.Expr, frame: Frame, finalize: CodeGenerator._FinalizeInfo) -> None:
-        self.write("environment.trace_value(")
+        self.write("environment.print_value(")
 
     @optimizeconst
     def visit_Concat(self, node: nodes.Concat, frame: Frame) -> None:  # Jinja names its visitors by node
-        """Write `a ~ b` as a traced join."""
-        self.write("environment.trace_concat((")
+        """Write `a ~ b` as a join by the environment."""
+        self.write("environment.join_values((")
         for child in node.nodes:
             self.visit(child, frame)
             self.write(", ")
         self.write("))")
+
+
+class TracingCodeGenerator(MeteredCodeGenerator):
+    """The same with template text that is known as such."""
+
+    def _output_const_repr(self, group: Iterable[Any]) -> str:
+        return f"environment.trace_literal({''.join(map(str, group))!r})"
+
+
+def meter_tree(tree: nodes.Template) -> None:
+    """Count every pass of a loop, and what is compared or used as a key where neither side is written out, in place."""
+    for loop in tree.find_all(nodes.For):
+        loop.body.insert(0, _call("meter_step", loop, []))
+    for node in list(tree.find_all(nodes.Compare)):
+        operands = [operand.expr for operand in node.ops]
+        if not any(isinstance(side, nodes.Const) for side in (node.expr, *operands)):
+            node.expr = _looked(node.expr)
+            for operand in node.ops:
+                operand.expr = _looked(operand.expr)
+    for pair in tree.find_all(nodes.Pair):
+        pair.key = pair.key if isinstance(pair.key, nodes.Const) else _looked(pair.key)
+
+
+def _looked(value: nodes.Expr) -> nodes.Expr:
+    call = nodes.Call(nodes.EnvironmentAttribute("meter_look"), [value], [], None, None)
+    call.set_lineno(value.lineno, override=True)
+    return call
 
 
 def stamp_loops(node: nodes.Node) -> None:

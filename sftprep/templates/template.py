@@ -13,9 +13,11 @@ import jinja2
 import jinja2.meta
 
 from sftprep.data import Json
-from sftprep.errors import TemplateError
-from sftprep.templates.environment import TracingEnvironment, plain_environment
+from sftprep.errors import TemplateError, TemplateLimitError
+from sftprep.templates.environment import TracingEnvironment
+from sftprep.templates.limits import Meter, RenderLimitError
 from sftprep.templates.runs import Run, Source
+from sftprep.templates.sandbox import MeteredEnvironment
 from sftprep.templates.trace import TracedStr, Tracer
 from sftprep.templates.values import normalise_messages, wrap, wrap_messages
 
@@ -66,25 +68,23 @@ class ChatTemplate:
         self.special_tokens = dict(special_tokens)
         self.stop_tokens = tuple(stop_tokens)
         self.control_tokens = tuple(control_tokens)
-        environment = plain_environment(now)
+        self._environment = MeteredEnvironment(now)
         self._tracing = TracingEnvironment(now)
         try:
-            self._plain = environment.from_string(text)
+            self._plain = self._environment.from_string(text)
             self._traced = self._tracing.from_string(text)
-            self.variables = frozenset(jinja2.meta.find_undeclared_variables(environment.parse(text)))
+            self.variables = frozenset(jinja2.meta.find_undeclared_variables(self._environment.parse(text)))
         except jinja2.TemplateSyntaxError as error:
-            raise TemplateError(
-                f"the chat template does not compile: {error.message}",
-                code="template-syntax",
-                place=f"chat_template:{error.lineno}",
-                hint="the template is used as it is; fix the model's chat_template.jinja",
-            ) from error
+            raise _does_not_compile(error.message or "", f"chat_template:{error.lineno}") from error
+        except (RecursionError, MemoryError, SyntaxError) as error:
+            raise _does_not_compile(f"it is nested too deeply ({type(error).__name__})", "chat_template") from error
 
     def render(self, messages: Sequence[Mapping[str, Json]], request: Request, *, prompt: bool) -> str:
         """The text that a server renders; with `prompt`, the generation prompt is added.
 
         Raises:
             TemplateError: `template-raised` when the template refuses the messages.
+            TemplateLimitError: `template-limit`.
         """
         return self._run(
             self._plain, normalise_messages(messages), request.tools, self._arguments(request, prompt=prompt)
@@ -119,8 +119,18 @@ class ChatTemplate:
         tools: Sequence[Json] | None,
         arguments: Mapping[str, Json],
     ) -> str:
+        self._environment.meter = self._tracing.meter = Meter(
+            lambda: (_size(messages) + _size(tools) + _size(arguments)) * (1 + len(messages))
+        )
         try:
             return compiled.render(messages=messages, tools=tools, documents=None, **arguments)
+        except RenderLimitError as error:
+            raise TemplateLimitError(
+                f"the chat template is refused: {error}",
+                code="template-limit",
+                place="chat_template",
+                hint="no conversation explains that; look what the template does before you trust it",
+            ) from error
         except RecursionError as error:
             raise _raised("it calls itself without end") from error
         except (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
@@ -150,6 +160,24 @@ class ChatTemplate:
             if switched != default and switched.count(str(value)) == default.count(str(value)):
                 found.append((name, value))
         return tuple(found)
+
+
+def _size(value: Json) -> int:
+    """Characters of all strings inside a JSON value, and one for everything else."""
+    if isinstance(value, str):
+        return len(value)
+    if isinstance(value, Mapping):
+        return sum(_size(key) + _size(item) for key, item in value.items())
+    return sum(map(_size, value)) if isinstance(value, (list, tuple)) else 1
+
+
+def _does_not_compile(what: str, place: str) -> TemplateError:
+    return TemplateError(
+        f"the chat template does not compile: {what}",
+        code="template-syntax",
+        place=place,
+        hint="the template is used as it is; fix the model's chat_template.jinja",
+    )
 
 
 def _raised(what: str) -> TemplateError:

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import signal
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pytest
 from sftprep.config.pack import PackConfig
 from sftprep.data import Conversation, RowAddress
 from sftprep.engines.load import load_model
-from sftprep.errors import DataError
+from sftprep.errors import DataError, TemplateLimitError
 from sftprep.prepare.chunk import InputRow
 from sftprep.prepare.workers import compile_chunks
 
@@ -55,3 +56,11 @@ def test_a_child_that_dies_is_an_error_that_names_its_rows(job: dict[str, Any]) 
         list(compile_chunks(with_a_murder(), **job))
     assert caught.value.code == "worker-died"
     assert caught.value.place.startswith("chats:")
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_hostile_template_ends_the_run_at_the_first_row(job: dict[str, Any], workers: int) -> None:
+    hostile = replace(job["model"], template="{{ messages[0].content * 10000000000 }}")
+    config = job["config"].model_copy(update={"workers": workers})
+    with pytest.raises(TemplateLimitError):
+        list(compile_chunks(chunks(3), model=hostile, config=config))
