@@ -1,0 +1,125 @@
+"""Near duplicates: every pair at the threshold is found, on made and on real rows, against brute force."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zstandard
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sftprep.errors import UsageError
+from sftprep.stages.near_duplicates import SHINGLE_WORDS, Clusters, Hashes, find_clusters, signatures
+from sftprep.stages.words import ngram_hashes, text_digest, word_hashes, words
+
+THRESHOLD = 0.8
+
+
+def shingles_of(texts: Sequence[str]) -> list[Hashes]:
+    return [ngram_hashes(word_hashes(words(text)), n=SHINGLE_WORDS) for text in texts]
+
+
+def clusters_of(texts: Sequence[str], *, threshold: float = THRESHOLD) -> Clusters:
+    shingles = shingles_of(texts)
+    digests = np.array([text_digest(text) for text in texts], dtype=np.uint64)
+    present = np.array([len(own) > 0 for own in shingles], dtype=np.bool_)
+    return find_clusters(signatures(shingles), digests=digests, present=present, threshold=threshold)
+
+
+def similar_pairs(texts: Sequence[str], *, threshold: float) -> Iterator[tuple[int, int]]:
+    """Every pair whose Jaccard similarity reaches the threshold: the plain way, over shared shingles."""
+    holders: defaultdict[int, list[int]] = defaultdict(list)
+    sets = [set(own.tolist()) for own in shingles_of(texts)]
+    for later, own in enumerate(sets):
+        shared: Counter[int] = Counter()
+        for shingle in own:
+            shared.update(holders[shingle])
+            holders[shingle].append(later)
+        for earlier, count in shared.items():
+            if count / (len(own) + len(sets[earlier]) - count) >= threshold:
+                yield earlier, later
+
+
+def test_equal_and_nearly_equal_texts_are_joined_and_others_are_not() -> None:
+    base = " ".join(f"word{i}" for i in range(60))
+    texts = [base, f"{base} more", "quite another thing said here", base.upper(), base, "", "", "ok"]
+    found = clusters_of(texts)
+    assert found.labels.tolist() == [0, 0, 2, 0, 0, 5, 6, 7]
+    assert found.exact.tolist() == [False, False, False, False, True, False, False, False]
+    assert found.repeated.sum() == 3
+
+
+def test_nothing_is_a_cluster_of_nothing() -> None:
+    assert clusters_of([]).labels.tolist() == []
+    assert clusters_of(["", " "]).labels.tolist() == [0, 1]
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.sampled_from([0, 1, 2, 3, 5, 8, 40]), min_size=1, max_size=12), st.integers(0, 999))
+def test_a_copy_with_few_edits_is_always_in_its_original_s_cluster(edits: list[int], seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    base = [f"w{value}" for value in rng.integers(0, 10_000, 200)]
+    texts = [" ".join(base)]
+    for count in edits:
+        copy = list(base)
+        for place in rng.choice(len(copy), size=count, replace=False):
+            copy[place] = "changed"
+        texts.append(" ".join(copy))
+    labels = clusters_of(texts).labels
+    for earlier, later in similar_pairs(texts, threshold=0.85):
+        assert labels[earlier] == labels[later]
+
+
+def test_large_buckets_of_one_template_are_joined_through_every_centre() -> None:
+    frame = " ".join(f"fixed{i}" for i in range(80))
+    rng = np.random.default_rng(7)
+    texts = [f"{frame} {' '.join(f'v{v}' for v in rng.integers(0, 9999, 4))}" for _ in range(300)]
+    assert len(set(clusters_of(texts).labels.tolist())) == 1
+
+
+def test_labels_do_not_depend_on_the_order_of_arrival() -> None:
+    texts = [f"{' '.join(f'a{i}' for i in range(40))} {n % 3}" for n in range(12)] + ["alone here now"]
+    forward = clusters_of(texts).labels
+    backward = clusters_of(texts[::-1]).labels[::-1]
+    assert [(a == b) for a in forward for b in forward] == [(a == b) for a in backward for b in backward]
+
+
+def test_without_the_library_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "rensa", None)
+    with pytest.raises(UsageError) as caught:
+        signatures(shingles_of(["a b c"]))
+    assert caught.value.code == "missing-extra"
+    assert "sftprep[quality]" in caught.value.hint
+
+
+def real_texts(path: Path, role: str, *, count: int) -> list[str]:
+    data = zstandard.ZstdDecompressor().stream_reader(path.read_bytes(), read_across_frames=True).read()
+    rows = [json.loads(line) for line in data.split(b"\n")[:count]]
+    return ["\n".join(str(m.get("content") or "") for m in row["messages"] if m["role"] == role) for row in rows]
+
+
+@pytest.mark.corpus
+@pytest.mark.parametrize("role", ["user", "assistant"])
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [("fastchat_dummy_conversation", 500), ("hh_rlhf_harmless_base_test", 2500), ("gpteacher_toolformer", 1500)],
+)
+def test_recall_on_real_rows_is_at_least_95_percent_of_brute_force(
+    corpus: Path, name: str, count: int, role: str
+) -> None:
+    texts = real_texts(corpus / "chat" / f"{name}.jsonl.zst", role, count=count)
+    labels = clusters_of(texts).labels
+    pairs = list(similar_pairs(texts, threshold=THRESHOLD))
+    found = sum(labels[earlier] == labels[later] for earlier, later in pairs)
+    assert len(pairs) > 50
+    assert found >= 0.95 * len(pairs), f"{found} of {len(pairs)}"
+    # What is joined is alike: a repeated text has one within the estimate's error of the threshold.
+    near = {row for pair in similar_pairs(texts, threshold=0.65) for row in pair}
+    repeated = np.flatnonzero(labels != np.arange(len(texts)))
+    assert len(set(repeated.tolist()) - near) <= 0.01 * len(repeated)
