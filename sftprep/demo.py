@@ -155,7 +155,7 @@ def _pack(config: DemoConfig, places: Places, screen: Console) -> None:
 def _audit(places: Places, screen: Console) -> Path:
     page = places.root / "audit.html"
     _command(screen, "audit", places.quoted("shards"), "--html", places.quoted("audit.html"))
-    print_summary(audit(AuditConfig(directory=places.root / "shards", html=page)), screen)
+    print_summary(audit(AuditConfig(directory=places.root / "shards", html=page)).report, screen)
     return page
 
 

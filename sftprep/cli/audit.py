@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from pydantic import ValidationError
 
 from sftprep.config.audit import AuditConfig
+from sftprep.errors import UsageError
 
 _FIELDS = AuditConfig.model_fields
 
@@ -21,34 +23,47 @@ def audit(
     *,
     sample: Annotated[int, _option("sample", min=0)] = _FIELDS["sample"].default,
     row: Annotated[int | None, _option("row", min=0)] = None,
+    where: Annotated[str | None, _option("where", metavar="EXPR")] = None,
     seed: Annotated[int, _option("seed", min=0)] = _FIELDS["seed"].default,
     ids: Annotated[bool, _option("ids")] = False,
     json_file: Annotated[Path | None, _option("json_file", "--json")] = None,
     html: Annotated[Path | None, _option("html")] = None,
     html_rows: Annotated[int, _option("html_rows", min=0)] = _FIELDS["html_rows"].default,
     checksums: Annotated[bool, _option("checksums", "--checksums/--no-checksums")] = _FIELDS["checksums"].default,
+    allow: Annotated[list[str] | None, _option("allow", metavar="CODE")] = None,
+    fail_on: Annotated[list[str] | None, _option("fail_on", metavar="GATE")] = None,
 ) -> None:
     """Show which tokens of a shard set are trained and why, and check every row. Exit code 1 when a check fails.
 
     Example: sftprep audit packed --sample 2 --html audit.html
+
+    Example: sftprep audit packed --fail-on stop-untrained --fail-on trained-share=0.1..0.9 --fail-on left-out=1%
     """
-    config = AuditConfig(**locals())
-    from rich.console import Console  # as below
+    _run(_config({**locals(), "allow": allow or (), "fail_on": fail_on or ()}))
 
-    # numpy, pyarrow and tokenizers take 0.3 s to import, which `sftprep --help` must not wait for.
+
+def _config(options: dict[str, Any]) -> AuditConfig:
+    """UsageError where options are wrong one by one or together."""
+    try:
+        return AuditConfig(**options)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = f"--{str(first['loc'][0]).replace('_', '-')}: " if first["loc"] else ""
+        what = first["msg"].removeprefix("Value error, ")
+        raise UsageError(f"{name}{what}", code="bad-option", hint="see sftprep audit --help") from error
+
+
+def _run(config: AuditConfig) -> None:
+    # numpy, pyarrow, tokenizers and polars take 0.5 s to import, which `sftprep --help` must not wait for.
     from sftprep.prepare.audit import audit as run
-    from sftprep.prepare.audit import rows_at, shown_rows
-    from sftprep.reports.mask_terminal import print_row, print_summary
-    from sftprep.shards.read import open_shard_set
+    from sftprep.reports.mask_terminal import print_row, print_summary, terminal_console
 
-    console = Console(highlight=False)
-    report = run(config)
-    print_summary(report, console)
-    shards = open_shard_set(config.directory)
-    rows = shown_rows(shards, count=config.sample, seed=config.seed) if row is None else rows_at(shards, [row])
-    for view in rows:
+    console = terminal_console()
+    found = run(config)
+    print_summary(found.report, console)
+    for view in found.rows(found.chosen()):
         print_row(view, console, ids=config.ids)
-    if html is not None:
-        console.print(f"\npage: {html}", soft_wrap=True, markup=False)
-    if not report.passed:
+    if config.html is not None:
+        console.print(f"\npage: {config.html}", soft_wrap=True, markup=False)
+    if not found.report.passed:
         raise typer.Exit(1)

@@ -2,9 +2,52 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Final, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+PLAIN_GATES: Final = (
+    "stop-untrained",
+    "scaffold-trained",
+    "other-role-trained",
+    "border-trained",
+    "count-mismatch",
+)
+"""Conditions without a limit: each demands that there is none of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """One condition of --fail-on; a share in [low, high], or for `left-out` a count or share of at most `high`."""
+
+    text: str
+    code: str
+    low: float = 0.0
+    high: float = 0.0
+    is_share: bool = False
+
+    @classmethod
+    def parse(cls, text: str) -> Gate:
+        """Read `CODE`, `trained-share=LOW..HIGH` or `left-out=COUNT|PERCENT%`. ValueError where it is none of them."""
+        code, equals, limit = text.partition("=")
+        if code in PLAIN_GATES and not equals:
+            return cls(text, code)
+        if code == "trained-share" and ".." in limit:
+            low, _, high = limit.partition("..")
+            return cls(text, code, float(low or 0), float(high or 1), is_share=True)
+        if code == "left-out" and limit:
+            is_share = limit.endswith("%")
+            return cls(text, code, 0.0, float(limit.rstrip("%")) / (100 if is_share else 1), is_share=is_share)
+        known = ", ".join(PLAIN_GATES)
+        raise ValueError(f"no gate is {text!r}: {known}, trained-share=LOW..HIGH, left-out=COUNT or left-out=PERCENT%")
+
+
+def _gates(texts: tuple[str, ...]) -> tuple[str, ...]:
+    for text in texts:
+        Gate.parse(text)
+    return texts
 
 
 class AuditConfig(BaseModel):
@@ -15,9 +58,37 @@ class AuditConfig(BaseModel):
     directory: Path = Field(description="The shard set that `sftprep pack` wrote.")
     sample: int = Field(default=1, ge=0, description="Show the tokens of this many rows, drawn by the seed.")
     row: int | None = Field(default=None, ge=0, description="Show the tokens of this row instead of drawn ones.")
+    where: str | None = Field(
+        default=None,
+        description="Draw the rows to show from those with a document for which this SQL expression holds, such as "
+        "\"length > 1000 AND file LIKE '%math%'\". Names: row, document, file, line, length and trained (tokens), "
+        "share (trained / length), density (how full the row is, 0 to 1), code (the row's findings).",
+    )
     seed: int = Field(default=0, ge=0, description="Draws the rows to show.")
     ids: bool = Field(default=False, description="Show each token's id behind its text.")
     json_file: Path | None = Field(default=None, description="Write the report as JSON to this file.")
     html: Path | None = Field(default=None, description="Write one self-contained page with the report and rows.")
-    html_rows: int = Field(default=20, ge=0, description="Rows that the page shows, drawn by the seed.")
+    html_rows: int = Field(
+        default=20, ge=0, description="Rows that the page shows: the most notable, and as many drawn by the seed."
+    )
     checksums: bool = Field(default=True, description="Compare every shard's sha256 with the manifest's.")
+    allow: tuple[str, ...] = Field(
+        default=(), description="Report findings of this code without failing on them; repeatable."
+    )
+    fail_on: Annotated[tuple[str, ...], AfterValidator(_gates)] = Field(
+        default=(),
+        description="Exit with 1 unless this holds, whatever was allowed; repeatable. One of "
+        + ", ".join(PLAIN_GATES)
+        + ", trained-share=LOW..HIGH, left-out=COUNT or left-out=PERCENT%.",
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.row is not None and self.where is not None:
+            raise ValueError("--row and --where exclude each other")
+        return self
+
+    @property
+    def gates(self) -> tuple[Gate, ...]:
+        """The conditions of --fail-on."""
+        return tuple(Gate.parse(text) for text in self.fail_on)

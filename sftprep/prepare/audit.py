@@ -3,44 +3,74 @@
 from sftprep.config.audit import AuditConfig
 from sftprep.prepare.audit import audit
 
-report = audit(AuditConfig(directory="packed", html="audit.html"))
-assert report.passed
+found = audit(AuditConfig(directory="packed", html="audit.html"))
+assert found.report.passed
+found.rows([0])
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from tokenizers import Tokenizer
 
 from sftprep.config.audit import AuditConfig
-from sftprep.data import TRAINED_KINDS, SpanKind
 from sftprep.errors import ShardError
-from sftprep.reports.mask_html import write_page
-from sftprep.reports.mask_json import AuditFinding, AuditReport, KindCount, write_report
+from sftprep.prepare.audit_report import gated, waived
+from sftprep.prepare.audit_report import report as build_report
+from sftprep.prepare.audit_tally import tally
+from sftprep.reports.mask_html import notebook_html, page_html, write_page
+from sftprep.reports.mask_json import AuditReport, write_report
 from sftprep.reports.mask_view import RowView, view_row
 from sftprep.shards.read import ShardSet, open_shard_set
-from sftprep.stages.lengths import PaddingWaste, quantiles
-from sftprep.stages.mask_audit import AuditFacts, BatchAudit, audit_batch
-
-_SHOWN_ROWS = 10
-_ROLES = {
-    SpanKind.SYSTEM: "system",
-    SpanKind.USER: "user",
-    SpanKind.TOOL_RESULT: "tool",
-    SpanKind.TOOL_SCHEMA: "tool",
-    SpanKind.COMPLETION: "assistant",
-    SpanKind.STOP: "assistant",
-    SpanKind.HISTORY: "assistant",
-    SpanKind.WEIGHT_ZERO: "assistant",
-    SpanKind.MASKED: "assistant",
-}
 
 
-def audit(config: AuditConfig) -> AuditReport:
+@dataclass(frozen=True, slots=True)
+class Audit:
+    """An audited set: the report, and rows on request. A notebook shows it as the page."""
+
+    report: AuditReport
+    shards: ShardSet
+    notable: Mapping[int, str]
+    """Rows that are worth a look, and why."""
+    config: AuditConfig
+
+    def rows(self, indices: Sequence[int]) -> Iterator[RowView]:
+        """Rows by number, decoded with the tokenizer that the set carries.
+
+        Raises:
+            ShardError: `no-such-row`, `no-tokenizer`.
+        """
+        yield from rows_at(self.shards, indices, reasons=self.notable)
+
+    def chosen(self) -> list[int]:
+        """The rows that the configuration asks to see: by number, by an expression, or drawn."""
+        if self.config.row is not None:
+            return [self.config.row]
+        if self.config.where is None:
+            return drawn(np.arange(self.shards.num_rows), count=self.config.sample, seed=self.config.seed)
+        # polars takes 0.15 s to import, which nothing else here needs.
+        from sftprep.prepare.choose import matching_rows
+
+        found = matching_rows(self.shards, self.config.where)
+        return drawn(found, count=self.config.sample, seed=self.config.seed)
+
+    def page_rows(self) -> list[RowView]:
+        """The most notable rows first, at most half of them, then drawn ones."""
+        count = min(self.config.html_rows, self.shards.num_rows)
+        first = list(self.notable)[: (count + 1) // 2]
+        others = np.setdiff1d(np.arange(self.shards.num_rows), first)
+        return list(self.rows([*first, *drawn(others, count=count - len(first), seed=self.config.seed)]))
+
+    def _repr_html_(self) -> str:
+        """The page in a frame of its own, so that its style and a notebook's do not meet."""
+        return notebook_html(page_html(self.report, self.page_rows()))
+
+
+def audit(config: AuditConfig) -> Audit:
     """Audit a set, and write the reports that the config names.
 
     Raises:
@@ -49,101 +79,33 @@ def audit(config: AuditConfig) -> AuditReport:
     """
     shards = open_shard_set(config.directory)
     shards.verify(checksums=config.checksums)
-    report = summarise(shards)
+    total = tally(shards)
+    report = gated(waived(build_report(shards, total), config.allow), config.gates)
+    found = Audit(report, shards, total.notable(), config)
     if config.json_file is not None:
         write_report(report, config.json_file)
     if config.html is not None:
-        write_page(report, list(shown_rows(shards, count=config.html_rows, seed=config.seed)), config.html)
-    return report
+        write_page(page_html(report, found.page_rows()), config.html)
+    return found
 
 
 def summarise(shards: ShardSet) -> AuditReport:
     """Count and check every row of an open set."""
-    manifest = shards.manifest
-    allowed = manifest.config.get("allow")
-    facts = AuditFacts(
-        stop_ids=frozenset(manifest.model.stop_ids),
-        vocab_size=manifest.model.vocab_size,
-        max_length=manifest.max_length,
-        unstopped_allowed=isinstance(allowed, (list, tuple)) and "no-terminator" in allowed,
-    )
-    batches: list[BatchAudit] = []
-    faults: defaultdict[str, list[int]] = defaultdict(list)
-    first = 0
-    for shard in manifest.shards:
-        own = [audit_batch(batch, facts=facts) for batch in shards.iter_shard(shard)]
-        batches += own
-        found = (sum(b.num_rows for b in own), sum(b.num_tokens for b in own), sum(b.num_trained for b in own))
-        if found != (shard.num_rows, shard.num_tokens, shard.num_trained):
-            faults["count-mismatch"].append(first)
-        for batch in own:
-            for code, row in batch.faults:
-                faults[code].append(first + row)
-            first += batch.num_rows
-    return _report(shards, batches, faults)
+    return build_report(shards, tally(shards))
 
 
-def _report(shards: ShardSet, batches: Sequence[BatchAudit], faults: defaultdict[str, list[int]]) -> AuditReport:
-    manifest = shards.manifest
-    lengths = np.concatenate([np.zeros(0, np.int64), *(b.document_lengths for b in batches)])
-    trained = np.concatenate([np.zeros(0, np.int64), *(b.document_trained for b in batches)])
-    num_tokens, num_trained = (sum(b.num_tokens for b in batches), sum(b.num_trained for b in batches))
-    if (len(lengths), num_tokens, num_trained) != (
-        manifest.counts.num_documents,
-        manifest.counts.num_tokens,
-        manifest.counts.num_trained,
-    ):
-        faults["count-mismatch"].append(0)
-    findings = [
-        AuditFinding(code=code, num_rows=len(set(rows)), rows=sorted(set(rows))[:_SHOWN_ROWS])
-        for code, rows in sorted(faults.items(), key=lambda item: -len(item[1]))
-    ]
-    return AuditReport(
-        passed=not findings,
-        directory=str(shards.directory),
-        fingerprint=manifest.fingerprint,
-        model=manifest.model.name,
-        num_rows=sum(b.num_rows for b in batches),
-        num_documents=len(lengths),
-        num_tokens=num_tokens,
-        num_trained=num_trained,
-        trained_share=num_trained / max(num_tokens, 1),
-        weight_sum=sum(b.weight_sum for b in batches),
-        kinds=_kind_counts(batches, num_tokens),
-        lengths=quantiles(lengths),
-        trained_lengths=quantiles(trained),
-        row_fill=num_tokens / max(sum(b.num_rows for b in batches) * manifest.max_length, 1),
-        max_length=manifest.max_length,
-        packing=manifest.packing,
-        waste=PaddingWaste(**manifest.waste.model_dump()),
-        left_out=manifest.left_out.by_code,
-        findings=findings,
-    )
-
-
-def _kind_counts(batches: Sequence[BatchAudit], num_tokens: int) -> list[KindCount]:
-    totals = sum((b.kind_tokens for b in batches), np.zeros(max(SpanKind) + 1, np.int64))
-    return [
-        KindCount(
-            kind=kind.name.lower(),
-            role=_ROLES.get(kind, "template"),
-            trained=kind in TRAINED_KINDS,
-            num_tokens=int(totals[kind]),
-            share=int(totals[kind]) / max(num_tokens, 1),
-        )
-        for kind in SpanKind
-        if totals[kind]
-    ]
+def drawn(rows: np.ndarray[tuple[int], np.dtype[np.int64]], *, count: int, seed: int) -> list[int]:
+    """At most `count` of the rows, drawn by the seed, in order."""
+    chosen = np.random.default_rng(seed).choice(rows, size=min(count, len(rows)), replace=False)
+    return sorted(int(row) for row in chosen)
 
 
 def shown_rows(shards: ShardSet, *, count: int, seed: int) -> Iterator[RowView]:
     """Rows drawn by the seed, in order, decoded with the tokenizer that the set carries."""
-    number = min(count, shards.num_rows)
-    drawn = np.random.default_rng(seed).choice(shards.num_rows, size=number, replace=False)
-    yield from rows_at(shards, sorted(int(index) for index in drawn))
+    yield from rows_at(shards, drawn(np.arange(shards.num_rows), count=count, seed=seed))
 
 
-def rows_at(shards: ShardSet, indices: Sequence[int]) -> Iterator[RowView]:
+def rows_at(shards: ShardSet, indices: Sequence[int], *, reasons: Mapping[int, str] | None = None) -> Iterator[RowView]:
     """Rows by number, decoded.
 
     Raises:
@@ -159,7 +121,8 @@ def rows_at(shards: ShardSet, indices: Sequence[int]) -> Iterator[RowView]:
                 place=str(shards.directory),
                 hint="count from 0",
             )
-        yield view_row(shards.row(index), index=index, sources=names, tokenizer=tokenizer)
+        why = (reasons or {}).get(index, "drawn")
+        yield view_row(shards.row(index), index=index, sources=names, tokenizer=tokenizer, chosen=why)
 
 
 def _tokenizer(path: Path) -> Tokenizer:

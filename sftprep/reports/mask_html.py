@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
@@ -149,10 +150,19 @@ document.addEventListener("keydown", (event) => {
 """
 
 
-def write_page(report: AuditReport, rows: Sequence[RowView], path: Path) -> None:
-    """Write the page, whole or not at all. OutputError where it cannot be written."""
+def page_html(report: AuditReport, rows: Sequence[RowView]) -> str:
+    """The page."""
     environment = jinja2.Environment(autoescape=True, trim_blocks=False, undefined=jinja2.StrictUndefined)
-    page = environment.from_string(_PAGE).render(report=report, rows=rows, cards=_cards(report), classes=_classes)
+    return environment.from_string(_PAGE).render(report=report, rows=rows, cards=_cards(report), classes=_classes)
+
+
+def notebook_html(page: str) -> str:
+    """The page in a frame."""
+    return f'<iframe title="Mask audit" style="width:100%;height:640px;border:0" srcdoc="{html.escape(page)}"></iframe>'
+
+
+def write_page(page: str, path: Path) -> None:
+    """Write the page, whole or not at all. OutputError where it cannot be written."""
     with publishing([path]) as publication:
         publication.files[0].write(page.encode("utf-8"))
 

@@ -2,27 +2,37 @@
 
 from __future__ import annotations
 
+import sys
+from io import TextIOWrapper
+
+from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from sftprep.reports.mask_json import AuditReport
-from sftprep.reports.mask_view import RowView, SpanView
+from sftprep.reports.mask_view import RowView, SpanView, visible
 
 TRAINED_STYLE = "black on green"
-_PLAIN_MARKS = ("⟦", "⟧")
+_SPECIAL_STYLE = "bold black on bright_green"
+_NARROW = 60
+
+
+def terminal_console() -> Console:
+    """A console on stdout that survives any encoding: what it cannot show is escaped."""
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+    return Console(highlight=False)
 
 
 def print_summary(report: AuditReport, console: Console) -> None:
     """Totals, lengths, padding, what was left out, and the verdict."""
+    counts = f"{report.num_documents:,} documents in {report.num_rows:,} rows"
     console.print(
-        f"{report.directory}: {report.num_documents:,} documents in {report.num_rows:,} rows for {report.model}",
-        style="bold",
-        soft_wrap=True,
-        markup=False,
+        visible(f"{report.directory}: {counts} for {report.model}"), style="bold", soft_wrap=True, markup=False
     )
-    console.print(_kind_table(report))
-    console.print(_length_table(report))
+    console.print(_kind_table(report, console))
+    console.print(_length_table(report, console))
     waste = report.waste
     console.print(
         f"rows are {report.row_fill:.1%} full of {report.max_length:,}; positions wasted on padding: "
@@ -30,32 +40,69 @@ def print_summary(report: AuditReport, console: Console) -> None:
         f"packed {waste.packing:.1%}",
         soft_wrap=True,
     )
+    stops = ", ".join(f"{visible(stop.token) or stop.id} {stop.num_turns:,}" for stop in report.stops)
+    console.print(
+        f"trained turns that end in a trained stop token: {report.num_stopped:,} of {report.num_turns:,}"
+        + (f" ({stops})" if stops else ""),
+        soft_wrap=True,
+        markup=False,
+    )
     if report.left_out:
         codes = ", ".join(f"{code} {count:,}" for code, count in sorted(report.left_out.items()))
         console.print(f"rows left out when packing: {codes} (all in left_out.jsonl)", soft_wrap=True)
+    _print_verdict(report, console)
+
+
+def _print_verdict(report: AuditReport, console: Console) -> None:
     for finding in report.findings:
         rows = ", ".join(str(row) for row in finding.rows)
-        console.print(f"FAILED {finding.code}: {finding.num_rows:,} rows, first {rows}", style="bold red")
-    verdict = "passed: every row keeps what the set promises" if report.passed else "FAILED"
+        word, style = ("allowed", "yellow") if finding.allowed else ("FAILED", "bold red")
+        told = f"{word} {finding.code}: {finding.num_rows:,} rows, first {rows}: {finding.message}"
+        console.print(told, style=style, soft_wrap=True)
+    for gate in report.gates:
+        word, style = ("holds", "green") if gate.passed else ("FAILED", "bold red")
+        console.print(f"{word} {gate.gate}: found {gate.found}", style=style, soft_wrap=True, markup=False)
+    if not report.passed:
+        verdict = "FAILED"
+    elif report.findings:
+        verdict = "passed, with what was allowed"
+    else:
+        verdict = "passed: every row keeps what the set promises"
     console.print(verdict, style="green" if report.passed else "bold red")
 
 
-def _kind_table(report: AuditReport) -> Table:
-    table = Table("reason", "role", "trained")
-    for name in ("tokens", "share"):
-        table.add_column(name, justify="right")
-    for count in report.kinds:
-        mark = "yes" if count.trained else ""
-        style = "green" if count.trained else None
-        table.add_row(count.kind, count.role, mark, f"{count.num_tokens:,}", f"{count.share:.1%}", style=style)
-    table.add_section()
-    table.add_row("trained", "", "yes", f"{report.num_trained:,}", f"{report.trained_share:.1%}", style="bold green")
-    table.add_row("all", "", "", f"{report.num_tokens:,}", "100.0%", style="bold")
+def _table(console: Console) -> Table:
+    """A table with ruled borders where the terminal can show them."""
+    ascii_only = console.is_dumb_terminal or not console.encoding.startswith("utf")
+    table = Table(box=box.ASCII) if ascii_only else Table()
+    if console.width < _NARROW:
+        table = Table(box=None, pad_edge=False)
     return table
 
 
-def _length_table(report: AuditReport) -> Table:
-    table = Table("tokens a document")
+def _kind_table(report: AuditReport, console: Console) -> Table:
+    table = _table(console)
+    is_narrow = console.width < _NARROW
+    for name in ("reason", "role", "trained"):
+        if name == "reason" or not is_narrow:
+            table.add_column(name)
+    for name in ("tokens", "share"):
+        table.add_column(name, justify="right")
+    rows = [(k.kind, k.role, k.trained, k.num_tokens, k.share) for k in report.kinds]
+    trained = ("trained", "", True, report.num_trained, report.trained_share)
+    for number, (kind, role, is_trained, count, share) in enumerate([*rows, trained, ("all", "", False, 0, 1.0)]):
+        if number == len(rows):
+            table.add_section()
+        own = f"{count if kind != 'all' else report.num_tokens:,}", f"{share:.1%}"
+        middle = () if is_narrow else (role, "yes" if is_trained else "")
+        bold = "bold " if number >= len(rows) else ""
+        table.add_row(kind, *middle, *own, style=f"{bold}green" if is_trained else bold.strip() or None)
+    return table
+
+
+def _length_table(report: AuditReport, console: Console) -> Table:
+    table = _table(console)
+    table.add_column("tokens a document" if console.width >= _NARROW else "tokens")
     names = ("mean", "p50", "p90", "p99", "max")
     for name in names:
         table.add_column(name, justify="right")
@@ -66,15 +113,15 @@ def _length_table(report: AuditReport) -> Table:
 
 def print_row(row: RowView, console: Console, *, ids: bool) -> None:
     """A row's tokens: trained ones on green, or between ⟦ ⟧ where there is no colour; borders between documents."""
-    console.print(f"\nrow {row.index}: {row.num_tokens:,} tokens, {row.num_trained:,} trained", style="bold")
-    coloured = console.color_system is not None and not console.no_color
+    why = "" if row.chosen == "drawn" else f" ({row.chosen})"
+    console.print(f"\nrow {row.index}: {row.num_tokens:,} tokens, {row.num_trained:,} trained{why}", style="bold")
     line = Text()
     for span in row.spans:
         if span.starts_document:
             _flush(line, console)
             line = Text()
-            console.rule(Text(span.origin), align="left", characters="─")
-        line.append_text(_span_text(span, coloured=coloured, ids=ids))
+            console.rule(Text(visible(span.origin)), align="left", characters="─")
+        line.append_text(_span_text(span, console, ids=ids))
     _flush(line, console)
 
 
@@ -83,13 +130,23 @@ def _flush(line: Text, console: Console) -> None:
         console.print(line, soft_wrap=True)
 
 
-def _span_text(span: SpanView, *, coloured: bool, ids: bool) -> Text:
-    style = TRAINED_STYLE if span.trained else "dim"
-    marks = _PLAIN_MARKS if span.trained and not coloured else ("", "")
-    text = "".join(token.text + (f"‹{' '.join(map(str, token.ids))}›" if ids else "") for token in span.tokens)
-    return Text(f"{marks[0]}{_visible(text)}{marks[1]}", style=style if coloured else "")
+def _span_text(span: SpanView, console: Console, *, ids: bool) -> Text:
+    coloured = console.color_system is not None and not console.no_color
+    marks = ("⟦", "⟧") if console.encoding.startswith("utf") else ("[[", "]]")
+    text = Text()
+    inside = False
+    for token in span.tokens:
+        if not coloured and token.trained != inside:
+            text.append(marks[inside])
+            inside = token.trained
+        shown = visible(token.text) + (f"‹{' '.join(map(str, token.ids))}›" if ids else "")
+        text.append(shown, style=_style(trained=token.trained, special=token.special) if coloured else "")
+    if inside:
+        text.append(marks[1])
+    return text
 
 
-def _visible(text: str) -> str:
-    """Control characters that would move the cursor are shown as their pictures; line breaks stay."""
-    return "".join(chr(0x2400 + ord(c)) if ord(c) < 32 and c not in "\n\t" else c for c in text)
+def _style(*, trained: bool, special: bool) -> str:
+    if trained:
+        return _SPECIAL_STYLE if special else TRAINED_STYLE
+    return "bold magenta" if special else "dim"

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import pyarrow as pa
 from tokenizers import Tokenizer
@@ -12,14 +14,23 @@ from tokenizers.decoders import DecodeStream
 
 from sftprep.data import SpanKind
 
+_HIDDEN: Final = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff]")
+"""Control characters but tab and line feed, and characters that reorder, break or hide text where it is shown."""
+
 
 @dataclass(frozen=True, slots=True)
 class TokenView:
-    """Tokens shown together: one, or several that make up one character. `text` has special tokens spelled out."""
+    """Tokens shown together: one, or several that make up one character. `text` has special tokens spelled out.
+
+    `position` counts from the document's first token.
+    """
 
     ids: tuple[int, ...]
     text: str
     weight: float
+    position: int
+    trained: bool
+    special: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +41,7 @@ class SpanView:
     message: int
     trained: bool
     origin: str
+    document: int
     starts_document: bool
     tokens: tuple[TokenView, ...]
 
@@ -41,12 +53,13 @@ class SpanView:
 
 @dataclass(frozen=True, slots=True)
 class RowView:
-    """A shard row."""
+    """A shard row; `chosen` says why it is shown."""
 
     index: int
     num_tokens: int
     num_trained: int
     spans: tuple[SpanView, ...]
+    chosen: str = "drawn"
 
 
 REASONS = {
@@ -64,42 +77,71 @@ REASONS = {
 }
 
 
-def view_row(batch: pa.RecordBatch, *, index: int, sources: Sequence[str], tokenizer: Tokenizer) -> RowView:
+def visible(text: str) -> str:
+    """Text in which characters that would move, reorder or hide what is shown are spelled out as ‹U+202E›."""
+    return _HIDDEN.sub(lambda match: f"‹U+{ord(match[0]):04X}›", text)
+
+
+def view_row(
+    batch: pa.RecordBatch, *, index: int, sources: Sequence[str], tokenizer: Tokenizer, chosen: str = "drawn"
+) -> RowView:
     """A batch of one row, decoded; `sources` are the names that `doc_files` index."""
     row = {name: batch[name][0].as_py() for name in batch.schema.names}
     borders = [0, *itertools.accumulate(row["seq_lengths"])]
     stops = [*row["span_starts"][1:], len(row["input_ids"])]
     weights = row.get("weights") or [float(mask) for mask in row["assistant_masks"]]
+    special = frozenset(i for i, token in tokenizer.get_added_tokens_decoder().items() if token.special)
     spans: list[SpanView] = []
     document = -1
     for number, (start, stop) in enumerate(zip(row["span_starts"], stops, strict=True)):
         starts = start in borders
         document += starts
-        kind = SpanKind(row["span_kinds"][number])
+        tokens = _Tokens(row["input_ids"], weights, row["assistant_masks"], special)
         spans.append(
             SpanView(
-                kind=kind,
+                kind=SpanKind(row["span_kinds"][number]),
                 message=row["span_messages"][number],
                 trained=any(row["assistant_masks"][start:stop]),  # what is trained, not what should be
                 origin=f"{sources[row['doc_files'][document]]}:{row['doc_lines'][document]}",
+                document=document,
                 starts_document=starts,
-                tokens=_tokens(row["input_ids"][start:stop], weights[start:stop], tokenizer),
+                tokens=tokens.views((start, stop), first=borders[document], tokenizer=tokenizer),
             )
         )
-    return RowView(index, len(row["input_ids"]), sum(row["assistant_masks"]), tuple(spans))
+    return RowView(index, len(row["input_ids"]), sum(row["assistant_masks"]), tuple(spans), chosen)
 
 
-def _tokens(ids: Sequence[int], weights: Sequence[float], tokenizer: Tokenizer) -> tuple[TokenView, ...]:
-    """Ids with their texts; tokens that hold parts of one character are kept together until it is whole."""
-    stream = DecodeStream(skip_special_tokens=False)
-    views: list[TokenView] = []
-    waiting: list[int] = []
-    for token, weight in zip(ids, weights, strict=True):
-        waiting.append(token)
-        text = stream.step(tokenizer, token)
-        if text is not None:
-            views.append(TokenView(tuple(waiting), text, weight))
-            waiting = []
-    if waiting:
-        views.append(TokenView(tuple(waiting), tokenizer.decode(waiting, skip_special_tokens=False), weights[-1]))
-    return tuple(views)
+@dataclass(frozen=True, slots=True)
+class _Tokens:
+    """A row's tokens side by side."""
+
+    ids: Sequence[int]
+    weights: Sequence[float]
+    masks: Sequence[int]
+    special: frozenset[int]
+
+    def views(self, span: tuple[int, int], *, first: int, tokenizer: Tokenizer) -> tuple[TokenView, ...]:
+        """The tokens of a span; those that hold parts of one character are kept together until it is whole."""
+        start, stop = span
+        stream = DecodeStream(skip_special_tokens=False)
+        views: list[TokenView] = []
+        begin = start
+        for at in range(start, stop):
+            text = stream.step(tokenizer, self.ids[at])
+            if text is None and at + 1 == stop:
+                text = tokenizer.decode(list(self.ids[begin:stop]), skip_special_tokens=False)
+            if text is not None:
+                views.append(self._view((begin, at), text, first))
+                begin = at + 1
+        return tuple(views)
+
+    def _view(self, ends: tuple[int, int], text: str, first: int) -> TokenView:
+        begin, last = ends
+        return TokenView(
+            ids=tuple(self.ids[begin : last + 1]),
+            text=text,
+            weight=self.weights[last],
+            position=begin - first,
+            trained=bool(self.masks[last]),
+            special=self.ids[last] in self.special,
+        )

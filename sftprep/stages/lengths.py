@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import numpy as np
@@ -44,6 +44,41 @@ class PaddingWaste:
     padding_to_longest: float
     padding_to_max_length: float
     packing: float
+
+
+@dataclass(slots=True)
+class LengthCounts:
+    """How often each length occurs: exact quantiles in memory of the longest length, however many there are."""
+
+    counts: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(1, np.int64))
+    """int64 `[longest + 1]`."""
+
+    def add(self, lengths: IntArray) -> None:
+        """Count more lengths `[n]`, each at least 0."""
+        more = np.bincount(lengths, minlength=len(self.counts))
+        more[: len(self.counts)] += self.counts
+        self.counts = more
+
+    @property
+    def total(self) -> int:
+        """How many lengths were counted."""
+        return int(self.counts.sum())
+
+    def quantiles(self) -> Quantiles:
+        """The same as `quantiles` of all the lengths; zeros where there are none."""
+        total = self.total
+        if not total:
+            return Quantiles(0.0, 0, 0, 0, 0)
+        below = np.cumsum(self.counts)
+        values = np.flatnonzero(self.counts)
+        p50, p90, p99 = (int(np.searchsorted(below, _rank(share, total))) for share in (50, 90, 99))
+        mean = float((np.arange(len(self.counts)) * self.counts).sum() / total)
+        return Quantiles(mean=mean, p50=p50, p90=p90, p99=p99, max=int(values[-1]))
+
+
+def _rank(percent: int, total: int) -> int:
+    """The smallest count of lengths that is at least so many percent of all."""
+    return max(1, -(-percent * total // 100))
 
 
 def quantiles(lengths: IntArray) -> Quantiles:

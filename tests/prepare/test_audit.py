@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,9 @@ from sftprep.data import SpanKind
 from sftprep.errors import ShardError
 from sftprep.prepare.audit import audit, shown_rows
 from sftprep.prepare.pack import pack
+from sftprep.reports.mask_json import FINDING_TEXTS
 from sftprep.shards.read import open_shard_set
+from sftprep.stages import mask_audit
 from sftprep.stages.mask_audit import AuditFacts, audit_batch
 
 Edit = Callable[[list[dict[str, Any]]], None]
@@ -43,7 +46,7 @@ def facts_of(directory: Path) -> AuditFacts:
         stop_ids=frozenset(manifest.model.stop_ids),
         vocab_size=manifest.model.vocab_size,
         max_length=manifest.max_length,
-        unstopped_allowed=False,
+        num_sources=len(manifest.sources),
     )
 
 
@@ -59,8 +62,32 @@ def mask_the_stop_token(rows: list[dict[str, Any]]) -> None:
     rows[2]["assistant_masks"][first_stop(rows[2])] = 0
 
 
-def train_a_prompt_token(rows: list[dict[str, Any]]) -> None:
-    rows[2]["assistant_masks"][rows[2]["span_starts"][1]] = 1
+def span_of(row: dict[str, Any], kind: SpanKind) -> int:
+    """A token inside a span of this kind that begins no document."""
+    stops = [*row["span_starts"][1:], len(row["input_ids"])]
+    borders = {sum(row["seq_lengths"][:n]) for n in range(len(row["seq_lengths"]))}
+    spans = zip(row["span_starts"], stops, row["span_kinds"], strict=True)
+    return next(at for start, stop, own in spans if own == kind for at in range(start, stop) if at not in borders)
+
+
+def train_a_header(rows: list[dict[str, Any]]) -> None:
+    rows[2]["assistant_masks"][span_of(rows[2], SpanKind.HEADER)] = 1
+
+
+def train_the_user(rows: list[dict[str, Any]]) -> None:
+    rows[2]["assistant_masks"][span_of(rows[2], SpanKind.USER)] = 1
+
+
+def train_history(rows: list[dict[str, Any]]) -> None:
+    rows[2]["span_kinds"][rows[2]["span_kinds"].index(SpanKind.COMPLETION)] = int(SpanKind.HISTORY)
+
+
+def mask_the_first_answer_token(rows: list[dict[str, Any]]) -> None:
+    rows[2]["assistant_masks"][span_of(rows[2], SpanKind.COMPLETION)] = 0
+
+
+def double_the_mask(rows: list[dict[str, Any]]) -> None:
+    rows[2]["assistant_masks"][first_stop(rows[2])] = 2
 
 
 def forget_the_stop_span(rows: list[dict[str, Any]]) -> None:
@@ -83,21 +110,50 @@ def begin_spans_late(rows: list[dict[str, Any]]) -> None:
     rows[2]["span_starts"][0] = 1
 
 
+def invent_a_reason(rows: list[dict[str, Any]]) -> None:
+    rows[2]["span_kinds"][0] = 99
+
+
+def invent_a_source(rows: list[dict[str, Any]]) -> None:
+    rows[2]["doc_files"][0] = 99
+
+
+def begin_a_span_after_the_end(rows: list[dict[str, Any]]) -> None:
+    rows[2]["span_starts"][-1] = 10**6
+
+
+def empty_a_document(rows: list[dict[str, Any]]) -> None:
+    rows[2]["seq_lengths"][:2] = [sum(rows[2]["seq_lengths"][:2]), 0]
+
+
 def invent_an_id(rows: list[dict[str, Any]]) -> None:
     rows[2]["input_ids"][3] = 1_000_000
 
 
 FAULTS: dict[str, tuple[Edit, str]] = {
     "border-trained (F4)": (train_the_border, "border-trained"),
-    "stop masked (B2)": (mask_the_stop_token, "mask-span-mismatch"),
-    "prompt trained (A2)": (train_a_prompt_token, "mask-span-mismatch"),
+    "stop masked (B2)": (mask_the_stop_token, "stop-untrained"),
+    "header trained (A8)": (train_a_header, "scaffold-trained"),
+    "user trained (A2)": (train_the_user, "other-role-trained"),
+    "history trained": (train_history, "context-trained"),
+    "answer's first token masked (A9)": (mask_the_first_answer_token, "completion-untrained"),
+    "mask of 2": (double_the_mask, "mask-not-binary"),
     "stop span lost (B2)": (forget_the_stop_span, "stop-untrained"),
     "another token stops (B2)": (stop_with_another_token, "stop-id-unknown"),
     "columns of two lengths (F9)": (shorten_the_mask, "column-length-mismatch"),
     "scalar wrong (A5)": (miscount, "scalar-mismatch"),
     "spans do not cover the row": (begin_spans_late, "span-order"),
+    "a span begins after the end": (begin_a_span_after_the_end, "span-order"),
+    "unknown reason": (invent_a_reason, "span-kind-unknown"),
+    "unknown source": (invent_a_source, "source-unknown"),
+    "empty document": (empty_a_document, "document-empty"),
     "id out of range": (invent_an_id, "id-out-of-range"),
 }
+
+
+def test_every_code_has_a_text() -> None:
+    codes = set(re.findall(r"\(\"([a-z]+-[a-z-]+)\", ", Path(mask_audit.__file__).read_text(encoding="utf-8")))
+    assert codes | {"count-mismatch"} == set(FINDING_TEXTS)
 
 
 @pytest.mark.parametrize("name", FAULTS)
@@ -111,14 +167,49 @@ def test_every_planted_fault_is_found_at_its_row_by_its_code(packed: Path, name:
     assert (code, 2) in audit_batch(damaged, facts=facts_of(packed)).faults
 
 
+UNREADABLE = ("column-length-mismatch", "span-order", "span-kind-unknown", "source-unknown", "document-empty")
+
+
+@pytest.mark.parametrize("name", [name for name, (_, code) in FAULTS.items() if code in UNREADABLE])
+def test_a_row_that_cannot_be_read_leaves_only_itself_uncounted(packed: Path, name: str) -> None:
+    batch = next(iter(open_shard_set(packed).iter_batches()))
+    rows = batch.to_pylist()
+    FAULTS[name][0](rows)
+    rows[5]["assistant_masks"][0] = 1
+    damaged = audit_batch(pa.RecordBatch.from_pylist(rows, schema=batch.schema), facts=facts_of(packed))
+    assert damaged.num_rows == len(rows) - 1
+    assert damaged.num_tokens == sum(len(row["input_ids"]) for number, row in enumerate(rows) if number != 2)
+    assert ("border-trained", 5) in damaged.faults, "rows after it keep their numbers"
+    assert {row for _, row in damaged.faults} == {2, 5}
+
+
+@pytest.fixture(scope="module")
+def weighted(samples: Path, tmp_path_factory: pytest.TempPathFactory) -> pa.RecordBatch:
+    """A set of which one answer weighs a half."""
+    folder = tmp_path_factory.mktemp("weighted")
+    messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "Aye.", "weight": 0.5}]
+    (folder / "rows.jsonl").write_text(json.dumps({"messages": messages}))
+    config = PackConfig(files=(folder / "rows.jsonl",), model=str(samples / "model"), out=folder / "set", max_length=64)
+    return next(iter(pack(config).shards.iter_batches()))
+
+
+def test_weights_where_nothing_is_trained_are_found_l1(weighted: pa.RecordBatch, packed: Path) -> None:
+    facts = facts_of(packed)
+    assert audit_batch(weighted, facts=facts).faults == []
+    rows = weighted.to_pylist()
+    rows[0]["weights"][1] = 0.25
+    damaged = pa.RecordBatch.from_pylist(rows, schema=weighted.schema)
+    assert set(audit_batch(damaged, facts=facts).faults) == {("scalar-mismatch", 0), ("weight-mismatch", 0)}
+
+
 def test_a_row_over_the_maximum_is_found_f5(packed: Path) -> None:
     batch = next(iter(open_shard_set(packed).iter_batches()))
-    facts = AuditFacts(frozenset(facts_of(packed).stop_ids), 10**6, 8, unstopped_allowed=False)
+    facts = replace(facts_of(packed), max_length=8)
     assert {code for code, _ in audit_batch(batch, facts=facts).faults} == {"row-over-max-length"}
 
 
 def test_the_report_counts_what_the_manifest_says_a3(packed: Path) -> None:
-    report = audit(AuditConfig(directory=packed))
+    report = audit(AuditConfig(directory=packed)).report
     counts = open_shard_set(packed).manifest.counts
     assert report.passed
     assert (report.num_tokens, report.num_trained) == (counts.num_tokens, counts.num_trained)
@@ -164,7 +255,7 @@ def test_the_command_exits_1_and_names_what_failed(damaged: Path) -> None:
     rewrite(damaged, mask_the_stop_token)
     done = run_cli(damaged, "--sample", "0")
     assert done.returncode == 1
-    assert "FAILED mask-span-mismatch" in done.stdout
+    assert "FAILED stop-untrained" in done.stdout
 
 
 def test_the_command_shows_trained_tokens_without_colour_too(packed: Path) -> None:

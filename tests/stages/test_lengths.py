@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import astuple
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sftprep.stages.lengths import drops, quantiles, waste
+from sftprep.stages.lengths import LengthCounts, drops, quantiles, waste
 
 LENGTHS = st.lists(st.integers(1, 5000), min_size=1, max_size=60).map(np.array)
 
@@ -46,3 +48,13 @@ def test_a_longer_row_never_drops_more(lengths: np.ndarray) -> None:
     assert counts == sorted(counts, reverse=True)
     assert counts[-1] == 0
     assert counts.count(0) == 1
+
+
+@given(parts=st.lists(st.lists(st.integers(0, 60), max_size=50), min_size=1, max_size=5).filter(any))
+def test_counted_lengths_have_the_quantiles_of_listed_ones_g1(parts: list[list[int]]) -> None:
+    counted = LengthCounts()
+    for part in parts:
+        counted.add(np.array(part, dtype=np.int64))
+    listed = np.array([length for part in parts for length in part])
+    assert counted.total == len(listed)
+    assert astuple(counted.quantiles()) == pytest.approx(astuple(quantiles(listed)))
