@@ -32,12 +32,16 @@ def audit(
     checksums: Annotated[bool, _option("checksums", "--checksums/--no-checksums")] = _FIELDS["checksums"].default,
     allow: Annotated[list[str] | None, _option("allow", metavar="CODE")] = None,
     fail_on: Annotated[list[str] | None, _option("fail_on", metavar="GATE")] = None,
+    prove: Annotated[bool, _option("prove")] = False,
+    model: Annotated[str | None, _option("model", metavar="DIR_OR_HUB_ID")] = None,
 ) -> None:
     """Show which tokens of a shard set are trained and why, and check every row. Exit code 1 when a check fails.
 
     Example: sftprep audit packed --sample 2 --html audit.html
 
     Example: sftprep audit packed --fail-on stop-untrained --fail-on trained-share=0.1..0.9 --fail-on left-out=1%
+
+    Example: sftprep audit packed --prove --model path/to/model --sample 0
     """
     _run(_config({**locals(), "allow": allow or (), "fail_on": fail_on or ()}))
 

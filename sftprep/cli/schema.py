@@ -56,12 +56,14 @@ def _models() -> dict[str, tuple[type[BaseModel], JsonSchemaMode]]:
     from sftprep.records.openai import ChatRow
     from sftprep.reports.findings import ValidationReport
     from sftprep.reports.mask_json import AuditReport
+    from sftprep.reports.parity_json import ParityCertificate
     from sftprep.shards.manifest import Manifest
 
     return {
         "chat-row": (ChatRow, "validation"),
         "manifest": (Manifest, "serialization"),
         "audit-report": (AuditReport, "serialization"),
+        "parity-certificate": (ParityCertificate, "serialization"),
         "pack-report": (PackReport, "serialization"),
         "validation-report": (ValidationReport, "serialization"),
         "audit-config": (AuditConfig, "validation"),

@@ -14,8 +14,9 @@ PLAIN_GATES: Final = (
     "other-role-trained",
     "border-trained",
     "count-mismatch",
+    "parity",
 )
-"""Conditions without a limit: each demands that there is none of it."""
+"""Conditions without a limit: each demands that there is none of it; `parity` that every prompt is a server's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,8 +83,21 @@ class AuditConfig(BaseModel):
         + ", trained-share=LOW..HIGH, left-out=COUNT or left-out=PERCENT%.",
     )
 
+    prove: bool = Field(
+        default=False,
+        description="Read the sources again and compare the tokens before every trained turn with those that a server "
+        "would send. Writes the certificate parity.json into the set; exit code 1 unless all are proven.",
+    )
+    model: str | None = Field(
+        default=None, description="Model directory or hub id of the server for --prove; without it, the set's own."
+    )
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
+        if "parity" in self.fail_on and not self.prove:
+            raise ValueError("--fail-on parity needs --prove")
+        if self.model is not None and not self.prove:
+            raise ValueError("--model needs --prove")
         if self.row is not None and self.where is not None:
             raise ValueError("--row and --where exclude each other")
         return self

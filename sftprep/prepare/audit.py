@@ -11,20 +11,25 @@ found.rows([0])
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
 from tokenizers import Tokenizer
 
 from sftprep.config.audit import AuditConfig
+from sftprep.engines.load import load_model
 from sftprep.errors import ShardError
-from sftprep.prepare.audit_report import gated, waived
+from sftprep.prepare.audit_report import gated, proven, waived
 from sftprep.prepare.audit_report import report as build_report
 from sftprep.prepare.audit_tally import tally
+from sftprep.prepare.prove import Proof, prompt_views, prove, row_addresses
 from sftprep.reports.mask_html import notebook_html, page_html, write_page
 from sftprep.reports.mask_json import AuditReport, write_report
 from sftprep.reports.mask_view import RowView, view_row
+from sftprep.reports.parity_json import CERTIFICATE_NAME
 from sftprep.shards.read import ShardSet, open_shard_set
 
 
@@ -34,9 +39,11 @@ class Audit:
 
     report: AuditReport
     shards: ShardSet
+    config: AuditConfig
     notable: Mapping[int, str]
     """Rows that are worth a look, and why."""
-    config: AuditConfig
+    proof: Proof | None = None
+    """Where it was asked for; it holds the prompts of the page's rows."""
 
     def rows(self, indices: Sequence[int]) -> Iterator[RowView]:
         """Rows by number, decoded with the tokenizer that the set carries.
@@ -44,30 +51,34 @@ class Audit:
         Raises:
             ShardError: `no-such-row`, `no-tokenizer`.
         """
-        yield from rows_at(self.shards, indices, reasons=self.notable)
+        tokenizer = _tokenizer(self.shards.directory / "model" / "tokenizer.json")
+        names = [source.path for source in self.shards.manifest.sources]
+        for index in indices:
+            batch = _row(self.shards, index)
+            why = self.notable.get(index, "drawn")
+            view = view_row(batch, index=index, sources=names, tokenizer=tokenizer, chosen=why)
+            prompts = () if self.proof is None else tuple(prompt_views(self.proof, batch, tokenizer))
+            yield replace(view, prompts=prompts)
 
     def chosen(self) -> list[int]:
         """The rows that the configuration asks to see: by number, by an expression, or drawn."""
-        if self.config.row is not None:
-            return [self.config.row]
-        if self.config.where is None:
-            return drawn(np.arange(self.shards.num_rows), count=self.config.sample, seed=self.config.seed)
+        config = self.config
+        if config.row is not None:
+            return [config.row]
+        if config.where is None:
+            return _drawn(np.arange(self.shards.num_rows), count=config.sample, seed=config.seed)
         # polars takes 0.15 s to import, which nothing else here needs.
         from sftprep.prepare.choose import matching_rows
 
-        found = matching_rows(self.shards, self.config.where)
-        return drawn(found, count=self.config.sample, seed=self.config.seed)
+        return _drawn(matching_rows(self.shards, config.where), count=config.sample, seed=config.seed)
 
-    def page_rows(self) -> list[RowView]:
-        """The most notable rows first, at most half of them, then drawn ones."""
-        count = min(self.config.html_rows, self.shards.num_rows)
-        first = list(self.notable)[: (count + 1) // 2]
-        others = np.setdiff1d(np.arange(self.shards.num_rows), first)
-        return list(self.rows([*first, *drawn(others, count=count - len(first), seed=self.config.seed)]))
+    def page(self) -> str:
+        """The report and some rows as one HTML page."""
+        return page_html(self.report, list(self.rows(_page_rows(self.shards, self.notable, self.config))))
 
     def _repr_html_(self) -> str:
         """The page in a frame of its own, so that its style and a notebook's do not meet."""
-        return notebook_html(page_html(self.report, self.page_rows()))
+        return notebook_html(self.page())
 
 
 def audit(config: AuditConfig) -> Audit:
@@ -75,17 +86,21 @@ def audit(config: AuditConfig) -> Audit:
 
     Raises:
         ShardError: the set is incomplete or damaged (`no-manifest`, `missing-shard`, `shard-checksum` …).
+        ModelFilesError: the server's model cannot be used.
         OutputError: `write-failed`.
     """
     shards = open_shard_set(config.directory)
     shards.verify(checksums=config.checksums)
     total = tally(shards)
-    report = gated(waived(build_report(shards, total), config.allow), config.gates)
-    found = Audit(report, shards, total.notable(), config)
+    report, notable = waived(build_report(shards, total), config.allow), total.notable()
+    proof = _proof(shards, config, notable) if config.prove else None
+    if proof is not None:
+        report = proven(report, proof.certificate)
+    found = Audit(gated(report, config.gates), shards, config, notable, proof)
     if config.json_file is not None:
-        write_report(report, config.json_file)
+        write_report(found.report, config.json_file)
     if config.html is not None:
-        write_page(page_html(report, found.page_rows()), config.html)
+        write_page(found.page(), config.html)
     return found
 
 
@@ -94,35 +109,38 @@ def summarise(shards: ShardSet) -> AuditReport:
     return build_report(shards, tally(shards))
 
 
-def drawn(rows: np.ndarray[tuple[int], np.dtype[np.int64]], *, count: int, seed: int) -> list[int]:
+def _proof(shards: ShardSet, config: AuditConfig, notable: Mapping[int, str]) -> Proof:
+    """Prove the set and lay the certificate beside its shards."""
+    model = load_model(config.model or str(shards.directory / "model"))
+    if config.model is None:
+        model = replace(model, name=shards.manifest.model.name)
+    shown = _page_rows(shards, notable, config) if config.html is not None else []
+    wanted = frozenset(address for index in shown for address in row_addresses(shards.row(index)))
+    proof = prove(shards, model=model, wanted=wanted)
+    write_report(proof.certificate, shards.directory / CERTIFICATE_NAME)
+    return proof
+
+
+def _page_rows(shards: ShardSet, notable: Mapping[int, str], config: AuditConfig) -> list[int]:
+    """The most notable rows first, at most half of them, then drawn ones."""
+    count = min(config.html_rows, shards.num_rows)
+    first = list(notable)[: (count + 1) // 2]
+    others = np.setdiff1d(np.arange(shards.num_rows), first)
+    return [*first, *_drawn(others, count=count - len(first), seed=config.seed)]
+
+
+def _drawn(rows: npt.NDArray[np.int64], *, count: int, seed: int) -> list[int]:
     """At most `count` of the rows, drawn by the seed, in order."""
     chosen = np.random.default_rng(seed).choice(rows, size=min(count, len(rows)), replace=False)
     return sorted(int(row) for row in chosen)
 
 
-def shown_rows(shards: ShardSet, *, count: int, seed: int) -> Iterator[RowView]:
-    """Rows drawn by the seed, in order, decoded with the tokenizer that the set carries."""
-    yield from rows_at(shards, drawn(np.arange(shards.num_rows), count=count, seed=seed))
-
-
-def rows_at(shards: ShardSet, indices: Sequence[int], *, reasons: Mapping[int, str] | None = None) -> Iterator[RowView]:
-    """Rows by number, decoded.
-
-    Raises:
-        ShardError: `no-such-row`, `no-tokenizer`.
-    """
-    tokenizer = _tokenizer(shards.directory / "model" / "tokenizer.json")
-    names = [source.path for source in shards.manifest.sources]
-    for index in indices:
-        if index >= shards.num_rows:
-            raise ShardError(
-                f"row {index} of {shards.num_rows}",
-                code="no-such-row",
-                place=str(shards.directory),
-                hint="count from 0",
-            )
-        why = (reasons or {}).get(index, "drawn")
-        yield view_row(shards.row(index), index=index, sources=names, tokenizer=tokenizer, chosen=why)
+def _row(shards: ShardSet, index: int) -> pa.RecordBatch:
+    if index < shards.num_rows:
+        return shards.row(index)
+    raise ShardError(
+        f"row {index} of {shards.num_rows}", code="no-such-row", place=str(shards.directory), hint="count from 0"
+    )
 
 
 def _tokenizer(path: Path) -> Tokenizer:

@@ -20,6 +20,7 @@ from sftprep.reports.mask_json import (
     SourceCount,
     StopCount,
 )
+from sftprep.reports.parity_json import ParityCertificate
 from sftprep.shards.manifest import Manifest
 from sftprep.shards.read import ShardSet
 from sftprep.stages.lengths import LengthCounts, PaddingWaste
@@ -153,6 +154,12 @@ def waived(found: AuditReport, allowed: Sequence[str]) -> AuditReport:
     return found.model_copy(update={"findings": findings, "passed": all(f.allowed for f in findings)})
 
 
+def proven(found: AuditReport, certificate: ParityCertificate) -> AuditReport:
+    """The report with its certificate; what is not proven has not passed."""
+    passed = found.passed and certificate.verdict == "proven"
+    return found.model_copy(update={"parity": certificate, "passed": passed})
+
+
 def gated(found: AuditReport, gates: Sequence[Gate]) -> AuditReport:
     """The report with the results of its conditions; one that does not hold fails the audit."""
     results = [_result(found, gate) for gate in gates]
@@ -171,5 +178,9 @@ def _result(found: AuditReport, gate: Gate) -> GateResult:
     if gate.code == "stop-untrained":
         missing = found.num_turns - found.num_stopped
         return GateResult(gate=gate.text, found=f"{missing:,} of {found.num_turns:,} turns", passed=not missing)
+    if gate.code == "parity":
+        parity = found.parity
+        text = "nothing was compared" if parity is None else f"{parity.parity:.4%}, {parity.verdict}"
+        return GateResult(gate=gate.text, found=text, passed=parity is not None and parity.verdict == "proven")
     rows = sum(finding.num_rows for finding in found.findings if finding.code == gate.code)
     return GateResult(gate=gate.text, found=f"{rows:,} rows", passed=not rows)

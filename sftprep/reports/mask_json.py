@@ -9,6 +9,7 @@ from typing import Final
 from pydantic import BaseModel, ConfigDict, Field
 
 from sftprep.reports.findings import publishing
+from sftprep.reports.parity_json import ParityCertificate
 from sftprep.stages.lengths import PaddingWaste, Quantiles
 
 FINDING_TEXTS: Final[Mapping[str, str]] = {
@@ -97,7 +98,7 @@ class GateResult(_Frozen):
 class AuditReport(_Frozen):
     """What the shards hold, counted on every row, and whether they keep what a shard set promises."""
 
-    passed: bool = Field(description="No finding but allowed ones, and no gate failed.")
+    passed: bool = Field(description="No finding but allowed ones, no gate failed, and what was to be proven is.")
     directory: str
     fingerprint: str
     model: str
@@ -128,6 +129,7 @@ class AuditReport(_Frozen):
     left_out: dict[str, int] = Field(description="Rows left out when packing, by code.")
     findings: list[AuditFinding] = Field(description="Those of the most rows first.")
     gates: list[GateResult] = Field(default_factory=list)
+    parity: ParityCertificate | None = Field(default=None, description="Where --prove asked for it.")
 
 
 def write_report(report: BaseModel, path: Path) -> None:

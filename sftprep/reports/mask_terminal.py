@@ -12,6 +12,7 @@ from rich.text import Text
 
 from sftprep.reports.mask_json import AuditReport
 from sftprep.reports.mask_view import RowView, SpanView, visible
+from sftprep.reports.parity_json import ParityCertificate
 
 TRAINED_STYLE = "black on green"
 _SPECIAL_STYLE = "bold black on bright_green"
@@ -59,6 +60,8 @@ def _print_verdict(report: AuditReport, console: Console) -> None:
         word, style = ("allowed", "yellow") if finding.allowed else ("FAILED", "bold red")
         told = f"{word} {finding.code}: {finding.num_rows:,} rows, first {rows}: {finding.message}"
         console.print(told, style=style, soft_wrap=True)
+    if report.parity is not None:
+        _print_parity(report.parity, console)
     for gate in report.gates:
         word, style = ("holds", "green") if gate.passed else ("FAILED", "bold red")
         console.print(f"{word} {gate.gate}: found {gate.found}", style=style, soft_wrap=True, markup=False)
@@ -69,6 +72,25 @@ def _print_verdict(report: AuditReport, console: Console) -> None:
     else:
         verdict = "passed: every row keeps what the set promises"
     console.print(verdict, style="green" if report.passed else "bold red")
+
+
+def _print_parity(parity: ParityCertificate, console: Console) -> None:
+    lost = [source for source in parity.sources if source.state != "read"]
+    told = [
+        f"prompts that are the server's: {parity.num_equal:,} of {parity.num_turns:,} trained turns, "
+        f"{parity.num_differing:,} differ, {parity.num_unprovable:,} cannot be compared; "
+        f"{parity.num_stopped:,} end in a token of {parity.stop_ids_from}",
+        *(f"  {source.path}: {source.state}, {source.num_turns:,} turns unprovable" for source in lost),
+        *(
+            f"  {d.place}, message {d.message}: token {d.position} of row {d.row}, document {d.document}: trained on "
+            f"{d.trained_on!r}, the server sends {d.server_sends!r}{d.reason and f' ({d.reason})'}"
+            for d in parity.differences
+        ),
+        f"parity: {parity.verdict}",
+    ]
+    style = "green" if parity.verdict == "proven" else "bold red"
+    for line in told:
+        console.print(visible(line), style=style, soft_wrap=True, markup=False)
 
 
 def _table(console: Console) -> Table:

@@ -6,7 +6,7 @@ import itertools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Literal
 
 import pyarrow as pa
 from tokenizers import Tokenizer
@@ -52,14 +52,30 @@ class SpanView:
 
 
 @dataclass(frozen=True, slots=True)
+class PromptView:
+    """The server's prompt of a trained turn beside the row's: equal, or differing from token `position` on.
+
+    `server` are the server's tokens from there on, as (id, text); empty where they are equal.
+    """
+
+    document: int
+    message: int
+    num_tokens: int
+    state: Literal["equal", "differing", "unprovable"]
+    position: int = -1
+    server: tuple[tuple[int, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class RowView:
-    """A shard row; `chosen` says why it is shown."""
+    """A shard row; `chosen` says why it is shown. `prompts` are there where the set was proven."""
 
     index: int
     num_tokens: int
     num_trained: int
     spans: tuple[SpanView, ...]
     chosen: str = "drawn"
+    prompts: tuple[PromptView, ...] = ()
 
 
 REASONS = {

@@ -47,7 +47,7 @@ class AuditFacts:
 
 @dataclass(frozen=True, slots=True)
 class BatchAudit:
-    """Counts of the readable rows of one batch, and the faults of all of them.
+    """Counts of the readable rows of a batch, and the faults of all.
 
     `kind_tokens` int64 `[sources, kinds]` and `kind_trained` `[kinds]`; of documents `[docs]`: length, trained tokens,
     source and row; of rows `[rows]`: tokens. `turns` and `stopped` count trained turns and those that end in a trained
@@ -108,9 +108,8 @@ class _Rows:
 
 def audit_batch(batch: pa.RecordBatch, *, facts: AuditFacts) -> BatchAudit:
     """Counts and faults of a batch of shard rows."""
-    faults, unreadable = _unreadable(batch, facts)
-    readable = batch.filter(pa.array(~unreadable)) if faults else batch
-    rows = _flat(readable, np.flatnonzero(~unreadable))
+    readable, numbers, faults = readable_rows(batch, facts)
+    rows = _flat(readable, numbers)
     trained = rows.trained_in(rows.span_starts, rows.span_lengths)
     found = [*_mask_faults(rows, trained, facts), *_id_faults(rows, facts), *_scalar_faults(readable, rows)]
     if "weights" in batch.schema.names:
@@ -158,8 +157,8 @@ def _array(column: pa.Array) -> npt.NDArray[Any]:
     return np.asarray(np.from_dlpack(column))
 
 
-def _unreadable(batch: pa.RecordBatch, facts: AuditFacts) -> tuple[list[Fault], Bools]:
-    """Rows whose columns cannot be read side by side (F9), by the first reason."""
+def readable_rows(batch: pa.RecordBatch, facts: AuditFacts) -> tuple[pa.RecordBatch, IntArray, list[Fault]]:
+    """The rows whose columns can be read side by side (F9), their numbers, and why the others cannot."""
     bad = np.zeros(batch.num_rows, np.bool_)
     faults: list[Fault] = []
     for code, check in (
@@ -171,7 +170,7 @@ def _unreadable(batch: pa.RecordBatch, facts: AuditFacts) -> tuple[list[Fault], 
     ):
         faults += [(code, int(row)) for row in np.flatnonzero(check & ~bad)]
         bad |= check
-    return faults, bad
+    return batch.filter(pa.array(~bad)) if faults else batch, np.flatnonzero(~bad), faults
 
 
 def _mismatched(batch: pa.RecordBatch) -> Bools:

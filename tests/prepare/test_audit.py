@@ -21,7 +21,7 @@ from sftprep.config.audit import AuditConfig
 from sftprep.config.pack import PackConfig
 from sftprep.data import SpanKind
 from sftprep.errors import ShardError
-from sftprep.prepare.audit import audit, shown_rows
+from sftprep.prepare.audit import audit
 from sftprep.prepare.pack import pack
 from sftprep.reports.mask_json import FINDING_TEXTS
 from sftprep.shards.read import open_shard_set
@@ -298,7 +298,7 @@ def test_tokens_that_share_a_character_are_shown_as_that_character(tmp_path: Pat
     source = tmp_path / "wide.jsonl"
     source.write_text(json.dumps({"prompt": "日本語 🙂", "response": "潮 🌊 é"}, ensure_ascii=False), encoding="utf-8")
     pack(PackConfig(files=(source,), model=str(samples / "model"), out=tmp_path / "set", max_length=512))
-    (row,) = shown_rows(open_shard_set(tmp_path / "set"), count=1, seed=0)
+    (row,) = audit(AuditConfig(directory=tmp_path / "set")).rows([0])
     text = "".join(token.text for span in row.spans for token in span.tokens)
     assert "日本語 🙂" in text
     assert "潮 🌊 é" in text
