@@ -19,11 +19,11 @@ USER = {"role": "user", "content": "Tide?"}
 ANSWER = {"role": "assistant", "content": "At six."}
 
 
-def check(row: Any, kind: Format = Format.OPENAI, *, detected: bool = False) -> ValidatedRow:
-    return validate_row(json.dumps(row).encode(), address=ADDRESS, format=kind, detected=detected)
+def check(row: Any, kind: Format | None = Format.OPENAI) -> ValidatedRow:
+    return validate_row(json.dumps(row).encode(), address=ADDRESS, format=kind)
 
 
-def found(row: Any, kind: Format = Format.OPENAI) -> list[tuple[str, str]]:
+def found(row: Any, kind: Format | None = Format.OPENAI) -> list[tuple[str, str]]:
     return [(finding.code, finding.pointer) for finding in check(row, kind).findings]
 
 
@@ -242,7 +242,7 @@ def test_a_fault_has_its_code_and_its_place(name: str) -> None:
 def test_every_code_of_the_conversation_is_shown_by_some_row() -> None:
     shown = {code for _, expected in FAULTS.values() for code, _ in expected}
     text = {"invalid-utf8", "bad-json", "duplicate-key", "non-finite-number", "lone-surrogate", "too-deep"}
-    elsewhere = {"ambiguous-row", "bad-function-call"}
+    elsewhere = {"ambiguous-row", "unknown-format", "bad-function-call", "null-as-absent"}
     assert shown | text | elsewhere == set(CODES)
 
 
@@ -349,10 +349,15 @@ def test_a_duplicate_key_makes_a_row_bad_and_other_faults_are_still_found() -> N
     assert checked.conversation is None
 
 
-def test_a_row_of_two_formats_is_refused_unless_the_format_was_named() -> None:
+def test_a_row_of_two_formats_is_refused_with_the_evidence_unless_the_format_was_named() -> None:
     row = chat(USER, ANSWER, prompt="a", response="b")
-    assert [finding.code for finding in check(row, detected=True).findings] == ["ambiguous-row"]
+    finding = check(row, None).findings[0]
+    assert finding.code == "ambiguous-row"
+    assert "messages: openai; prompt, response: prompt-response" in finding.message
+    assert "--format {openai,sharegpt,alpaca,prompt-response}" in finding.hint
     assert check(row).conversation is not None
+    unknown = check({"question": "a"}, None).findings[0]
+    assert (unknown.code, "'question'" in unknown.message) == ("unknown-format", True)
 
 
 CONVERTED = {
@@ -396,6 +401,55 @@ CONVERTED = {
         {"instruction": "Hi.", "input": "", "output": "Aye."},
         [{"role": "user", "content": "Hi."}, {"role": "assistant", "content": "Aye."}],
     ),
+    "sharegpt with other speakers": (
+        Format.SHAREGPT,
+        {
+            "tools": [{"name": "tide"}],
+            "conversations": [
+                {"from": "user", "value": "Tide?"},
+                {
+                    "from": "tool_call",
+                    "value": '[{"name": "tide", "arguments": {}}, {"name": "tide", "arguments": {}}]',
+                },
+                {"from": "tool_response", "value": "18:40"},
+                {"from": "function_response", "value": "18:41"},
+                {"from": "model", "value": "At six."},
+            ],
+        },
+        [USER, calling(call({}), call({})) | {"content": ""}, result(), {"role": "tool", "content": "18:41"}, ANSWER],
+    ),
+    "sharegpt with roles": (
+        Format.SHAREGPT,
+        {"conversations": [USER, ANSWER | {"reasoning_content": "hm"}], "system": "s"},
+        [{"role": "system", "content": "s"}, USER, ANSWER | {"reasoning_content": "hm"}],
+    ),
+    "alpaca with history and nulls": (
+        Format.ALPACA,
+        {"instruction": "c", "input": None, "output": "d", "system": "", "history": [["a", "b"], ["e", "f"]]},
+        [
+            {"role": "user", "content": "a"},
+            {"role": "assistant", "content": "b"},
+            {"role": "user", "content": "e"},
+            {"role": "assistant", "content": "f"},
+            {"role": "user", "content": "c"},
+            {"role": "assistant", "content": "d"},
+        ],
+    ),
+    "prompt and completion of messages": (
+        Format.PROMPT_RESPONSE,
+        {"prompt": [USER, ANSWER, USER], "completion": [calling(call({})), result(), ANSWER], "tools": [TIDE]},
+        [USER, ANSWER, USER, calling(call({})), result(), ANSWER],
+    ),
+    "prompt of messages, response of text": (
+        Format.PROMPT_RESPONSE,
+        {"prompt": [USER], "response": "At six.", "system": "s"},
+        [{"role": "system", "content": "s"}, USER, ANSWER],
+    ),
+    "prompt of text, completion of messages": (
+        Format.PROMPT_RESPONSE,
+        {"prompt": "Tide?", "completion": [ANSWER]},
+        [USER, ANSWER],
+    ),
     "response": (Format.PROMPT_RESPONSE, {"prompt": "Tide?", "response": "At six."}, [USER, ANSWER]),
     "completion": (Format.PROMPT_RESPONSE, {"prompt": "Tide?", "completion": "At six."}, [USER, ANSWER]),
 }
@@ -404,11 +458,13 @@ CONVERTED = {
 @pytest.mark.parametrize("name", CONVERTED)
 def test_other_formats_become_the_same_messages(name: str) -> None:
     kind, row, messages = CONVERTED[name]
-    checked = check(row, kind)
+    checked = check(row, None)
     assert checked.findings == ()
+    assert checked.format is kind
+    assert checked == check(row, kind)
     assert checked.conversation is not None
     assert json.dumps(checked.conversation.messages) == json.dumps(messages)
-    if kind is Format.SHAREGPT:
+    if name == "sharegpt":
         assert checked.conversation.weights[-1] == 0.5
         assert checked.conversation.tools == [{"type": "function", "function": {"name": "tide", "parameters": {}}}]
 
@@ -435,7 +491,29 @@ def test_other_formats_become_the_same_messages(name: str) -> None:
         (Format.SHAREGPT, {"conversations": [{"from": "human", "value": "a"}]}, ("no-assistant", "/conversations")),
         (Format.ALPACA, {"instruction": "a", "output": ""}, ("empty-completion", "/output")),
         (Format.ALPACA, {"instruction": "a", "output": "b", "history": [["c"]]}, ("wrong-value", "/history/0")),
-        (Format.PROMPT_RESPONSE, {"prompt": ["a"], "response": "b"}, ("wrong-type", "/prompt")),
+        (Format.PROMPT_RESPONSE, {"prompt": ["a"], "response": "b"}, ("wrong-type", "/prompt/0")),
+        (Format.PROMPT_RESPONSE, {"prompt": 5, "response": "b"}, ("wrong-type", "/prompt")),
+        (Format.PROMPT_RESPONSE, {"prompt": [USER], "response": 5}, ("wrong-type", "/response")),
+        (
+            Format.PROMPT_RESPONSE,
+            {"prompt": [USER], "completion": [ANSWER | {"a/b": 1}]},
+            ("unknown-key", "/completion/0/a~1b"),
+        ),
+        (Format.PROMPT_RESPONSE, {"prompt": [USER], "completion": []}, ("no-assistant", "/prompt")),
+        (
+            Format.PROMPT_RESPONSE,
+            {"prompt": [ANSWER | {"weight": -1}], "completion": "b"},
+            ("bad-weight", "/prompt/0/weight"),
+        ),
+        (Format.PROMPT_RESPONSE, {"prompt": [USER], "completion": "b", "messages": []}, ("misplaced-key", "/messages")),
+        (Format.PROMPT_RESPONSE, {"prompt": "a", "completion": "b", "tools": []}, ("misplaced-key", "/tools")),
+        (Format.ALPACA, {"instruction": "a", "output": "b", "messages": []}, ("misplaced-key", "/messages")),
+        (
+            Format.SHAREGPT,
+            {"conversations": [USER, {"role": "bot"}, ANSWER]},
+            ("unknown-role", "/conversations/1/role"),
+        ),
+        (Format.SHAREGPT, {"conversations": [USER], "system": 5}, ("wrong-type", "/system")),
         (Format.PROMPT_RESPONSE, {"prompt": "a"}, ("missing-key", "/response")),
     ],
 )
@@ -443,6 +521,21 @@ def test_faults_of_other_formats_point_into_the_row_as_it_was_written(
     kind: Format, row: dict[str, Any], expected: tuple[str, str]
 ) -> None:
     assert found(row, kind) == [expected]
+
+
+def test_answers_of_a_prompt_are_context_unless_they_have_a_weight_l1() -> None:
+    weighted = ANSWER | {"weight": 0.5}
+    row = {"prompt": [USER, ANSWER, USER, weighted, USER], "completion": [ANSWER, USER, ANSWER]}
+    conversation = check(row, None).conversation
+    assert conversation is not None
+    assert [
+        w for w, m in zip(conversation.weights, conversation.messages, strict=True) if m["role"] == "assistant"
+    ] == [
+        0.0,
+        0.5,
+        1.0,
+        1.0,
+    ]
 
 
 ROW_WORDS = ["messages", "tools", "conversations", "instruction", "output", "prompt", "response", "system"]
@@ -461,9 +554,15 @@ LIKELY = st.lists(
 
 
 @settings(max_examples=400, deadline=None)
-@given(ANYTHING | st.fixed_dictionaries({"messages": LIKELY}), st.sampled_from(Format))
+@given(
+    ANYTHING
+    | st.fixed_dictionaries({"messages": LIKELY})
+    | st.fixed_dictionaries({"prompt": LIKELY, "completion": LIKELY})
+    | st.fixed_dictionaries({"conversations": LIKELY, "system": LEAVES}),
+    st.none() | st.sampled_from(Format),
+)
 @example({"messages": [USER | {"tool_calls": True}]}, Format.OPENAI)
-def test_any_json_is_a_conversation_or_has_an_error(row: Any, kind: Format) -> None:
+def test_any_json_is_a_conversation_or_has_an_error(row: Any, kind: Format | None) -> None:
     checked = check(row, kind)
     has_error = any(finding.severity is Severity.ERROR for finding in checked.findings)
     assert has_error == (checked.conversation is None)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from pydantic import ValidationError
 
 from sftprep.config.validate import ValidateConfig
+from sftprep.errors import UsageError
 
 if TYPE_CHECKING:
     from sftprep.reports.findings import ValidationReport
@@ -18,12 +20,17 @@ _HELP = {name: field.description for name, field in ValidateConfig.model_fields.
 def validate(
     files: Annotated[list[Path], typer.Argument(metavar="FILE...", help=_HELP["files"])],
     *,
-    format: Annotated[str | None, typer.Option("--format", help=_HELP["format"])] = None,
+    row_format: Annotated[str | None, typer.Option("--format", help=_HELP["format"])] = None,
+    model: Annotated[str | None, typer.Option("--model", help=_HELP["model"])] = None,
+    max_length: Annotated[int | None, typer.Option("--max-length", min=1, help=_HELP["max_length"])] = None,
     max_errors: Annotated[int, typer.Option("--max-errors", min=0, help=_HELP["max_errors"])] = 100,
+    fail_on: Annotated[list[str] | None, typer.Option("--fail-on", metavar="CODE", help=_HELP["fail_on"])] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help=_HELP["json_file"])] = None,
+    html: Annotated[Path | None, typer.Option("--html", help=_HELP["html"])] = None,
     good: Annotated[Path | None, typer.Option("--good", help=_HELP["good"])] = None,
     bad: Annotated[Path | None, typer.Option("--bad", help=_HELP["bad"])] = None,
-    fail_on: Annotated[str, typer.Option("--fail-on", metavar="error|warning", help=_HELP["fail_on"])] = "error",
+    fix_to: Annotated[Path | None, typer.Option("--fix-to", help=_HELP["fix_to"])] = None,
+    workers: Annotated[int, typer.Option("--workers", min=1, help=_HELP["workers"])] = 1,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only the totals.")] = False,
 ) -> None:
     """Check chat data row by row: every fault, at its file, line and JSON pointer, with what to do about it.
@@ -31,33 +38,38 @@ def validate(
     Exit code 0: fit to pack; 1: something is wrong with the data; 2: something is wrong with the call.
 
     Example: sftprep validate data_samples/good/openai.jsonl --max-errors 20
+
+    Example: sftprep validate 'data/**/*.parquet' --model path/to/model --max-length 4096 --html report.html
     """
-    if fail_on not in {"error", "warning"}:
-        raise typer.BadParameter("one of: error, warning", param_hint="--fail-on")
-    config = ValidateConfig.model_validate(
-        {
-            "files": tuple(files),
-            "format": format,
-            "max_errors": max_errors,
-            "json_file": json_file,
-            "good": good,
-            "bad": bad,
-            "fail_on": fail_on,
-        }
-    )
-    report = _run(config, quiet=quiet)
+    options = {**locals(), "files": tuple(files), "fail_on": tuple(fail_on or ("error",))}
+    options["format"] = options.pop("row_format")
+    del options["quiet"]
+    report = _run(_config(options), quiet=quiet)
     if report.exit_code:
         raise typer.Exit(report.exit_code)
+
+
+def _config(options: dict[str, Any]) -> ValidateConfig:
+    """UsageError where options are wrong together."""
+    try:
+        return ValidateConfig(**options)
+    except ValidationError as error:
+        what = error.errors()[0]["msg"].removeprefix("Value error, ")
+        raise UsageError(what, code="bad-option", hint="see sftprep validate --help") from error
 
 
 def _run(config: ValidateConfig, *, quiet: bool) -> ValidationReport:
     # pyarrow comes with the nouns, 0.3 s that `sftprep --help` must not wait for.
     from sftprep.prepare.validate import validate_files
     from sftprep.reports.findings import byte_progress, print_report, write_report
+    from sftprep.reports.validate_html import write_html
+    from sftprep.sources.paths import expand
 
-    with byte_progress(config.files, quiet=quiet) as on_progress:
+    with byte_progress(expand(config.files), quiet=quiet) as on_progress:
         report = validate_files(config, on_progress=on_progress)
     if config.json_file is not None:
         write_report(report, path=config.json_file)
+    if config.html is not None:
+        write_html(report, path=config.html)
     print_report(report, quiet=quiet)
     return report

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class ValidateConfig(BaseModel):
@@ -13,17 +13,42 @@ class ValidateConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    files: tuple[Path, ...] = Field(min_length=1, description="JSONL files, plain, gzip or zstd.")
+    files: tuple[Path, ...] = Field(
+        min_length=1,
+        description="JSONL or JSON arrays, plain, gzip or zstd; Parquet, Arrow, saved `datasets` directories; patterns "
+        "such as 'data/**/*.jsonl'; - for standard input.",
+    )
     format: str | None = Field(
         default=None,
-        description="openai, sharegpt, alpaca or prompt-response; without it, each file's format is detected.",
+        description="openai, sharegpt, alpaca or prompt-response; without it, each row's format is detected.",
+    )
+    model: str | None = Field(
+        default=None,
+        description="Model directory or hub id: every row is rendered with its chat template and encoded with its "
+        "tokenizer, as `pack` does.",
+    )
+    max_length: int | None = Field(
+        default=None, ge=1, description="Tokens that a row may have; needs --model. Longer rows are errors."
     )
     max_errors: int = Field(
         default=100, ge=0, description="Errors, and as many warnings, that are listed (0: all); all are counted."
     )
+    fail_on: tuple[str, ...] = Field(
+        default=("error",),
+        description="What makes the exit code 1: `error`, `warning` (either), or a finding's code; repeatable.",
+    )
     json_file: Path | None = Field(default=None, description="Write the report as JSON into this file.")
+    html: Path | None = Field(default=None, description="Write the report as one HTML page into this file.")
     good: Path | None = Field(default=None, description="Write the rows without errors into this file, as they came.")
     bad: Path | None = Field(default=None, description="Write each row with errors into this file, with its findings.")
-    fail_on: Literal["error", "warning"] = Field(
-        default="error", description="The least severity that makes the exit code 1."
+    fix_to: Path | None = Field(
+        default=None,
+        description="Write the rows without errors into this file, each as a row of the format openai.",
     )
+    workers: int = Field(default=1, ge=1, description="Processes; the report is the same for any number.")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.max_length is not None and self.model is None:
+            raise ValueError("--max-length counts tokens: it needs --model")
+        return self

@@ -13,7 +13,8 @@ from sftprep.errors import SourceError
 from sftprep.prepare.chunk import InputRow
 from sftprep.prepare.mix import row_times
 from sftprep.prepare.validate import read_conversations
-from sftprep.sources.lines import OnBytes, file_sha256, read_rows
+from sftprep.sources.compressed import OnBytes
+from sftprep.sources.lines import file_sha256, read_rows
 
 CHUNK_ROWS: Final = 256
 """Rows of a chunk: enough to hide what a process costs, few enough to stay small."""

@@ -45,7 +45,9 @@ CODES: Final = {
     "non-finite-number": _error("JSON has no NaN and no infinity: write null or leave the key out"),
     "lone-surrogate": _error("half of a character, from text cut at 16-bit units: repair the text where it was cut"),
     "too-deep": _error("nested deeper than 200 levels: no template renders this"),
-    "not-an-object": _error('a row is one object a line, such as {"messages": [...]}; an array file is written out'),
+    "not-an-object": _error(
+        'a row is one object a line, such as {"messages": [...]}; a file that is one array is called *.json'
+    ),
     # The shape of the row.
     "missing-key": _error("add the key"),
     "unknown-key": _error("nothing in a message is ignored: remove the key, or move it to the row, where it is kept"),
@@ -62,8 +64,9 @@ CODES: Final = {
         'a function call\'s value is JSON: {"name": ..., "arguments": {...}}, or a list of them'
     ),
     "misplaced-key": _error("it would be kept as metadata and the model would never see it"),
-    "other-format": _error("one file holds one format: split the file"),
+    "unknown-format": _error("name the format with --format, or rename the keys"),
     "ambiguous-row": _error("name the format with --format; the other keys then count as metadata"),
+    "other-format": _error("--format names the format of every row: split the file, or leave the option out"),
     # The conversation.
     "no-assistant": _error("there is nothing to train: a conversation has at least one assistant message"),
     "empty-completion": _error("it would teach the model to answer with nothing: remove it, or give it weight 0"),
@@ -73,6 +76,10 @@ CODES: Final = {
     "duplicate-tool-call-id": _error("two calls that wait for a result have one id: its result could be either's"),
     "unknown-tool": _error("the row's tools do not hold it: declare it, or correct the name"),
     "unknown-row-key": _warning("kept as metadata, not shown to the model; said once a file"),
+    "null-as-absent": _warning(
+        "a table cannot tell the two apart: write JSONL, or a column of the JSON type, where null is meant; said once "
+        "a file"
+    ),
     "ends-without-assistant": _warning("what follows the last assistant message is never trained"),
     "late-system": _warning("many templates raise on it, or move it to the front"),
     "consecutive-assistant": _warning("many templates raise on it; packing proves each turn or leaves the row out"),

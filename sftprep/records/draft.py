@@ -24,7 +24,8 @@ class Format(StrEnum):
 class Draft:
     """A conversation without an address: messages as a template is given them, and one weight for each.
 
-    `places` are JSON pointers to what each message was made from, where that is not `/messages/<index>`.
+    `places` are JSON pointers to what each message was made from, where that is not `/messages/<index>`: to a text,
+    or, with a slash at the end, to an object that has the message's keys.
     """
 
     messages: Sequence[Mapping[str, Json]]
@@ -36,9 +37,26 @@ class Draft:
 
     def place(self, index: int, key: str = "") -> str:
         """The JSON pointer of a message, or of one of its keys, in the row as it was written."""
-        if self.places is not None:
-            return self.places[index]
-        return f"/messages/{index}/{key}" if key else f"/messages/{index}"
+        place = f"/messages/{index}/" if self.places is None else self.places[index]
+        if place[-1] != "/":
+            return place
+        return place + key if key else place[:-1]
+
+    @property
+    def list_place(self) -> str:
+        """The JSON pointer of the list that holds the last message."""
+        return "/messages" if self.places is None else f"/{self.places[-1].split('/')[1]}"
+
+
+def moved(pointer: str, places: Sequence[str] | None) -> str:
+    """A pointer into `/messages`, as a pointer into the row as it was written: see `Draft.places`."""
+    steps = pointer.split("/", 3)
+    if not places or steps[1:2] != ["messages"]:
+        return pointer
+    if len(steps) == 2:
+        return f"/{places[-1].split('/')[1]}"
+    place = places[int(steps[2])]
+    return place + "".join(steps[3:]) if place[-1] == "/" and steps[3:] else place.removesuffix("/")
 
 
 class Reading(NamedTuple):

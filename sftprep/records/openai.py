@@ -129,6 +129,13 @@ class ChatRow(BaseModel):
 
 
 ROW_KEYS: Final = frozenset(ChatRow.model_fields)
+MISPLACED_ELSEWHERE: Final = {
+    "messages": "rows with messages are of the format openai",
+    "functions": "write tools, in the format openai or sharegpt",
+    "tools": "write tools in the format openai or sharegpt",
+    "chat_template_kwargs": "variables for the template go into rows of the format openai",
+}
+"""The same in rows of other formats."""
 MISPLACED: Final = {
     "functions": "call it tools",
     "system": "write it as the first message, with role system",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final, NamedTuple
 
 from pydantic import BaseModel, ValidationError
@@ -10,15 +10,24 @@ from pydantic import BaseModel, ValidationError
 from sftprep.data import Json
 from sftprep.records.alpaca import AlpacaRow, read_alpaca
 from sftprep.records.codes import Fault, escape
-from sftprep.records.detect import signatures_of
+from sftprep.records.detect import detect_format, signatures_of
 from sftprep.records.draft import Draft, Format, Reading
-from sftprep.records.openai import MISPLACED, ChatRow, read_chat
+from sftprep.records.openai import MISPLACED, MISPLACED_ELSEWHERE, ROW_KEYS, ChatRow, read_chat
 from sftprep.records.prompt_response import PromptCompletionRow, PromptResponseRow, read_prompt_response
+from sftprep.records.recast import Recast, recast
 from sftprep.records.rules import check_messages
 from sftprep.records.sharegpt import ShareGptRow, read_sharegpt
 from sftprep.records.text_rules import check_characters
 from sftprep.records.tool_rules import calls_without_tools, check_tools
 from sftprep.records.wire_errors import faults_of
+
+
+class Record(NamedTuple):
+    """What became of a row: its draft where it could be read, what is wrong with it, and the format it was read in."""
+
+    draft: Draft | None
+    faults: tuple[Fault, ...]
+    format: Format | None
 
 
 class _Reader(NamedTuple):
@@ -35,11 +44,35 @@ _READERS: Final = {
 _COMPLETION_READER: Final = _Reader(PromptCompletionRow, read_prompt_response)
 
 
-def read_record(value: dict[str, Json], *, row_format: Format, detected: bool, suspect: bool = True) -> Reading:
-    """A row as a draft. `detected`: nobody named the format, so a row that could be of another one is refused.
+def read_record(value: dict[str, Json], *, named: Format | None, suspect: bool = True) -> Record:
+    """A row as a draft, in the format that was `named`, else in the one whose keys it has.
 
     `suspect`: characters are looked at, as the row's bytes did not prove them fine.
     """
+    row_format = _plainly_chat(value) if named is None else named
+    found = row_format or detect_format(value)
+    if isinstance(found, Fault):
+        return Record(None, (found,), None)
+    recasted = recast(value, found)
+    reading = _read(value, found) if recasted is None else _read_recast(recasted)
+    draft, faults = reading
+    if draft is None:
+        return Record(None, faults, found)
+    more = check_messages(draft)
+    more.extend(check_tools(draft.tools) if draft.tools else calls_without_tools(draft))
+    if suspect:
+        more.extend(check_characters(draft))
+    if draft.metadata:
+        more.extend(_check_metadata(draft, row_format=found))
+    return Record(draft, (*faults, *more), found)
+
+
+def _plainly_chat(value: Mapping[str, Json]) -> Format | None:
+    """The usual case, known at once."""
+    return Format.OPENAI if "messages" in value and value.keys() <= ROW_KEYS else None
+
+
+def _read(value: dict[str, Json], row_format: Format) -> Reading:
     reader = _READERS[row_format]
     if row_format is Format.PROMPT_RESPONSE and "response" not in value and "completion" in value:
         reader = _COMPLETION_READER
@@ -47,29 +80,26 @@ def read_record(value: dict[str, Json], *, row_format: Format, detected: bool, s
         reader.model.model_validate(value)
     except ValidationError as error:
         return _refused(value, error, row_format=row_format)
-    draft, faults = reader.read(value)
-    if draft is None:
-        return Reading(None, faults)
-    more = check_messages(draft)
-    more.extend(check_tools(draft.tools) if draft.tools else calls_without_tools(draft))
-    if suspect:
-        more.extend(check_characters(draft))
-    if draft.metadata:
-        more.extend(_check_metadata(value, draft, row_format=row_format, detected=detected))
-    return Reading(draft, (*faults, *more))
+    return reader.read(value)
 
 
-def _check_metadata(value: dict[str, Json], draft: Draft, *, row_format: Format, detected: bool) -> list[Fault]:
-    if detected and len(signatures_of(value)) > 1:
-        return [Fault("ambiguous-row", "", f"the row has the keys of several formats: {', '.join(sorted(value))}")]
-    faults = []
+def _read_recast(recasted: Recast) -> Reading:
+    try:
+        ChatRow.model_validate(recasted.row)
+    except ValidationError as error:
+        refused = _refused(dict(recasted.row), error, row_format=Format.OPENAI)
+        return Reading(None, tuple(map(recasted.moved, refused.faults)))
+    return recasted.read()
+
+
+def _check_metadata(draft: Draft, *, row_format: Format) -> Iterator[Fault]:
+    misplaced = MISPLACED if row_format is Format.OPENAI else MISPLACED_ELSEWHERE
     for key in draft.metadata:
         pointer = f"/{escape(key)}"
-        if row_format is Format.OPENAI and key in MISPLACED:
-            faults.append(Fault("misplaced-key", pointer, f"{key!r} is not a key of this format", MISPLACED[key]))
+        if key in misplaced:
+            yield Fault("misplaced-key", pointer, f"{key!r} is not a key of this format", misplaced[key])
         else:
-            faults.append(Fault("unknown-row-key", pointer, f"unknown key {key!r} of the row"))
-    return faults
+            yield Fault("unknown-row-key", pointer, f"unknown key {key!r} of the row")
 
 
 def _refused(value: dict[str, Json], error: ValidationError, *, row_format: Format) -> Reading:
@@ -77,7 +107,7 @@ def _refused(value: dict[str, Json], error: ValidationError, *, row_format: Form
     others = [known for known in signatures_of(value) if known is not row_format]
     faults = faults_of(error, value=value)
     if others and any(fault.code == "missing-key" and fault.pointer.count("/") == 1 for fault in faults):
-        what = f"the row is in the format {others[0]}, the file in {row_format}"
+        what = f"the row is in the format {others[0]}, not in {row_format}"
         return Reading(None, (Fault("other-format", "", what),))
     if row_format is Format.OPENAI and isinstance(value.get("messages"), list):
         faults.extend(_readable_rules(value, faults))

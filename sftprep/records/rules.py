@@ -71,8 +71,7 @@ def _check_assistant(draft: Draft, index: int, tools: ToolState, *, previous: st
 
 def _check_whole(draft: Draft, tools: ToolState, *, last: str) -> Iterator[Fault]:
     if all(message["role"] != "assistant" for message in draft.messages):
-        where = "/messages" if draft.places is None else "/conversations"
-        yield Fault("no-assistant", where, "no message is the assistant's")
+        yield Fault("no-assistant", draft.list_place, "no message is the assistant's")
     elif last != "assistant":
         index = len(draft.messages) - 1
         yield Fault("ends-without-assistant", draft.place(index), f"the last message is the {last}'s")

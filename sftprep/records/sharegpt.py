@@ -1,5 +1,7 @@
 """ShareGPT: `{"conversations": [{"from": "human", "value": "..."}, ...]}`, with optional `system` and `tools`.
 
+Turns with `role` and `content` instead are chat messages: `sftprep.records.recast`.
+
 `function_call` turns hold JSON (`{"name": ..., "arguments": ...}` or a list of such) and become an assistant message
 with tool calls; `observation` is a tool's result. `tools` may be a list or, as is usual in this format, a string that
 holds one; a bare function becomes `{"type": "function", "function": ...}`.
@@ -23,11 +25,17 @@ ROLES: Final = {
     "human": "user",
     "user": "user",
     "gpt": "assistant",
+    "chatgpt": "assistant",
     "assistant": "assistant",
+    "model": "assistant",
     "function_call": "assistant",
+    "tool_call": "assistant",
     "observation": "tool",
     "tool": "tool",
+    "tool_response": "tool",
+    "function_response": "tool",
 }
+_CALLS: Final = frozenset({"function_call", "tool_call"})
 
 
 class Turn(BaseModel):
@@ -78,7 +86,7 @@ def _message(turn: Mapping[str, Json], *, pointer: str, faults: list[Fault]) -> 
     if speaker not in ROLES:
         hint = f"speakers of this format are {', '.join(ROLES)}"
         faults.append(Fault("unknown-role", f"{pointer}/from", f"no speaker is called {speaker!r}", hint))
-    if speaker == "function_call":
+    if speaker in _CALLS:
         calls = _tool_calls(text, pointer=f"{pointer}/value", faults=faults)
         return {"role": "assistant", "content": "", "tool_calls": calls}
     return {"role": ROLES.get(speaker, ""), "content": text}

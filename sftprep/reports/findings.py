@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import BinaryIO
 
 from pydantic import BaseModel, ConfigDict, Field
 from rich.console import Console
@@ -25,12 +25,29 @@ class FileCounts(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     file: str = Field(description="The path as given.")
-    format: str | None = Field(description="Named or detected; null where detection was refused.")
+    formats: dict[str, int] = Field(description="Rows by the format that they were read in, where it could be told.")
     complete: bool = Field(description="Whether the file could be read to its end.")
-    rows_in: int = Field(description="Lines that are not blank; always good + bad.")
+    rows_in: int = Field(description="Rows that are not blank; always good + bad.")
     good: int = Field(description="Rows without an error.")
     bad: int = Field(description="Rows with at least one error.")
     by_code: dict[str, int] = Field(description="Findings by code, ascending by name.")
+
+
+class FitReport(BaseModel):
+    """How the rows fit a model; tokens are those of a row's longest document."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: str
+    max_length: int | None
+    num_exact: int = Field(description="Rows that can be exact; the other good ones have a finding that says why not.")
+    num_trained: int = Field(description="Trained tokens of the exact rows.")
+    p50: int
+    p90: int
+    p99: int
+    longest: int
+    num_over_length: int = Field(description="Exact rows that are longer than --max-length.")
+    num_trained_lost: int = Field(description="Trained tokens of those rows, all of which would be lost.")
 
 
 class ValidationReport(BaseModel):
@@ -38,8 +55,8 @@ class ValidationReport(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    passed: bool = Field(description="No finding is of the severity that --fail-on names, or worse.")
-    fail_on: Literal["error", "warning"]
+    passed: bool = Field(description="No finding is of a severity or code that --fail-on names.")
+    fail_on: list[str]
     rows_in: int
     good: int
     bad: int
@@ -47,10 +64,14 @@ class ValidationReport(BaseModel):
     num_warnings: int
     by_code: dict[str, int] = Field(description="Findings by code over all files.")
     files: list[FileCounts]
+    fit: FitReport | None = Field(description="With --model.")
     findings: list[Finding] = Field(description="In order of file and line; a file's own faults name a line too.")
     num_unlisted: int = Field(description="Findings beyond --max-errors, counted above but not listed.")
     quarantine_published: bool = Field(
-        description="Whether --good and --bad were written: not where a file could not be read to its end."
+        description="Whether --good, --bad and --fix-to were written: not where a file could not be read to its end."
+    )
+    excerpts: dict[str, str] = Field(
+        exclude=True, default_factory=dict, description="What each listed finding points to, by `file:line:pointer`."
     )
 
     @property
@@ -64,6 +85,8 @@ def report_lines(report: ValidationReport, *, quiet: bool) -> Iterator[str]:
     if not quiet:
         yield from _finding_lines(report)
         yield from _table_lines(report)
+    if report.fit is not None:
+        yield from _fit_lines(report.fit)
     rows = f"{report.rows_in:,} rows: {report.good:,} good, {report.bad:,} bad"
     yield f"{rows}; {report.num_errors:,} errors, {report.num_warnings:,} warnings"
 
@@ -84,6 +107,14 @@ def _table_lines(report: ValidationReport) -> Iterator[str]:
     width = max((len(code) for code in report.by_code), default=0)
     for code, count in sorted(report.by_code.items(), key=lambda item: (-item[1], item[0])):
         yield f"  {code:<{width}}  {count:>9,}"
+
+
+def _fit_lines(fit: FitReport) -> Iterator[str]:
+    yield f"{fit.model}: {fit.num_exact:,} rows can be exact, {fit.num_trained:,} trained tokens"
+    yield f"tokens a row: half have {fit.p50:,} or fewer, 90% {fit.p90:,}, 99% {fit.p99:,}, the longest {fit.longest:,}"
+    if fit.max_length is not None:
+        lost = f"{fit.num_over_length:,} rows are over {fit.max_length:,} tokens"
+        yield f"{lost}; with them {fit.num_trained_lost:,} trained tokens would be lost"
 
 
 def print_report(report: ValidationReport, *, quiet: bool) -> None:

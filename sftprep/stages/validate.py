@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from sftprep.data import Conversation, Finding, RowAddress, Severity
@@ -16,28 +16,35 @@ from sftprep.records.wire_errors import describe
 
 @dataclass(frozen=True, slots=True)
 class ValidatedRow:
-    """A row's conversation, None where any finding is an error, and all its findings in a fixed order."""
+    """A row's conversation, None where any finding is an error, and all its findings in a fixed order.
+
+    `format` is the one that the row was read in; None where it could not be told. `places` has for each message a
+    pointer to what it was made from, where that is not `/messages/<index>`.
+    """
 
     address: RowAddress
     conversation: Conversation | None
     findings: tuple[Finding, ...]
+    format: Format | None = None
+    places: Sequence[str] | None = None
 
 
-def validate_row(raw: bytes, *, address: RowAddress, format: Format, detected: bool = False) -> ValidatedRow:
-    """Validate one row. `detected` says that the format was found, not named: ambiguous rows are then refused."""
+def validate_row(raw: bytes, *, address: RowAddress, format: Format | None) -> ValidatedRow:
+    """Validate one row, in the format named, or, with None, in the one whose keys it has."""
     value, faults, readable = parse_json(raw)
-    if readable and not isinstance(value, dict):
-        faults = (*faults, Fault("not-an-object", "", f"the row is {describe(value)}, must be an object"))
-    elif readable:
-        reading = read_record(value, row_format=format, detected=detected, suspect=may_be_broken(raw))
-        faults = (*faults, *reading.faults)
-        draft = reading.draft
-        if draft is not None and not (faults and _has_error(faults)):
-            conversation = Conversation(
-                address, draft.messages, draft.weights, draft.tools, draft.template_kwargs, draft.metadata
-            )
-            return ValidatedRow(address, conversation, _findings(faults, address))
-    return ValidatedRow(address, None, _findings(faults, address))
+    if not readable:
+        return ValidatedRow(address, None, _findings(faults, address))
+    if not isinstance(value, dict):
+        fault = Fault("not-an-object", "", f"the row is {describe(value)}, must be an object")
+        return ValidatedRow(address, None, _findings((*faults, fault), address))
+    record = read_record(value, named=format, suspect=may_be_broken(raw))
+    draft, faults = record.draft, (*faults, *record.faults)
+    if draft is None or (faults and _has_error(faults)):
+        return ValidatedRow(address, None, _findings(faults, address), record.format)
+    conversation = Conversation(
+        address, draft.messages, draft.weights, draft.tools, draft.template_kwargs, draft.metadata
+    )
+    return ValidatedRow(address, conversation, _findings(faults, address), record.format, draft.places)
 
 
 def _has_error(faults: Iterable[Fault]) -> bool:

@@ -50,8 +50,8 @@ SAMPLES = {
     "duplicate_key": ["1:/messages/0/content:duplicate-key"],
     "lone_surrogate": ["1:/messages/0/content:lone-surrogate"],
     "orphan_think": ["1:/messages/1/content:unbalanced-reasoning"],
-    "mixed_formats": ["1::ambiguous-format"],
-    "two_formats_in_a_row": ["1::ambiguous-format"],
+    "mixed_formats_are_fine": [],
+    "two_formats_in_a_row": ["1::ambiguous-row"],
     "unknown_format": ["1::unknown-format"],
     "empty": ["1::empty-file"],
     "crlf_bom_is_fine": [],
@@ -94,7 +94,7 @@ def test_every_bad_sample_is_tested_and_every_good_sample_passes(samples: Path) 
     assert len(good) >= 4
     report = report_of(*good)
     assert (report.bad, report.num_errors, report.passed) == (0, 0, True)
-    assert {file.format for file in report.files} == set(Format)
+    assert {format for file in report.files for format in file.formats} == set(Format)
 
 
 @settings(deadline=None)
@@ -131,7 +131,7 @@ def test_an_unknown_row_key_is_said_once_a_file_and_kept(tmp_path: Path) -> None
     report = report_of(*files)
     assert report.by_code == {"unknown-row-key": 4}
     assert report.passed
-    assert not report_of(*files, fail_on="warning").passed
+    assert not report_of(*files, fail_on=("warning",)).passed
     conversations = [row.conversation for row in read_conversations(files[0], name="a")]
     assert [c and c.metadata for c in conversations] == [{"topic": "sea", "id": 3}] * 2
 
@@ -142,15 +142,18 @@ def test_pack_reads_one_row_for_each_line_that_is_not_blank(tmp_path: Path) -> N
     assert [row.conversation is not None for row in rows] == [True, False, False, True]
     with pytest.raises(UsageError, match="no format is called"):
         list(read_conversations(tmp_path / "f", name="f", format="chatml"))
-    with pytest.raises(SourceError) as caught:
-        list(read_conversations(write(tmp_path / "g", b'{"a": 1}'), name="g"))
-    assert caught.value.code == "unknown-format"
+    with pytest.raises(SourceError, match="holds no rows"):
+        list(read_conversations(write(tmp_path / "g", b""), name="g"))
 
 
-def test_a_row_of_another_format_after_the_evidence_is_an_error(tmp_path: Path) -> None:
-    other = b'{"prompt": "a", "response": "b"}'
-    report = report_of(write(tmp_path / "f", *[GOOD] * 100, other))
-    assert [(f.address.line, f.code) for f in report.findings] == [(101, "other-format")]
+def test_each_row_is_of_the_format_whose_keys_it_has_unless_one_is_named(tmp_path: Path) -> None:
+    pair = b'{"prompt": "a", "response": "b"}'
+    path = write(tmp_path / "f", *[GOOD] * 100, pair, b'{"a": 1}')
+    report = report_of(path)
+    assert report.files[0].formats == {"openai": 100, "prompt-response": 1}
+    assert [(f.address.line, f.code) for f in report.findings] == [(102, "unknown-format")]
+    report = report_of(path, format="openai")
+    assert [(f.address.line, f.code) for f in report.findings] == [(101, "other-format"), (102, "missing-key")]
 
 
 def test_a_cut_archive_is_a_finding_at_its_line_and_publishes_no_quarantine(tmp_path: Path) -> None:
@@ -231,7 +234,15 @@ def test_output_survives_a_terminal_that_lacks_the_characters_m1(tmp_path: Path,
 
 @pytest.mark.parametrize(
     ("argv", "code"),
-    [(["no-such-file"], b"missing-file"), (["."], b"is-directory"), ([__file__, "--format", "x"], b"no-such-format")],
+    [
+        (["no-such-file"], b"missing-file"),
+        (["."], b"is-directory"),
+        ([__file__, "--format", "x"], b"no-such-format"),
+        ([__file__, "--fail-on", "typo"], b"no-such-code"),
+        ([__file__, "--max-length", "9"], b"bad-option"),
+        (["no/*.such"], b"missing-file"),
+        ([__file__, "--model", "no/such"], b"model"),
+    ],
 )
 def test_a_wrong_call_exits_with_two_and_a_hint(argv: list[str], code: bytes) -> None:
     done = sftprep(*argv)

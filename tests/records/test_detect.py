@@ -1,4 +1,4 @@
-"""A file's format is found from its rows, or refused; it is never guessed."""
+"""A row's format is found from its keys, or refused; it is never guessed."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from sftprep.errors import SourceError
-from sftprep.records.detect import NUM_EVIDENCE_ROWS, detect_format
+from sftprep.records.codes import Fault
+from sftprep.records.detect import detect_format
 from sftprep.records.draft import Format
 
 CHAT = {"messages": []}
@@ -26,26 +26,23 @@ PAIR = {"prompt": "a", "response": "b"}
     ],
 )
 def test_a_format_is_known_by_the_keys_that_it_must_have(row: dict[str, Any], expected: Format) -> None:
-    assert detect_format([{"id": 1}, row, row], place="f") is expected
+    assert detect_format(row) is expected
 
 
 @pytest.mark.parametrize(
-    ("rows", "code"),
+    ("row", "code", "evidence"),
     [
-        ([CHAT | PAIR], "ambiguous-format"),
-        ([PAIR | {"completion": "c"}], "ambiguous-format"),
-        ([CHAT, PAIR], "ambiguous-format"),
-        ([{"question": "a"}], "unknown-format"),
-        ([{}], "unknown-format"),
+        (CHAT | PAIR, "ambiguous-row", "messages: openai; prompt, response: prompt-response"),
+        (PAIR | {"completion": "c"}, "ambiguous-row", "completion, prompt: prompt-response"),
+        ({"question": "a"}, "unknown-format", "'question'"),
+        ({"prompt": "a"}, "unknown-format", "'prompt'"),
+        ({}, "unknown-format", "none"),
     ],
 )
-def test_what_is_not_certain_is_refused_and_the_hint_names_the_option(rows: list[dict[str, Any]], code: str) -> None:
-    with pytest.raises(SourceError) as caught:
-        detect_format(rows, place="f")
-    assert caught.value.code == code
-    assert "--format {openai,sharegpt,alpaca,prompt-response}" in caught.value.hint
-
-
-def test_only_the_first_rows_decide_and_no_rows_decide_nothing() -> None:
-    assert detect_format([CHAT] * NUM_EVIDENCE_ROWS + [PAIR], place="f") is Format.OPENAI
-    assert detect_format([], place="f") is None
+def test_what_is_not_certain_is_refused_with_evidence_and_the_hint_names_the_option(
+    row: dict[str, Any], code: str, evidence: str
+) -> None:
+    fault = detect_format(row)
+    assert isinstance(fault, Fault)
+    assert (fault.code, evidence in fault.message) == (code, True)
+    assert "--format {openai,sharegpt,alpaca,prompt-response}" in fault.hint

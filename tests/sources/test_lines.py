@@ -83,7 +83,9 @@ def test_garbage_after_an_archive_is_an_error(tmp_path: Path, kind: str) -> None
         ("f.jsonl.gz", gzip.compress(b"", mtime=0), "empty-file"),
         ("f.jsonl.gz", b"{}\n", "bad-archive"),
         ("f.jsonl.zst", b"{}\n", "bad-archive"),
-        ("f.jsonl", b"PAR1....", "not-jsonl"),
+        ("f.parquet", b"PAR1....", "damaged-table"),
+        ("f.arrow", b"ARROW1..", "damaged-table"),
+        ("f.jsonl", b"PK\x03\x04", "not-jsonl"),
         ("f.jsonl", "{}".encode("utf-16"), "not-jsonl"),
     ],
 )

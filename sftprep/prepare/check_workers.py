@@ -1,0 +1,86 @@
+"""Who checks the chunks: this process, or some of its children. The chunks come out in order either way."""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+
+from sftprep.config.validate import ValidateConfig
+from sftprep.errors import DataError, SourceError
+from sftprep.prepare.check import CheckedRow, CheckRow, checker
+from sftprep.sources.lines import SourceRow
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """A run of rows of one file; `error` is what is wrong with the file after them."""
+
+    file: str
+    rows: Sequence[SourceRow]
+    is_first: bool
+    error: SourceError | None = None
+
+
+Checked = tuple[Chunk, list[CheckedRow]]
+
+
+def check_chunks(chunks: Iterator[Chunk], *, config: ValidateConfig) -> Iterator[Checked]:
+    """Each chunk and what became of its rows, in order.
+
+    Raises:
+        DataError: `worker-died`, naming the rows that it had.
+    """
+    if config.workers > 1:
+        yield from _in_children(chunks, config=config)
+        return
+    check = checker(config)
+    for chunk in chunks:
+        yield chunk, [check(row) for row in chunk.rows]
+
+
+def _in_children(chunks: Iterator[Chunk], *, config: ValidateConfig) -> Iterator[Checked]:
+    # Fork would copy this process's threads' locks (tokenizers has a thread pool) in whatever state they are.
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(config.workers, mp_context=context, initializer=_start_child, initargs=(config,))
+    waiting: deque[tuple[Chunk, Future[list[CheckedRow]]]] = deque()
+    try:
+        for chunk in chunks:
+            waiting.append((chunk, pool.submit(_check_in_child, chunk.rows)))
+            # A few chunks ahead keep every child busy, and bound what is in memory.
+            if len(waiting) > 2 * config.workers:
+                yield _result(*waiting.popleft())
+        while waiting:
+            yield _result(*waiting.popleft())
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _result(chunk: Chunk, future: Future[list[CheckedRow]]) -> Checked:
+    try:
+        return chunk, future.result()
+    except BrokenProcessPool as error:
+        first = chunk.rows[0].address if chunk.rows else chunk.file
+        place = f"{first}, or rows after it"
+        hint = "out of memory? try fewer --workers"
+        raise DataError("a worker process died", code="worker-died", place=place, hint=hint) from error
+
+
+class _Child:
+    """What a child process keeps between chunks."""
+
+    check: CheckRow
+
+
+def _start_child(config: ValidateConfig) -> None:
+    # Ctrl-C reaches the whole process group; the parent alone answers it and ends the children.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _Child.check = staticmethod(checker(config))
+
+
+def _check_in_child(rows: Sequence[SourceRow]) -> list[CheckedRow]:
+    return [_Child.check(row) for row in rows]

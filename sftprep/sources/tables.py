@@ -1,0 +1,118 @@
+"""Rows of Parquet and Arrow IPC files as JSON objects, a batch in memory at a time.
+
+A column of structs has every key in every row, so a null there may mean "absent": it is read so, and told where that
+can change what a model sees. Columns of the JSON type keep what was written.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic_core import from_json
+
+from sftprep.data import Json
+from sftprep.errors import SourceError
+from sftprep.sources.compressed import OnBytes
+
+_PARQUET: Final = b"PAR1"
+_ARROW_FILE: Final = b"ARROW1"
+_ARROW_STREAM: Final = b"\xff\xff\xff\xff"
+_BATCH_ROWS: Final = 256
+_SHOWN_TO_MODELS: Final = frozenset({"arguments", "parameters"})
+"""Keys below which a null is not known to mean nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class TableRow:
+    """A row as JSON; `dropped_null` points to the first null that was read as absent and may not be."""
+
+    raw: bytes
+    dropped_null: str
+
+
+def is_table(path: Path) -> bool:
+    """Whether a file is Parquet or Arrow, by its first bytes."""
+    with path.open("rb") as file:
+        return file.read(8).startswith((_PARQUET, _ARROW_FILE, _ARROW_STREAM))
+
+
+def table_rows(path: Path, *, name: str, on_bytes: OnBytes | None) -> Iterator[TableRow]:
+    """Each row in order. SourceError `damaged-table`, with the row reached, where the file cannot be read."""
+    number = 0
+    try:
+        for batch in _batches(path, on_bytes):
+            for row in batch.to_pylist(maps_as_pydicts="strict"):
+                number += 1
+                yield _table_row(row, batch.schema)
+    except (pa.ArrowException, OSError, ValueError, KeyError) as error:
+        what = f"the table cannot be read: {str(error).partition(chr(10))[0]:.200}"
+        hint = "write the file again, or its rows as JSONL"
+        raise SourceError(what, code="damaged-table", place=f"{name}:{number + 1}", hint=hint) from error
+
+
+def _batches(path: Path, on_bytes: OnBytes | None) -> Iterator[pa.RecordBatch]:
+    size, told, seen = path.stat().st_size, 0, 0
+    with path.open("rb") as file:
+        head = file.read(8)
+    if head.startswith(_PARQUET):
+        with pq.ParquetFile(path) as table:
+            for batch in table.iter_batches(batch_size=_BATCH_ROWS):
+                yield batch
+                seen += batch.num_rows
+                told = _tell(on_bytes, size * seen // table.metadata.num_rows, told)
+    else:
+        with pa.memory_map(str(path)) as source:
+            for batch in _arrow_batches(source, is_file=head.startswith(_ARROW_FILE)):
+                yield from (batch.slice(start, _BATCH_ROWS) for start in range(0, batch.num_rows, _BATCH_ROWS))
+    _tell(on_bytes, size, told)
+
+
+def _arrow_batches(source: pa.NativeFile, *, is_file: bool) -> Iterator[pa.RecordBatch]:
+    if not is_file:
+        with closing(pa.ipc.open_stream(source)) as stream:
+            yield from stream
+        return
+    with pa.ipc.open_file(source) as file:
+        yield from (file.get_batch(index) for index in range(file.num_record_batches))
+
+
+def _tell(on_bytes: OnBytes | None, position: int, told: int) -> int:
+    if on_bytes is not None and position > told:
+        on_bytes(position - told)
+    return position
+
+
+def _table_row(row: dict[str, Any], schema: pa.Schema) -> TableRow:
+    dropped: list[str] = []
+    value = {
+        field.name: _value(row[field.name], field.type, f"/{field.name}", dropped)
+        for field in schema
+        if row[field.name] is not None
+    }
+    shown = next((place for place in dropped if _SHOWN_TO_MODELS & set(place.split("/"))), "")
+    return TableRow(json.dumps(value, ensure_ascii=False).encode("utf-8"), shown)
+
+
+def _value(item: Any, kind: pa.DataType, place: str, dropped: list[str]) -> Json:
+    """A value of a column as JSON; the places of nulls in structs that are left out are added to `dropped`."""
+    if isinstance(kind, pa.BaseExtensionType) and kind.extension_name == "arrow.json":
+        return item if item is None else from_json(item)
+    if isinstance(item, dict) and isinstance(kind, pa.StructType):
+        dropped.extend(f"{place}/{field.name}" for field in kind if item[field.name] is None)
+        present = [field for field in kind if item[field.name] is not None]
+        return {f.name: _value(item[f.name], f.type, f"{place}/{f.name}", dropped) for f in present}
+    if isinstance(item, list):
+        return [_value(part, kind.value_type, f"{place}/{index}", dropped) for index, part in enumerate(item)]
+    if isinstance(item, dict):
+        return {str(key): _value(part, kind.item_type, f"{place}/{key}", dropped) for key, part in item.items()}
+    if item is None or isinstance(item, bool | int | float | str):
+        return item
+    return base64.b64encode(item).decode("ascii") if isinstance(item, bytes) else str(item)
