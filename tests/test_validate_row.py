@@ -528,14 +528,7 @@ def test_answers_of_a_prompt_are_context_unless_they_have_a_weight_l1() -> None:
     row = {"prompt": [USER, ANSWER, USER, weighted, USER], "completion": [ANSWER, USER, ANSWER]}
     conversation = check(row, None).conversation
     assert conversation is not None
-    assert [
-        w for w, m in zip(conversation.weights, conversation.messages, strict=True) if m["role"] == "assistant"
-    ] == [
-        0.0,
-        0.5,
-        1.0,
-        1.0,
-    ]
+    assert conversation.weights == [1.0, 0.0, 1.0, 0.5, 1.0, 1.0, 1.0, 1.0]
 
 
 ROW_WORDS = ["messages", "tools", "conversations", "instruction", "output", "prompt", "response", "system"]

@@ -10,7 +10,7 @@ from typing import Final
 from sftprep.config.validate import ValidateConfig
 from sftprep.data import Conversation, Finding, Json, Severity
 from sftprep.errors import UsageError
-from sftprep.prepare.fit import RowFit, fitter
+from sftprep.prepare.row_fit import FitRow, RowFit
 from sftprep.records.codes import CODES
 from sftprep.records.draft import Format, moved
 from sftprep.sources.lines import SourceRow
@@ -58,7 +58,7 @@ def checker(config: ValidateConfig) -> CheckRow:
         TemplateError: `template-syntax`.
     """
     named = named_format(config.format)
-    fit_row = None if config.model is None else fitter(config.model, max_length=config.max_length)
+    fit_row = None if config.model is None else _fitter(config.model, config.max_length)
     fixes = config.fix_to is not None
     once = SaidOnce()
 
@@ -82,6 +82,13 @@ def checker(config: ValidateConfig) -> CheckRow:
         return CheckedRow(good=True, format=row.format, findings=findings, normal=normal, fit=fit)
 
     return check
+
+
+def _fitter(model: str, max_length: int | None) -> FitRow:
+    # Tokenizers and the hub's client take 0.3 s to import, more than all else that a run without a model needs.
+    from sftprep.prepare.fit import fitter
+
+    return fitter(model, max_length=max_length)
 
 
 def validated(source: SourceRow, named: Format | None) -> ValidatedRow:

@@ -8,11 +8,11 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sftprep.config.validate import ValidateConfig
 from sftprep.errors import DataError, SourceError
-from sftprep.prepare.check import CheckedRow, CheckRow, checker
+from sftprep.prepare.check import CheckedRow, CheckRow, SaidOnce, checker
 from sftprep.sources.lines import SourceRow
 
 
@@ -46,6 +46,7 @@ def check_chunks(chunks: Iterator[Chunk], *, config: ValidateConfig) -> Iterator
 def _in_children(chunks: Iterator[Chunk], *, config: ValidateConfig) -> Iterator[Checked]:
     # Fork would copy this process's threads' locks (tokenizers has a thread pool) in whatever state they are.
     context = multiprocessing.get_context("spawn")
+    once = SaidOnce()  # Each child has its own: the first of all of them is told here.
     pool = ProcessPoolExecutor(config.workers, mp_context=context, initializer=_start_child, initargs=(config,))
     waiting: deque[tuple[Chunk, Future[list[CheckedRow]]]] = deque()
     try:
@@ -53,21 +54,22 @@ def _in_children(chunks: Iterator[Chunk], *, config: ValidateConfig) -> Iterator
             waiting.append((chunk, pool.submit(_check_in_child, chunk.rows)))
             # A few chunks ahead keep every child busy, and bound what is in memory.
             if len(waiting) > 2 * config.workers:
-                yield _result(*waiting.popleft())
+                yield _result(*waiting.popleft(), once)
         while waiting:
-            yield _result(*waiting.popleft())
+            yield _result(*waiting.popleft(), once)
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _result(chunk: Chunk, future: Future[list[CheckedRow]]) -> Checked:
+def _result(chunk: Chunk, future: Future[list[CheckedRow]], once: SaidOnce) -> Checked:
     try:
-        return chunk, future.result()
+        rows = future.result()
     except BrokenProcessPool as error:
         first = chunk.rows[0].address if chunk.rows else chunk.file
         place = f"{first}, or rows after it"
         hint = "out of memory? try fewer --workers"
         raise DataError("a worker process died", code="worker-died", place=place, hint=hint) from error
+    return chunk, [replace(row, findings=once.first(row.findings)) if row.findings else row for row in rows]
 
 
 class _Child:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -13,42 +11,9 @@ from sftprep.engines.load import load_model
 from sftprep.errors import DataError, MaskError, TemplateError
 from sftprep.prepare.chunk import OVER_LENGTH
 from sftprep.prepare.compile import compiler
+from sftprep.prepare.row_fit import FitRow, RowFit
 
-FIT_CODES: Final = frozenset(
-    {
-        "control-token",
-        "document-too-long",
-        "field-lost",
-        "field-repeated",
-        "foreign-text",
-        "ill-posed",
-        "lossy-tokenizer",
-        "no-prompt",
-        "no-terminator",
-        "nothing-trained",
-        OVER_LENGTH,
-        "stop-not-one-token",
-        "template-raised",
-        "template-syntax",
-        "tools-lost",
-        "trace-differs",
-    }
-)
-"""What can keep a row from being exact."""
 _NOT_WRITTEN: Final = Path("-")
-
-
-@dataclass(frozen=True, slots=True)
-class RowFit:
-    """A row that is exact: tokens of all its documents, those that are trained, and those of its longest document."""
-
-    num_tokens: int
-    num_trained: int
-    longest: int
-
-
-FitRow = Callable[[Conversation], tuple[RowFit | None, tuple[Finding, ...]]]
-"""The lengths of a row, None where it cannot be exact, and what is wrong with it."""
 
 
 def fitter(model: str, *, max_length: int | None) -> FitRow:

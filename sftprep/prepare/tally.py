@@ -12,7 +12,7 @@ import numpy as np
 from sftprep.config.validate import ValidateConfig
 from sftprep.data import Finding, Json, Severity
 from sftprep.prepare.check import CheckedRow
-from sftprep.prepare.fit import RowFit
+from sftprep.prepare.row_fit import RowFit
 from sftprep.records.json_text import parse_json
 from sftprep.reports.findings import FileCounts, FitReport, ValidationReport
 

@@ -19,8 +19,8 @@ from sftprep.data import Finding, RowAddress, Severity
 from sftprep.errors import SourceError, UsageError
 from sftprep.prepare.check import CheckedRow, SaidOnce, checker, named_format, validated
 from sftprep.prepare.check_workers import Chunk, check_chunks
-from sftprep.prepare.fit import FIT_CODES
 from sftprep.prepare.quarantine import Quarantine, check_outputs
+from sftprep.prepare.row_fit import FIT_CODES
 from sftprep.prepare.tally import FileTally, Tally
 from sftprep.records.codes import CODES
 from sftprep.reports.findings import ValidationReport, publishing

@@ -38,7 +38,7 @@ class Recast:
             return Reading(None, tuple(map(self.moved, faults)))
         weights = list(draft.weights)
         for index, message in enumerate(self.row["messages"][: self.num_prompt]):
-            if "weight" not in message and "train" not in message:
+            if message["role"] == "assistant" and "weight" not in message and "train" not in message:
                 weights[index] = 0.0
         draft = replace(draft, weights=weights, places=self.places)
         return Reading(draft, (*map(self.moved, faults), *self.stray))
