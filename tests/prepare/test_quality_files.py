@@ -1,0 +1,147 @@
+"""The measures of quality over files: counted, ranked by how bad, shown by place."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from sftprep.config.quality import QualityConfig
+from sftprep.errors import OutputError, UsageError
+from sftprep.prepare.quality import QualityReport, measure_quality
+from sftprep.reports.quality_terminal import print_quality
+
+
+def chat(prompt: str, answer: str, **row: object) -> str:
+    messages = [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
+    return json.dumps({"messages": messages, **row})
+
+
+def write(path: Path, *rows: str) -> Path:
+    path.write_text("".join(f"{row}\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def measured(*files: Path, **options: object) -> QualityReport:
+    return measure_quality(QualityConfig.model_validate({"files": files, **options}))
+
+
+def prose(seed: int, count: int = 40) -> str:
+    return " ".join(f"w{(seed * 7919 + i * 104729) % 99991}" for i in range(count))
+
+
+def test_duplicates_are_counted_by_view_and_shown_by_place(tmp_path: Path) -> None:
+    same = "The ferry leaves at nine from the north pier, and the last boat back is at six in the evening."
+    path = write(
+        tmp_path / "f",
+        chat("When does the ferry leave from the pier today?", same),
+        chat("An unlike question about bread and butter and jam?", same),
+        chat("When does the ferry leave from the pier today?", prose(1)),
+        chat("Something else entirely, about the price of rope?", same.replace("six", "seven")),
+    )
+    prompts, responses, conversations = measured(path).duplicates
+    assert (prompts.num_texts, prompts.num_exact, prompts.num_near) == (4, 1, 1)
+    assert (responses.num_exact, responses.num_near) == (1, 2)
+    assert conversations.num_near == 0
+    (cluster,) = responses.clusters
+    assert cluster.size == 3
+    assert [example.place for example in cluster.examples] == [f"{path}:1", f"{path}:4"]
+    assert cluster.examples[0].excerpt.startswith("The ferry leaves at nine")
+    assert "seven" in cluster.examples[1].excerpt
+
+
+def test_flaws_are_ranked_by_share_and_examples_by_score(tmp_path: Path) -> None:
+    rows = [chat(f"Question number {i} about {prose(i, 5)}?", f"{prose(i)}.") for i in range(10)]
+    rows[3] = chat("How deep is it?", "I'm sorry, but I can't help with that.")
+    rows[7] = chat("How wide is it?", f"I'm sorry, but I can't help with that. {prose(99, 200)}.")
+    report = measured(write(tmp_path / "f", *rows))
+    refusals = next(flaw for flaw in report.flaws if flaw.code == "refusal")
+    assert (refusals.num_answers, refusals.num_judged, refusals.share) == (2, 10, 0.2)
+    assert [e.place for e in refusals.examples] == [f"{tmp_path / 'f'}:{n}:/messages/1" for n in (4, 8)]
+    assert refusals.examples[0].score > refusals.examples[1].score > 0
+    assert [flaw.share for flaw in report.flaws] == sorted((flaw.share for flaw in report.flaws), reverse=True)
+    assert report.by_code["refusal"] == 2
+
+
+def test_openings_templates_and_stock_phrases_are_shown_with_their_size(tmp_path: Path) -> None:
+    rows = [chat(f"Give me {i} words about Paris.", f"Certainly! Here is what I found: {prose(i)}.") for i in range(8)]
+    diversity = measured(write(tmp_path / "f", *rows)).diversity
+    assert diversity.openings.largest[0].size == 8
+    assert diversity.openings.share == 1.0
+    template = diversity.templates[0]
+    assert (template.num_grouped, template.largest[0].size) == (8, 8)
+    assert diversity.share_stock == 1.0
+    assert {phrase.phrase for phrase in diversity.stock_phrases} >= {"certainly, of course, sure"}
+    unigrams = diversity.distinct[0]
+    assert unigrams.num_total > unigrams.num_distinct > 0
+
+
+def test_leaks_name_both_addresses_and_the_worst_first(tmp_path: Path) -> None:
+    shared = prose(5, 60)
+    train = write(tmp_path / "train", chat("Alpha beta gamma?", prose(1)), chat(f"Recite: {shared}", "Done."))
+    held = write(
+        tmp_path / "eval",
+        chat(f"Recite: {shared}", "Done."),
+        chat("What else is new today?", f"{shared[:150]} {prose(8, 60)}"),
+        chat("A question that nobody asked before now?", prose(9)),
+    )
+    leakage = measured(train, against=(held,)).leakage
+    assert leakage is not None
+    assert (leakage.num_held_out, leakage.ngram) == (3, 13)
+    assert (leakage.num_overlapping, leakage.num_near_duplicates) == (2, 1)
+    assert {(leak.what, leak.held_out, leak.training) for leak in leakage.leaks} == {
+        ("ngrams", f"{held}:1", f"{train}:2"),
+        ("prompts", f"{held}:1", f"{train}:2"),
+        ("conversations", f"{held}:1", f"{train}:2"),
+        ("ngrams", f"{held}:2", f"{train}:2"),
+    }
+    scores = [leak.score for leak in leakage.leaks]
+    assert scores == sorted(scores, reverse=True)
+    assert scores[0] == 1.0 > scores[-1] > 0
+    clean = measured(train, against=(write(tmp_path / "other", chat("Nothing in common here at all?", prose(77))),))
+    assert clean.leakage is not None
+    assert clean.leakage.leaks == []
+
+
+def test_sources_are_compared_where_rows_name_them(tmp_path: Path) -> None:
+    rows = [chat(f"Q {i}?", f"Certainly! {prose(0)}.", origin="gpt") for i in range(6)]
+    rows += [chat(f"R {i}?", f"{prose(i + 1)}.", origin="people") for i in range(4)]
+    path = write(tmp_path / "f", *rows)
+    report = measured(path, source_key="origin", human_sources=("people",))
+    by_name = {line.source: line for line in report.sources}
+    assert {name: (line.human, line.num_rows) for name, line in by_name.items()} == {
+        "gpt": (False, 6),
+        "people": (True, 4),
+    }
+    gaps = {gap.measure: gap for gap in report.gaps}
+    assert gaps["share_stock"].synthetic == 1.0 > gaps["share_stock"].human == 0.0
+    assert gaps["distinct_bigrams"].human > gaps["distinct_bigrams"].synthetic
+    assert gaps["share_near_duplicates"].synthetic == pytest.approx(5 / 6)
+    assert measured(path).sources == []
+
+
+def test_rows_with_errors_are_counted_and_left_out(tmp_path: Path) -> None:
+    report = measured(write(tmp_path / "f", chat("a b", "c d"), '{"messages": []}', chat("e f", "g h")))
+    assert (report.num_rows, report.num_skipped, report.num_answers) == (2, 1, 2)
+
+
+def test_the_report_is_the_same_every_time_and_is_written_whole(tmp_path: Path) -> None:
+    path = write(tmp_path / "f", *[chat(f"Ask {i % 3} {prose(i % 3)}?", f"Sure! {prose(i % 4)}.") for i in range(30)])
+    first = measured(path, json_file=tmp_path / "r.json")
+    assert QualityReport.model_validate_json((tmp_path / "r.json").read_bytes()) == first == measured(path)
+    with pytest.raises(OutputError):
+        measured(path, json_file=tmp_path / "no" / "r.json")
+    with pytest.raises(UsageError):
+        measured(tmp_path / "missing")
+
+
+def test_the_terminal_shows_counts_and_places_and_leaves_brackets_alone(tmp_path: Path) -> None:
+    rows = [chat(f"[bold] tell {i}?", f"[/red] Certainly! {prose(0)}.") for i in range(6)]
+    console = Console(width=120, record=True, file=(tmp_path / "log").open("w"))
+    print_quality(measured(write(tmp_path / "f", *rows)), console)
+    text = console.export_text()
+    assert f"{tmp_path / 'f'}:1" in text.replace("\n", "")
+    assert "[/red] Certainly!" in text
+    assert "quality of 6 rows, 6 answers" in text
