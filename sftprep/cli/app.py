@@ -11,6 +11,7 @@ from sftprep.cli.audit import audit
 from sftprep.cli.demo import demo
 from sftprep.cli.pack import pack
 from sftprep.cli.schema import schema
+from sftprep.cli.split import split
 from sftprep.cli.train import train
 from sftprep.cli.validate import validate
 from sftprep.errors import SftprepError
@@ -44,6 +45,7 @@ app.command("audit")(audit)
 app.command("demo")(demo)
 app.command("pack")(pack)
 app.command("schema")(schema)
+app.command("split")(split)
 app.command("validate")(validate)
 app.command("train")(train)
 

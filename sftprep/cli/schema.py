@@ -50,6 +50,8 @@ def _models() -> dict[str, tuple[type[BaseModel], JsonSchemaMode]]:
     from sftprep.config.audit import AuditConfig
     from sftprep.config.demo import DemoConfig
     from sftprep.config.pack import PackConfig
+    from sftprep.config.quality import QualityConfig
+    from sftprep.config.split import SplitConfig
     from sftprep.config.train import TrainConfig
     from sftprep.config.validate import ValidateConfig
     from sftprep.prepare.pack_report import PackReport
@@ -57,6 +59,8 @@ def _models() -> dict[str, tuple[type[BaseModel], JsonSchemaMode]]:
     from sftprep.reports.findings import ValidationReport
     from sftprep.reports.mask_json import AuditReport
     from sftprep.reports.parity_json import ParityCertificate
+    from sftprep.reports.quality_json import QualityReport
+    from sftprep.reports.quality_split import SplitReport
     from sftprep.shards.manifest import Manifest
 
     return {
@@ -65,10 +69,14 @@ def _models() -> dict[str, tuple[type[BaseModel], JsonSchemaMode]]:
         "audit-report": (AuditReport, "serialization"),
         "parity-certificate": (ParityCertificate, "serialization"),
         "pack-report": (PackReport, "serialization"),
+        "quality-report": (QualityReport, "serialization"),
+        "split-report": (SplitReport, "serialization"),
         "validation-report": (ValidationReport, "serialization"),
         "audit-config": (AuditConfig, "validation"),
         "demo-config": (DemoConfig, "validation"),
         "pack-config": (PackConfig, "validation"),
+        "quality-config": (QualityConfig, "validation"),
+        "split-config": (SplitConfig, "validation"),
         "train-config": (TrainConfig, "validation"),
         "validate-config": (ValidateConfig, "validation"),
     }

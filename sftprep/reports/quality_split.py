@@ -1,0 +1,45 @@
+"""The report of a split: what went where, and the proof that nothing is in both."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, Field
+from rich.console import Console
+
+
+class SplitReport(BaseModel):
+    """The outcome of `sftprep split`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    out: str
+    files: list[str]
+    seed: int
+    near_duplicate: float = Field(description="The similarity from which rows were kept together.")
+    num_rows: int
+    num_train: int
+    num_eval: int
+    num_asked: int = Field(description="Held-out rows that were asked for; whole clusters may leave fewer.")
+    num_clusters: int = Field(description="Groups of rows that must stay together, single rows included.")
+    largest_cluster: int = Field(description="Rows of the largest.")
+    num_merged: int = Field(description="Pairs that the exact check found beyond the clusters, and that it joined.")
+    num_leaks: int = Field(
+        description="Pairs of a training and a held-out row whose prompts or conversations are near duplicates, by an "
+        "exact comparison of every held-out row with every training row: always 0."
+    )
+    eval_by_file: dict[str, int] = Field(description="Held-out rows by input file.")
+
+
+def print_split(report: SplitReport, console: Console) -> None:
+    """What went where."""
+    console.print(
+        f"{report.out}: {report.num_train:,} rows in train.jsonl, {report.num_eval:,} in eval.jsonl "
+        f"({report.num_asked:,} asked for)",
+        style="bold",
+        soft_wrap=True,
+        markup=False,
+    )
+    console.print(
+        f"{report.num_clusters:,} clusters, the largest of {report.largest_cluster:,} rows; exact check: "
+        f"{report.num_leaks} near duplicates across the border ({report.num_merged:,} joined by it)",
+        soft_wrap=True,
+    )
