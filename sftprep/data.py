@@ -143,6 +143,10 @@ class Sample:
     turns: Sequence[TrainedTurn]
     template_kwargs: Mapping[str, Json] = field(default_factory=dict)
     """All keyword arguments that the template was given for this text, those chosen for the turn among them."""
+    written_tokens: Sequence[tuple[int, int]] | None = None
+    """Where the template wrote control tokens, `[start, stop)` each; what else looks like one is then plain text."""
+    is_exact: bool = True
+    """False where the turns are the template's own generation blocks: they are labelled, and nothing is proven."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,14 +190,21 @@ class Engine(Protocol):
     def encode(self, texts: Sequence[str]) -> list[Encoded]:
         """Encode each text as a server encodes a rendered prompt."""
 
-    def encode_middle(self, text: str) -> npt.NDArray[np.int32]:
-        """Encode a text as it stands in the middle of another: no prefix space is added. int32 `[n]`."""
+    def encode_middle(self, text: str) -> Encoded:
+        """Encode a text as it stands in the middle of another: no prefix space is added."""
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids, special tokens shown."""
 
     def normalise(self, text: str) -> str:
         """The text as the tokenizer's normaliser changes it (NFC, for one) before it cuts it."""
+
+    def as_written(self, text: str, written: Sequence[tuple[int, int]]) -> tuple[Engine, str]:
+        """An engine that reads as control tokens only those `[start, stop)`, and the text as that engine wants it.
+
+        In that text each of them is one private character; everything else is read as plain text, whatever it looks
+        like. MaskError `control-token` where the text itself holds such a character.
+        """
 
     def cuts(self, token: str) -> bool:
         """Whether a text is an added token at which every encode is cut: what follows it is encoded as if alone."""

@@ -16,7 +16,7 @@ from sftprep.config.pack import OverLength, PackConfig
 from sftprep.errors import UsageError
 
 if TYPE_CHECKING:
-    from sftprep.sources.lines import OnBytes
+    from sftprep.sources.compressed import OnBytes
 
 _FIELDS = PackConfig.model_fields
 
@@ -44,7 +44,13 @@ def pack(
     row_format: Annotated[str | None, _option("format")] = _default("format"),
     train_on: Annotated[Literal["all", "last"], _option("train_on")] = _default("train_on"),
     history: Annotated[Literal["expand", "last-turn", "as-rendered"], _option("history")] = _default("history"),
-    control_tokens: Annotated[Literal["error", "allow"], _option("control_tokens")] = _default("control_tokens"),
+    reasoning: Annotated[Literal["train", "mask"], _option("reasoning")] = _default("reasoning"),
+    tool_calls: Annotated[Literal["train", "mask"], _option("tool_calls")] = _default("tool_calls"),
+    mask: Annotated[Literal["contract", "generation-tags"], _option("mask")] = _default("mask"),
+    merge_consecutive: Annotated[bool, _option("merge_consecutive")] = _default("merge_consecutive"),
+    control_tokens: Annotated[Literal["error", "split", "allow"], _option("control_tokens")] = _default(
+        "control_tokens"
+    ),
     allow: Annotated[list[str] | None, _option("allow", metavar="CODE")] = None,
     template_kwargs: Annotated[str, _option("template_kwargs", metavar="JSON")] = "{}",
     now: Annotated[datetime, _option("now")] = _default("now"),

@@ -16,6 +16,10 @@ PINNED_NOW: Final = datetime(2026, 1, 1)
 """What `strftime_now` shows in a template, unless told: the same file packed on two days gives the same bytes."""
 
 
+WAIVABLE: Final = ("contradicted", "double-bos", "field-lost", "field-repeated", "ill-posed", "no-terminator")
+"""The mask errors that `--allow` waives: each then trains what the template shows."""
+
+
 class OverLength(StrEnum):
     """What happens to a conversation that is longer than a row."""
 
@@ -131,12 +135,30 @@ class PackConfig(BaseModel):
         description="Turns that the template rewrites once they are history: `expand` trains each in a sample of its "
         "own, `last-turn` trains the last turn only, `as-rendered` keeps one sample and does not train them.",
     )
-    control_tokens: Literal["error", "allow"] = Field(
-        default="error",
-        description="Rows whose text holds a control token: `error` leaves them out, `allow` encodes it as a control "
-        "token, as a server does.",
+    reasoning: Literal["train", "mask"] = Field(
+        default="train", description="`mask` trains no `reasoning_content`, nor the tags around it."
     )
-    allow: tuple[str, ...] = Field(default=(), description="Mask error to waive, by its code; repeatable.")
+    tool_calls: Literal["train", "mask"] = Field(
+        default="train",
+        description="`mask` trains no tool call, nor the tags around it; a turn that only calls is context then.",
+    )
+    mask: Literal["contract", "generation-tags"] = Field(
+        default="contract",
+        description="`contract`: what the model must emit after the server's prompt, proven. `generation-tags`: the "
+        "template's own generation blocks as they are, proven nothing.",
+    )
+    merge_consecutive: bool = Field(
+        default=False, description="Make one message of assistant messages that follow each other, by a blank line."
+    )
+    control_tokens: Literal["error", "split", "allow"] = Field(
+        default="error",
+        description="Rows whose text holds a control token: `error` leaves them out, `split` encodes it as plain text, "
+        "which a server does not do unless it is told to, `allow` encodes it as a control token, as a server does.",
+    )
+    allow: tuple[str, ...] = Field(
+        default=(),
+        description=f"Mask error to waive, by its code; repeatable. One of {', '.join(WAIVABLE)}.",
+    )
     template_kwargs: Annotated[dict[str, Any], BeforeValidator(_json_object)] = Field(
         default_factory=dict,
         description="JSON object of template variables, such as '{\"enable_thinking\": false}'; a row's own "
@@ -156,6 +178,9 @@ class PackConfig(BaseModel):
             raise ValueError("no input: name files, or --source NAME=FILE")
         if self.packing and self.max_length is None:
             raise ValueError("--max-length is required with packing: nothing is cut, so name the context length")
+        unknown = [code for code in self.allow if code not in WAIVABLE]
+        if unknown:
+            raise ValueError(f"--allow {unknown[0]}: nothing of that name can be waived; see sftprep pack --help")
         repeated = [name for name, count in Counter(spec.name for spec in self.inputs).items() if count > 1]
         if repeated:
             raise ValueError(f"two sources have the name {repeated[0]!r}: --source NAME=FILE:2 takes a file twice")

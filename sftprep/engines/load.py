@@ -27,6 +27,9 @@ TEXT_FILES: Final = (
 )
 """Everything that decides ids; copied into a shard set byte for byte."""
 
+ADDITIONAL_TEMPLATES: Final = "additional_chat_templates/"
+"""Where transformers keeps templates beside the default one; `tool_use` is for rows with tools."""
+
 _NAMED_TOKENS: Final = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 
 
@@ -34,11 +37,12 @@ def load_model(name: str) -> ModelFiles:
     """The files of a model directory or hub id.
 
     Raises:
-        ModelFilesError: `not-found`, `no-tokenizer`, `bad-model-file`, `no-template`, `several-templates`,
-            `no-stop-tokens`.
+        ModelFilesError: `not-found`, `no-tokenizer`, `bad-model-file`, `no-template`, `no-stop-tokens`.
     """
     directory = _directory(name)
-    files = {file: (directory / file).read_bytes() for file in TEXT_FILES if (directory / file).is_file()}
+    additional = sorted(path.name for path in (directory / ADDITIONAL_TEMPLATES).glob("*.jinja"))
+    names = (*TEXT_FILES, *(f"{ADDITIONAL_TEMPLATES}{file}" for file in additional))
+    files = {file: (directory / file).read_bytes() for file in names if (directory / file).is_file()}
     return build_model(name, files)
 
 
@@ -54,7 +58,7 @@ def build_model(name: str, files: Mapping[str, bytes]) -> ModelFiles:
     config = _json(name, files, "tokenizer_config.json")
     special = _special_tokens(config, _json(name, files, "special_tokens_map.json"))
     tokenizer, tokenizer_json = _tokenizer(name, files["tokenizer.json"], config)
-    template = _template(name, files, config)
+    templates = _templates(name, files, config)
     stop_ids = _stop_ids(tokenizer, special, [_json(name, files, f) for f in ("generation_config.json", "config.json")])
     if not stop_ids:
         raise ModelFilesError(
@@ -69,7 +73,8 @@ def build_model(name: str, files: Mapping[str, bytes]) -> ModelFiles:
         name=name,
         files=dict(files),
         tokenizer_json=tokenizer_json,
-        template=template,
+        template=templates["default"],
+        tool_template=templates.get("tool_use"),
         special_tokens=special,
         stop_ids=stop_ids,
         stop_tokens=tuple(str(tokenizer.id_to_token(i)) for i in stop_ids),
@@ -77,7 +82,7 @@ def build_model(name: str, files: Mapping[str, bytes]) -> ModelFiles:
         vocab_size=1 + max(tokenizer.get_vocab(with_added_tokens=True).values()),
         pad_id=stop_ids[0] if pad_id is None else pad_id,
         tokenizer_sha256=_tokenizer_sha256(tokenizer_json),
-        template_sha256=hashlib.sha256(template.encode("utf-8")).hexdigest(),
+        template_sha256=hashlib.sha256(_hashed(templates).encode("utf-8")).hexdigest(),
     )
 
 
@@ -85,6 +90,7 @@ def write_model(model: ModelFiles, directory: Path) -> None:
     """Copy the model's files, byte for byte, into a new directory."""
     directory.mkdir(parents=True)
     for file, content in model.files.items():
+        (directory / file).parent.mkdir(exist_ok=True)
         (directory / file).write_bytes(content)
 
 
@@ -97,7 +103,7 @@ def _directory(name: str) -> Path:
             "no such model directory", code="not-found", place=name, hint="name a directory or a hub id owner/name"
         )
     try:
-        return Path(snapshot_download(name, allow_patterns=list(TEXT_FILES)))
+        return Path(snapshot_download(name, allow_patterns=[*TEXT_FILES, f"{ADDITIONAL_TEMPLATES}*.jinja"]))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelFilesError(
@@ -158,37 +164,42 @@ def _tokenizer(name: str, content: bytes, config: Mapping[str, Any]) -> tuple[To
     return tokenizer, tokenizer.to_str() if missing else text
 
 
-def _template(name: str, files: Mapping[str, bytes], config: Mapping[str, Any]) -> str:
-    if "chat_template.jinja" in files:
-        try:
-            return files["chat_template.jinja"].decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise ModelFilesError(
-                f"not UTF-8: {error}", code="bad-model-file", place=f"{name}/chat_template.jinja"
-            ) from error
+def _templates(name: str, files: Mapping[str, bytes], config: Mapping[str, Any]) -> dict[str, str]:
+    """All templates by name; the one that rows without tools go through is `default`."""
     found = _json(name, files, "chat_template.json").get("chat_template", config.get("chat_template"))
     if isinstance(found, list):
-        found = _only_template(name, {entry["name"]: entry["template"] for entry in found})
-    if not isinstance(found, str):
+        found = {entry["name"]: entry["template"] for entry in found}
+    templates: dict[str, str] = dict(found) if isinstance(found, dict) else {}
+    if isinstance(found, str):
+        templates["default"] = found
+    if "chat_template.jinja" in files:
+        templates = {"default": _text(name, files, "chat_template.jinja")}
+    for file in sorted(files):
+        if file.startswith(ADDITIONAL_TEMPLATES):
+            templates[Path(file).stem] = _text(name, files, file)
+    if "default" not in templates:
         raise ModelFilesError(
-            "no chat template",
+            f"no chat template called default, only {', '.join(sorted(templates))}"
+            if templates
+            else "no chat template",
             code="no-template",
             place=name,
             hint="base models have none; copy the chat_template.jinja that the server will use into the directory",
         )
-    return found
+    return templates
 
 
-def _only_template(name: str, templates: Mapping[str, str]) -> str:
-    """The template for every request: a server picks another one for rows with tools where several differ."""
-    if len(set(templates.values())) == 1:
-        return next(iter(templates.values()))
-    raise ModelFilesError(
-        f"several chat templates: {', '.join(sorted(templates))}",
-        code="several-templates",
-        place=name,
-        hint="save the one that the server uses as chat_template.jinja",
-    )
+def _text(name: str, files: Mapping[str, bytes], file: str) -> str:
+    try:
+        return files[file].decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ModelFilesError(f"not UTF-8: {error}", code="bad-model-file", place=f"{name}/{file}") from error
+
+
+def _hashed(templates: Mapping[str, str]) -> str:
+    """The template's text; of several, those that any row goes through."""
+    tool_use = templates.get("tool_use")
+    return templates["default"] if tool_use is None else f"{templates['default']}\0{tool_use}"
 
 
 def _stop_ids(tokenizer: Tokenizer, special: Mapping[str, str], configs: list[dict[str, Any]]) -> tuple[int, ...]:

@@ -27,3 +27,5 @@ class ModelFiles:
     pad_id: int
     tokenizer_sha256: str
     template_sha256: str
+    tool_template: str | None = None
+    """The template of rows with tools, where the model has one (`tool_use`); `template` is that of all others."""

@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 
 from sftprep.data import Encoded
-from sftprep.engines.model import ModelFiles
+from sftprep.errors import MaskError
+
+_FIRST_PRIVATE = 0x100000
+"""Of the last private plane: what a control token is called where what looks like one is to be plain text."""
 
 
 class ReferenceEngine:
     """A `data.Engine` on a model's own tokenizer.json."""
 
-    def __init__(self, model: ModelFiles) -> None:
-        self._json = model.tokenizer_json
-        self._tokenizer = _load(model.tokenizer_json)
+    def __init__(self, tokenizer_json: str) -> None:
+        self._json = tokenizer_json
+        self._tokenizer = _load(tokenizer_json)
         self._cutting = frozenset(
             token.content
             for token in self._tokenizer.get_added_tokens_decoder().values()
@@ -30,17 +33,11 @@ class ReferenceEngine:
     def encode(self, texts: Sequence[str]) -> list[Encoded]:
         """Encode each text as a server encodes a rendered prompt: no special token is added."""
         encodings = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
-        return [
-            Encoded(
-                ids=np.asarray(encoding.ids, dtype=np.int32),
-                offsets=np.asarray(encoding.offsets, dtype=np.int64).reshape(-1, 2),
-            )
-            for encoding in encodings
-        ]
+        return [_encoded(encoding) for encoding in encodings]
 
-    def encode_middle(self, text: str) -> npt.NDArray[np.int32]:
-        """Encode a text as it stands in the middle of another: no prefix space is added. int32 `[n]`."""
-        return np.asarray(self._middle.encode(text, add_special_tokens=False).ids, dtype=np.int32)
+    def encode_middle(self, text: str) -> Encoded:
+        """Encode a text as it stands in the middle of another: no prefix space is added."""
+        return _encoded(self._middle.encode(text, add_special_tokens=False))
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids, special tokens shown."""
@@ -55,6 +52,34 @@ class ReferenceEngine:
         """Whether a text is an added token that is matched in raw text, wherever it stands."""
         return token in self._cutting
 
+    def as_written(self, text: str, written: Sequence[tuple[int, int]]) -> tuple[ReferenceEngine, str]:
+        """An engine whose control tokens are private characters, and the text with those in the written places."""
+        hidden, engine = self._hidden
+        if any(character in text for character in hidden.values()):
+            raise MaskError(
+                "the text holds a private-use character that stands for a control token",
+                code="control-token",
+                place="/messages",
+                hint="take the characters of the last private plane (U+100000 and above) out of the row",
+            )
+        borders = [0, *(border for span in written for border in span), len(text)]
+        pieces = [text[start:stop] for start, stop in itertools.pairwise(borders)]
+        pieces[1::2] = [hidden[piece] for piece in pieces[1::2]]
+        return engine, "".join(pieces)
+
+    @functools.cached_property
+    def _hidden(self) -> tuple[dict[str, str], ReferenceEngine]:
+        """Control token → private character, and the engine that reads those: made once, when it is first asked for."""
+        parts = json.loads(self._json)
+        special = [token for token in parts["added_tokens"] if token["special"]]
+        hidden = {token["content"]: chr(_FIRST_PRIVATE + number) for number, token in enumerate(special)}
+        for token in special:
+            token["content"] = hidden[token["content"]]
+        parts["model"]["vocab"] = _renamed(parts["model"]["vocab"], hidden)
+        if parts["model"].get("unk_token") in hidden:
+            parts["model"]["unk_token"] = hidden[parts["model"]["unk_token"]]
+        return hidden, ReferenceEngine(json.dumps(parts))
+
     @functools.cached_property
     def _middle(self) -> Tokenizer:
         """The tokenizer without what it puts before a text: made once, when a token first straddles a border."""
@@ -62,6 +87,20 @@ class ReferenceEngine:
         for key in ("normalizer", "pre_tokenizer"):
             parts[key] = _without_prefix(parts.get(key))
         return _load(json.dumps(parts))
+
+
+def _renamed(vocab: Any, names: Mapping[str, str]) -> Any:
+    """A vocabulary, as its JSON (a mapping, or a list of pairs), with other names for some pieces."""
+    if isinstance(vocab, dict):
+        return {names.get(piece, piece): number for piece, number in vocab.items()}
+    return [[names.get(piece, piece), score] for piece, score in vocab]
+
+
+def _encoded(encoding: Encoding) -> Encoded:
+    return Encoded(
+        ids=np.asarray(encoding.ids, dtype=np.int32),
+        offsets=np.asarray(encoding.offsets, dtype=np.int64).reshape(-1, 2),
+    )
 
 
 def _load(tokenizer_json: str) -> Tokenizer:

@@ -71,6 +71,8 @@ class Chunk:
     left_out: tuple[LeftOutRow, ...]
     classes: Counter[str]
     """Trained turns by class, with repetition."""
+    remarks: Counter[str]
+    """What is exact and worth knowing, with repetition."""
 
 
 def compile_chunk(rows: Sequence[InputRow], *, compile_row: CompileRow, max_length: int | None) -> Chunk:
@@ -79,6 +81,7 @@ def compile_chunk(rows: Sequence[InputRow], *, compile_row: CompileRow, max_leng
     exact: list[ExactRow] = []
     left_out: list[LeftOutRow] = []
     classes: Counter[str] = Counter()
+    remarks: Counter[str] = Counter()
     for row in rows:
         if not row.times:
             continue
@@ -91,12 +94,14 @@ def compile_chunk(rows: Sequence[InputRow], *, compile_row: CompileRow, max_leng
         documents.extend((row, document) for document in result.documents)
         exact.append(_exact(row, result))
         classes.update({name: count * row.times for name, count in result.classes.items()})
+        remarks.update({name: count * row.times for name, count in result.remarks.items()})
     return Chunk(
         documents=_batch(documents),
         times=np.array([row.times for row, _ in documents], dtype=np.int64),
         exact=tuple(exact),
         left_out=tuple(left_out),
         classes=classes,
+        remarks=remarks,
     )
 
 

@@ -54,6 +54,7 @@ class Ledger:
         self.left_out = LeftOutAccount()
         self.warnings: Counter[str] = Counter()
         self.classes: Counter[str] = Counter()
+        self.remarks: Counter[str] = Counter()
         self.num_taken_rows = 0
         """Rows taken at least once, each counted once."""
         self.num_conversations = 0
@@ -80,6 +81,7 @@ class Ledger:
         for left_out in chunk.left_out:
             self._add_left_out(left_out)
         self.classes.update(chunk.classes)
+        self.remarks.update(chunk.remarks)
         if chunk.documents.num_rows:
             self._add_documents(chunk.documents, chunk.times)
 

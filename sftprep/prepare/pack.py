@@ -38,7 +38,7 @@ from sftprep.shards.place import check_output
 from sftprep.shards.read import ShardSet, open_shard_set
 from sftprep.shards.schema import MANIFEST_NAME
 from sftprep.shards.write import ShardWriter
-from sftprep.sources.lines import OnBytes
+from sftprep.sources.compressed import OnBytes
 from sftprep.stages.pack import plan, plan_single
 
 OnLeftOut = Callable[[str], None]

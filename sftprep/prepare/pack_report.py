@@ -79,6 +79,8 @@ def summary(manifest: Manifest, report: PackReport, *, out: str, unchanged: bool
         num_tokens=counts.num_tokens,
         num_turns=counts.num_turns,
         repeated_tokens=counts.repeated_tokens,
+        classes=counts.documents_by_class,
+        remarks=counts.remarks,
         sources=[SourceLine(**source.model_dump(include=fields)) for source in manifest.sources],
         warnings=report.warnings,
         lengths=Quantiles(**report.row_lengths.model_dump()),

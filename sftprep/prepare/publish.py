@@ -63,6 +63,7 @@ def build_manifest(packed: Packed, shards: Sequence[ShardRecord]) -> Manifest:
         packing=config.packing,
         max_length=packed.max_length,
         has_weights=ledger.has_weights,
+        mask="assistant" if config.mask == "contract" else config.mask,
         template_kwargs=[json.loads(kwargs) for kwargs in packed.kwargs],
         sources=[_source_record(file, account) for file, account in accounts],
         shards=list(shards),
@@ -84,6 +85,7 @@ def _model_record(model: ModelFiles) -> ModelRecord:
         tokenizer_sha256=model.tokenizer_sha256,
         template_sha256=model.template_sha256,
         template=model.template,
+        tool_template=model.tool_template,
         stop_ids=list(model.stop_ids),
         stop_tokens=list(model.stop_tokens),
         vocab_size=model.vocab_size,
@@ -118,4 +120,5 @@ def _counts(packed: Packed, shards: Sequence[ShardRecord]) -> Counts:
         tokens_by_kind=ledger.tokens_by_kind,
         documents_by_class=dict(sorted(ledger.classes.items())),
         repeated_tokens=ledger.num_repeated_tokens,
+        remarks=dict(sorted(ledger.remarks.items())),
     )

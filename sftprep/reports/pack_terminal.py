@@ -39,6 +39,8 @@ class PackSummary:
     num_tokens: int
     num_turns: int
     repeated_tokens: int
+    classes: Mapping[str, int]
+    remarks: Mapping[str, int]
     sources: Sequence[SourceLine]
     warnings: Mapping[str, int]
     lengths: Quantiles
@@ -57,14 +59,21 @@ def print_pack(summary: PackSummary, console: Console) -> None:
         f"trained turns in {summary.num_packs:,} {rows} of at most {summary.max_length:,} tokens",
         soft_wrap=True,
     )
+    if set(summary.classes) - {"packed"}:
+        console.print(f"turns by class: {_listed(summary.classes)}", soft_wrap=True)
+    if summary.remarks:
+        console.print(f"packed, and worth knowing: {_listed(summary.remarks)}", soft_wrap=True)
     if summary.repeated_tokens:
         share = _percent(summary.repeated_tokens / summary.num_tokens)
         console.print(f"{summary.repeated_tokens:,} of the tokens ({share}) repeat history that the template rewrites")
     _print_sources(summary.sources, console)
     if summary.warnings:
-        counts = ", ".join(f"{code} {count:,}" for code, count in summary.warnings.items())
-        console.print(f"warnings, their rows are kept: {counts}", soft_wrap=True)
+        console.print(f"warnings, their rows are kept: {_listed(summary.warnings)}", soft_wrap=True)
     _print_drops(summary, console)
+
+
+def _listed(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} {count:,}" for name, count in counts.items())
 
 
 def _percent(share: float) -> str:

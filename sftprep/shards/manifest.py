@@ -22,6 +22,9 @@ class ModelRecord(_Frozen):
     )
     template_sha256: str = Field(description="Of the chat template's UTF-8 text.")
     template: str = Field(description="The chat template's text, unmodified.")
+    tool_template: str | None = Field(
+        default=None, description="The text of the template for rows with tools, where the model has another one."
+    )
     stop_ids: list[int] = Field(description="Token ids that end a completion, ascending.")
     stop_tokens: list[str] = Field(description="Their texts, in the same order.")
     vocab_size: int = Field(description="Ids are below this number.")
@@ -84,10 +87,17 @@ class Counts(_Frozen):
     weight_sum: float
     tokens_by_kind: dict[str, int] = Field(description="By span kind (lower-case name).")
     documents_by_class: dict[str, int] = Field(
-        default_factory=dict, description="Trained turns by class: packed, rewritten, spliced, switched."
+        default_factory=dict,
+        description="Trained turns by class: packed, rewritten, spliced, switched, contradicted, generation-tags.",
     )
     repeated_tokens: int = Field(
         default=0, description="History tokens that packing repeats because the template rewrites history."
+    )
+    remarks: dict[str, int] = Field(
+        default_factory=dict,
+        description="What is packed and worth knowing: `context-lost` messages that the template does not show, "
+        "`border-straddled` turns with a document of their own, `control-token-split` rows, `merged` messages, "
+        "`tags-…` turns by how the template's generation blocks differ.",
     )
 
 
@@ -110,7 +120,11 @@ class Manifest(_Frozen):
     packing: bool = Field(description="False: one document a row, for a padding collator.")
     max_length: int = Field(description="Tokens a row holds at most.")
     has_weights: bool = Field(description="Whether the shards have the `weights` column.")
-    mask: Literal["assistant"] = Field(default="assistant", description="The policy stamp of the mask.")
+    mask: Literal["assistant", "generation-tags"] = Field(
+        default="assistant",
+        description="The policy stamp of the mask: `assistant` is proven against the server's prompts, "
+        "`generation-tags` is what the template's own blocks say.",
+    )
     template_kwargs: list[dict[str, object]] = Field(
         description="The distinct keyword arguments that the template was given; the shards' `doc_kwargs` index them."
     )

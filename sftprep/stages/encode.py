@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,7 @@ import numpy.typing as npt
 from sftprep.data import TRAINED_KINDS, Document, Encoded, Engine, Sample, SpanKind, TokenSpan, TrainedTurn
 from sftprep.errors import MaskError
 
+_OF_TURNS = [*(int(kind) for kind in TRAINED_KINDS), int(SpanKind.MASKED)]
 _ANCHOR_TOKENS = 8
 """How many tokens before a completion are decoded with it, so that a decoder does not treat it as a text's start."""
 
@@ -65,6 +66,11 @@ def encode(samples: Sequence[Sample], *, engine: Engine, stop_ids: frozenset[int
 def _documents(
     sample: Sample, engine: Engine, stop_ids: frozenset[int]
 ) -> Iterator[tuple[npt.NDArray[np.int32], tuple[TokenSpan, ...]]]:
+    if sample.written_tokens is not None:
+        engine, sample = _as_written(sample, sample.written_tokens, engine)
+    if not sample.is_exact:
+        yield _labelled_document(sample, engine, stop_ids)
+        return
     parts = _encoded_parts(sample, engine)
     straddled = frozenset(p.piece.turn.message for p in parts if p.piece.turn is not None and not p.clean)
     if len(straddled) < len(sample.turns):
@@ -73,6 +79,29 @@ def _documents(
     for number, part in enumerate(parts):
         if part.piece.turn is not None and part.piece.turn.message in straddled:
             yield _straddled_document(sample, parts[: number + 1], engine, stop_ids)
+
+
+def _as_written(sample: Sample, written: Sequence[tuple[int, int]], engine: Engine) -> tuple[Engine, Sample]:
+    """The sample and an engine in which nothing that somebody typed is a control token."""
+    hiding, text = engine.as_written(sample.text, written)
+    stops = np.array([stop for _, stop in written], dtype=np.int64)
+    gone = np.concatenate([[0], np.cumsum([stop - start - 1 for start, stop in written], dtype=np.int64)])
+
+    def moved(position: int) -> int:
+        return position - int(gone[np.searchsorted(stops, position, side="right")])
+
+    segments = [replace(s, start=moved(s.start), stop=moved(s.stop)) for s in sample.segments]
+    turns = [replace(t, start=moved(t.start), stop=moved(t.stop)) for t in sample.turns]
+    return hiding, replace(sample, text=text, segments=segments, turns=turns, written_tokens=None)
+
+
+def _labelled_document(
+    sample: Sample, engine: Engine, stop_ids: frozenset[int]
+) -> tuple[npt.NDArray[np.int32], tuple[TokenSpan, ...]]:
+    """The whole text encoded once and labelled by offsets, for turns that nobody proves."""
+    (encoded,) = engine.encode([sample.text])
+    kinds, messages = _by_offsets(sample, encoded.offsets)
+    return _assemble(sample, [encoded.ids], [(kinds, messages)], stop_ids)
 
 
 def _pieces(sample: Sample, engine: Engine) -> Iterator[_Piece]:
@@ -144,13 +173,8 @@ def _labels(
     sample: Sample, part: _Part, straddled: frozenset[int]
 ) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.int32]]:
     """Kind and message of each token of a part: proven for the completion, by character offsets for the rest."""
-    starts = np.array([segment.start for segment in sample.segments], dtype=np.int64)
-    kinds = np.array([segment.kind for segment in sample.segments], dtype=np.int8)
-    messages = np.array([segment.message for segment in sample.segments], dtype=np.int32)
-    at = np.searchsorted(starts, part.offsets[:, 0], side="right") - 1
-    token_kinds, token_messages = kinds[at], messages[at]
-    is_trained = np.isin(token_kinds, [int(kind) for kind in TRAINED_KINDS])
-    token_kinds[is_trained] = SpanKind.HEADER
+    token_kinds, token_messages = _by_offsets(sample, part.offsets)
+    token_kinds[np.isin(token_kinds, _OF_TURNS)] = SpanKind.HEADER
     turn = part.piece.turn
     if turn is None:
         return token_kinds, token_messages
@@ -158,11 +182,29 @@ def _labels(
     token_messages[size:] = turn.message
     if turn.message in straddled:
         token_kinds[size:] = SpanKind.HISTORY
-        return token_kinds, token_messages
-    token_kinds[size:] = SpanKind.COMPLETION
-    if _stop_text(sample, turn):
-        token_kinds[-1] = SpanKind.STOP
+    else:
+        token_kinds[size:] = _completion_kinds(sample, turn, part.offsets[size:])
     return token_kinds, token_messages
+
+
+def _by_offsets(sample: Sample, offsets: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.int32]]:
+    """Kind and message of the segment in which each token's first character lies."""
+    starts = np.array([segment.start for segment in sample.segments], dtype=np.int64)
+    kinds = np.array([segment.kind for segment in sample.segments], dtype=np.int8)
+    messages = np.array([segment.message for segment in sample.segments], dtype=np.int32)
+    at = np.searchsorted(starts, offsets[:, 0], side="right") - 1
+    return kinds[at], messages[at]
+
+
+def _completion_kinds(sample: Sample, turn: TrainedTurn, offsets: npt.NDArray[np.int64]) -> npt.NDArray[np.int8]:
+    """Kinds of a completion's tokens: masked where a token lies within what policy masks, the last one its stop."""
+    kinds = np.full(len(offsets), SpanKind.COMPLETION, dtype=np.int8)
+    for segment in sample.segments:
+        if segment.kind is SpanKind.MASKED and segment.message == turn.message:
+            kinds[(offsets[:, 0] >= segment.start) & (offsets[:, 1] <= segment.stop)] = SpanKind.MASKED
+    if _stop_text(sample, turn):
+        kinds[-1] = SpanKind.STOP
+    return kinds
 
 
 def _straddled_document(
@@ -174,7 +216,8 @@ def _straddled_document(
     if turn is None:
         raise AssertionError("a straddled part has a turn")
     completion = sample.text[turn.start : turn.stop]
-    ids = engine.encode_middle(completion)
+    encoded = engine.encode_middle(completion)
+    ids = encoded.ids
     if not _decodes_to(engine, (last.prompt, ids), completion):
         raise MaskError(
             "the tokenizer cannot write the completion: its ids decode to another text",
@@ -186,9 +229,7 @@ def _straddled_document(
     labels = [_labels(sample, part, others) for part in before]
     size = len(last.prompt)
     kinds, messages = _labels(sample, last, others)
-    own = np.full(len(ids), SpanKind.COMPLETION, dtype=np.int8)
-    if _stop_text(sample, turn):
-        own[-1] = SpanKind.STOP
+    own = _completion_kinds(sample, turn, encoded.offsets + turn.start)
     tail = np.full(len(ids), turn.message, dtype=np.int32)
     prompt_kinds = _stretched(kinds[:size], size)
     labels.append((np.concatenate([prompt_kinds, own]), np.concatenate([_stretched(messages[:size], size), tail])))

@@ -5,17 +5,22 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
-from sftprep.data import Conversation, Json, Role, Sample, Segment, SpanKind, TrainedTurn
+from sftprep.data import Conversation, Role, Sample, Segment, SpanKind, TrainedTurn
 from sftprep.errors import MaskError, TemplateError
 from sftprep.templates.adapt import adapt_messages, probe_form
 from sftprep.templates.contract import TurnResolver
+from sftprep.templates.control import refuse_control_tokens, typed_tokens, written_tokens
 from sftprep.templates.exact import ExactTurn
-from sftprep.templates.policy import ControlTokens, History, RenderPolicy, TrainOn
+from sftprep.templates.generation import has_generation_tags, tag_remarks
+from sftprep.templates.masking import masked_fields, masked_stretches, says_more_than
+from sftprep.templates.merge import merge_consecutive
+from sftprep.templates.policy import ControlTokens, History, Mask, RenderPolicy, TrainOn
 from sftprep.templates.runs import Run
+from sftprep.templates.tagged import tagged_turns
 from sftprep.templates.template import ChatTemplate, Request, TracedText
-from sftprep.templates.turns import is_template_text, owner, placed
+from sftprep.templates.turns import is_template_text, lost_context, owner, placed
 
 _KIND_OF_ROLE: Mapping[str, SpanKind] = {
     Role.SYSTEM: SpanKind.SYSTEM,
@@ -27,41 +32,88 @@ _KIND_OF_ROLE: Mapping[str, SpanKind] = {
 
 @dataclass(frozen=True, slots=True)
 class RenderedConversation:
-    """The samples of one row; `classes` counts its trained turns by class, `untrained` those left as context."""
+    """The samples of one row; `classes` counts its trained turns by class, `untrained` those left as context.
+
+    `remarks` counts what is exact and still worth knowing: `context-lost` (the template shows nothing of a message
+    that is no answer), `control-token-split`, `merged`, and how generation blocks differ (`tags-…`).
+    """
 
     samples: tuple[Sample, ...]
     classes: Mapping[str, int]
     untrained: int
+    remarks: Mapping[str, int] = field(default_factory=dict)
 
 
 def render(conversation: Conversation, *, template: ChatTemplate, policy: RenderPolicy) -> RenderedConversation:
     """The fewest samples that train each turn once, each in exactly its inference context.
 
+    Samples of one conversation that share a prefix are neighbours and numbered in the order of their last turns.
+
     Raises:
         MaskError: the row cannot be exact; `code` says why and `place` where.
+        TemplateLimitError: the template takes more than any conversation explains.
     """
-    _refuse_control_tokens(conversation, template, policy)
+    if not policy.merge_consecutive:
+        return _rendered(conversation, template, policy)
+    merged, origin = merge_consecutive(conversation)
+    try:
+        rendered = _rendered(merged, template, policy)
+    except MaskError as error:
+        place = re.sub(r"(?<=^/messages/)\d+", lambda found: str(origin[int(found.group())]), error.place)
+        raise MaskError(error.message, code=error.code, place=place, hint=error.hint) from error
+    num_merged = len(conversation.messages) - len(merged.messages)
+    samples = tuple(_renumbered(sample, origin) for sample in rendered.samples)
+    return replace(rendered, samples=samples, remarks={**rendered.remarks, "merged": num_merged})
+
+
+def _rendered(conversation: Conversation, template: ChatTemplate, policy: RenderPolicy) -> RenderedConversation:
+    if policy.control_tokens is ControlTokens.ERROR and template.control_tokens:
+        refuse_control_tokens(conversation, template.control_pattern)
     messages = adapt_messages(conversation.messages, probe_form(template))
     request = Request(tools=conversation.tools, kwargs=conversation.template_kwargs)
     trained = _trained_messages(conversation, policy)
     if not trained:
         raise MaskError("no assistant message is to be trained", code="nothing-trained", place="/messages")
-    resolver = TurnResolver(template, messages, request, policy.allow)
+    remarks: Counter[str] = Counter()
     try:
-        groups = resolver.resolve_all(trained)
+        if policy.mask is Mask.GENERATION_TAGS:
+            groups = [tagged_turns(template, messages, request, trained)]
+        else:
+            groups = TurnResolver(template, messages, request, policy.allow).resolve_all(trained)
     except TemplateError as error:
         raise MaskError(error.message, code=error.code, place="/messages", hint=error.hint) from error
     _refuse_lost_tools(conversation, groups[0][-1])
+    _refuse_double_bos(template, groups, policy)
     kept = groups if policy.history is History.EXPAND else groups[:1]
-    samples = tuple(_sample(conversation, number, group) for number, group in enumerate(reversed(kept)))
-    return RenderedConversation(samples, _classes(kept), len(trained) - sum(len(group) for group in kept))
+    if policy.mask is Mask.CONTRACT and has_generation_tags(template.text):
+        remarks.update(remark for group in kept for remark in tag_remarks(template, messages, group))
+    remarks["context-lost"] += lost_context(groups[0][-1].traced, groups[0][-1].message)
+    samples = [_sample(conversation, number, group, policy) for number, group in enumerate(reversed(kept))]
+    if policy.control_tokens is ControlTokens.SPLIT and any(typed_tokens(conversation, template.control_pattern)):
+        remarks["control-token-split"] += 1
+        pattern = template.control_pattern
+        traces = [group[-1].traced for group in reversed(kept)]
+        samples = [
+            replace(s, written_tokens=written_tokens(traced, pattern))
+            for s, traced in zip(samples, traces, strict=True)
+        ]
+    untrained = len(trained) - sum(len({turn.message for turn in group}) for group in kept)
+    return RenderedConversation(tuple(samples), _classes(kept), untrained, +remarks)
+
+
+def _renumbered(sample: Sample, origin: Sequence[int]) -> Sample:
+    """The sample with the messages' numbers from before they were merged."""
+    segments = [replace(s, message=origin[s.message] if s.message >= 0 else s.message) for s in sample.segments]
+    turns = [replace(turn, message=origin[turn.message]) for turn in sample.turns]
+    return replace(sample, segments=tuple(segments), turns=tuple(turns))
 
 
 def _trained_messages(conversation: Conversation, policy: RenderPolicy) -> list[int]:
+    fields = masked_fields(policy)
     trained = [
         index
         for index, message in enumerate(conversation.messages)
-        if message.get("role") == Role.ASSISTANT and conversation.weights[index] > 0
+        if message.get("role") == Role.ASSISTANT and conversation.weights[index] > 0 and says_more_than(message, fields)
     ]
     last_only = policy.train_on is TrainOn.LAST or policy.history is History.LAST_TURN
     return trained[-1:] if last_only else trained
@@ -70,35 +122,47 @@ def _trained_messages(conversation: Conversation, policy: RenderPolicy) -> list[
 def _classes(groups: Sequence[Sequence[ExactTurn]]) -> dict[str, int]:
     counts: Counter[str] = Counter()
     for number, group in enumerate(groups):
-        for turn in group:
+        for turn in {turn.message: turn for turn in group}.values():
             counts["rewritten" if turn.kind == "packed" and number > 0 else turn.kind] += 1
     return dict(counts)
 
 
-def _sample(conversation: Conversation, number: int, group: Sequence[ExactTurn]) -> Sample:
+def _sample(conversation: Conversation, number: int, group: Sequence[ExactTurn], policy: RenderPolicy) -> Sample:
     turns = [TrainedTurn(turn.message, turn.start, turn.end.stop, conversation.weights[turn.message]) for turn in group]
     return Sample(
         address=conversation.address,
         index=number,
         text=group[-1].traced.text,
-        segments=tuple(_segments(conversation, group)),
+        segments=tuple(_segments(conversation, group, masked_fields(policy))),
         turns=tuple(turns),
         template_kwargs=dict(group[-1].request.kwargs or {}),
+        is_exact=policy.mask is Mask.CONTRACT,
     )
 
 
-def _segments(conversation: Conversation, group: Sequence[ExactTurn]) -> Iterator[Segment]:
+def _segments(conversation: Conversation, group: Sequence[ExactTurn], masked: Sequence[str]) -> Iterator[Segment]:
     """Who wrote what, with the trained turns laid over it; the segments cover the text."""
     position = 0
     ended = -1
     for turn in group:
         yield from _after(ended, _context(conversation, group[-1].traced, (position, turn.start)))
-        if turn.start < turn.end.stop_start:
-            yield Segment(turn.start, turn.end.stop_start, SpanKind.COMPLETION, turn.message)
+        yield from _completion(turn, masked)
         if turn.end.stop_start < turn.end.stop:
             yield Segment(turn.end.stop_start, turn.end.stop, SpanKind.STOP, turn.message)
         position, ended = turn.end.stop, turn.message
     yield from _after(ended, _context(conversation, group[-1].traced, (position, len(group[-1].traced.text))))
+
+
+def _completion(turn: ExactTurn, masked: Sequence[str]) -> Iterator[Segment]:
+    """What the model must emit before the stop token, with what policy masks of it."""
+    position = turn.start
+    for start, stop in masked_stretches(turn, masked) if masked else ():
+        if position < start:
+            yield Segment(position, start, SpanKind.COMPLETION, turn.message)
+        yield Segment(start, stop, SpanKind.MASKED, turn.message)
+        position = stop
+    if position < turn.end.stop_start:
+        yield Segment(position, turn.end.stop_start, SpanKind.COMPLETION, turn.message)
 
 
 def _after(ended: int, segments: Iterator[Segment]) -> Iterator[Segment]:
@@ -141,42 +205,6 @@ def _kind(conversation: Conversation, traced: TracedText, run: Run) -> tuple[Spa
     return _KIND_OF_ROLE.get(role, SpanKind.USER), message
 
 
-def _refuse_control_tokens(conversation: Conversation, template: ChatTemplate, policy: RenderPolicy) -> None:
-    if policy.control_tokens is ControlTokens.ALLOW or not template.control_tokens:
-        return
-    pattern = template.control_pattern
-    for index, message in enumerate(conversation.messages):
-        for path, text in _strings(message, f"/messages/{index}"):
-            found = pattern.search(text)
-            if found:
-                _raise_control_token(found, path)
-    for path, text in _strings(list(conversation.tools or ()), "/tools"):
-        found = pattern.search(text)
-        if found:
-            _raise_control_token(found, path)
-
-
-def _raise_control_token(found: re.Match[str], path: str) -> None:
-    raise MaskError(
-        f"the text holds the control token {found.group()!r}, which the tokenizer would not read as text",
-        code="control-token",
-        place=path,
-        hint="clean the row; --control-tokens allow encodes it as a control token, as a server does",
-    )
-
-
-def _strings(value: Json, path: str) -> Iterator[tuple[str, str]]:
-    if isinstance(value, str):
-        yield path, value
-    elif isinstance(value, Mapping):
-        for key, item in value.items():
-            yield f"{path}/{key}", key
-            yield from _strings(item, f"{path}/{key}")
-    elif isinstance(value, (list, tuple)):
-        for index, item in enumerate(value):
-            yield from _strings(item, f"{path}/{index}")
-
-
 def _refuse_lost_tools(conversation: Conversation, turn: ExactTurn) -> None:
     """A row that calls tools of which the template shows none teaches calls out of nothing."""
     if not conversation.tools or not any(message.get("tool_calls") for message in conversation.messages):
@@ -189,4 +217,17 @@ def _refuse_lost_tools(conversation: Conversation, turn: ExactTurn) -> None:
             code="tools-lost",
             place="/tools",
             hint="use the template variant that renders tools",
+        )
+
+
+def _refuse_double_bos(template: ChatTemplate, groups: Sequence[Sequence[ExactTurn]], policy: RenderPolicy) -> None:
+    bos = template.special_tokens.get("bos_token")
+    if not bos or "double-bos" in policy.allow:
+        return
+    if any(group[-1].traced.text.lstrip().startswith((bos + bos, f"{bos} {bos}")) for group in groups):
+        raise MaskError(
+            f"the text begins with {bos!r} twice",
+            code="double-bos",
+            place="/messages",
+            hint="the template or the row writes it once too often; --allow double-bos trains it as it is",
         )

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from sftprep.data import Json
 from sftprep.errors import MaskError, TemplateError
@@ -91,6 +92,8 @@ class TurnResolver:
         return self._texts[key]
 
     def _is_ill_posed(self, message: int) -> bool:
+        if ILL_POSED in self.allow:
+            return False
         return message == 0 or self.messages[message - 1].get("role") == "assistant"
 
     def resolve(self, message: int) -> ExactTurn:
@@ -206,7 +209,21 @@ class TurnResolver:
         anchor = opening or trailing_literal(prompt)
         shift = len(opening)
         if begin is None or not anchor or not traced.text[: begin + shift].endswith(anchor):
-            what = f"the template opens the turn with {prompt.text[-40:]!r} and then renders it without that"
-            raise mask_error(message, CONTRADICTED, what)
+            return self._contradicted(message, prompt, traced, opening)
         turn = self._ended(message, self.request, "spliced", (traced, begin + shift))
         return behind_prompt(turn, prompt)
+
+    def _contradicted(self, message: int, prompt: TracedText, traced: TracedText, opening: str) -> ExactTurn:
+        """What the template shows of the turn, behind a prompt that it does not continue, for those who ask for that.
+
+        The completion begins where the turn's text and the generation prompt part.
+        """
+        begin = turn_start(traced, message)
+        if CONTRADICTED not in self.allow or begin is None:
+            what = f"the template opens the turn with {prompt.text[-40:]!r} and then renders it without that"
+            raise mask_error(message, CONTRADICTED, what)
+        written = traced.text[begin : first_said(traced, message, begin)]
+        shared = next((i for i, (a, b) in enumerate(zip(opening, written, strict=False)) if a != b), None)
+        shared = min(len(opening), len(written)) if shared is None else shared
+        turn = self._ended(message, self.request, "contradicted", (traced, begin + shared))
+        return replace(behind_prompt(turn, prompt), kind="contradicted")

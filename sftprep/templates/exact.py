@@ -24,7 +24,8 @@ class ExactTurn:
     message: int
     request: Request
     kind: str
-    """`packed` (prompt and completion are one render), `switched` (so, under other keyword arguments), `spliced`."""
+    """`packed` (prompt and completion are one render), `switched` (so, under other keyword arguments), `spliced` (the
+    completion moved behind the prompt), `contradicted` (so, though the template opens the turn otherwise)."""
     traced: TracedText
     start: int
     end: End
@@ -95,8 +96,8 @@ def behind_prompt(turn: ExactTurn, prompt: TracedText) -> ExactTurn:
 def mask_error(message: int, code: str, what: str, path: str = "") -> MaskError:
     """The error of a turn, with its place and its hint."""
     hints = {
-        ILL_POSED: "merge the two messages, or give the first one weight 0",
-        CONTRADICTED: "no data can be exact with this template; another template version may be",
+        ILL_POSED: "--merge-consecutive makes one message of the two; or give one of them weight 0",
+        CONTRADICTED: "another version of the template may be exact; --allow contradicted trains what it shows",
         NO_TERMINATOR: "check generation_config.json; --allow no-terminator trains the turn without a stop token",
         FIELD_LOST: "--allow field-lost trains what the template shows",
         FIELD_REPEATED: "--allow field-repeated trains what the template shows",

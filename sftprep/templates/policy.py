@@ -1,4 +1,4 @@
-"""What a render may do where the safe answer is to refuse."""
+"""What a render may do where the safe answer is to refuse, and what of a turn is trained."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ class ControlTokens(StrEnum):
     """What happens to a row whose content holds the text of a control token."""
 
     ERROR = "error"
+    SPLIT = "split"
+    """The text is encoded as plain text; a server that does not do that reads it otherwise."""
     ALLOW = "allow"
 
 
@@ -31,6 +33,23 @@ class TrainOn(StrEnum):
     LAST = "last"
 
 
+class Part(StrEnum):
+    """What is done with a part of a trained turn."""
+
+    TRAIN = "train"
+    MASK = "mask"
+    """The model sees it, and is not trained to write it."""
+
+
+class Mask(StrEnum):
+    """Where the mask comes from."""
+
+    CONTRACT = "contract"
+    """The server's prompt before each turn, and what the model must emit through its stop token."""
+    GENERATION_TAGS = "generation-tags"
+    """The template's own `{% generation %}` blocks, as they are."""
+
+
 @dataclass(frozen=True, slots=True)
 class RenderPolicy:
     """The safe defaults: every assistant turn, exact, or an error with a name. `allow` waives errors by code."""
@@ -39,3 +58,7 @@ class RenderPolicy:
     history: History = History.EXPAND
     train_on: TrainOn = TrainOn.ALL
     allow: frozenset[str] = frozenset()
+    reasoning: Part = Part.TRAIN
+    tool_calls: Part = Part.TRAIN
+    merge_consecutive: bool = False
+    mask: Mask = Mask.CONTRACT

@@ -38,8 +38,10 @@ class GenerationExtension(Extension):
         return nodes.CallBlock(self.call_method("render_body"), [], [], body).set_lineno(line)
 
     def render_body(self, caller: Callable[[], str]) -> str:
-        """The body's text."""
-        return caller()
+        """The body's text, between the environment's marks where it has some."""
+        body = caller()
+        marks = getattr(self.environment, "generation_marks", None)
+        return body if marks is None else f"{marks[0]}{body}{marks[1]}"
 
 
 GenerationExtension.tags = {"generation"}
@@ -99,6 +101,7 @@ class MeteredEnvironment(ImmutableSandboxedEnvironment):
     def __init__(self, now: datetime) -> None:
         super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[GenerationExtension, loopcontrols])
         self.meter = Meter()
+        self.generation_marks: tuple[str, str] | None = None
         self.filters["tojson"] = _tojson
         for name, function in list(self.filters.items()):
             self.filters[name] = self.metered(name, function)

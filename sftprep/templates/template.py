@@ -79,13 +79,23 @@ class ChatTemplate:
         except (RecursionError, MemoryError, SyntaxError) as error:
             raise _does_not_compile(f"it is nested too deeply ({type(error).__name__})", "chat_template") from error
 
-    def render(self, messages: Sequence[Mapping[str, Json]], request: Request, *, prompt: bool) -> str:
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Json]],
+        request: Request,
+        *,
+        prompt: bool,
+        marks: tuple[str, str] | None = None,
+    ) -> str:
         """The text that a server renders; with `prompt`, the generation prompt is added.
+
+        `marks` are written before and after the text of each generation block, which no server does.
 
         Raises:
             TemplateError: `template-raised` when the template refuses the messages.
             TemplateLimitError: `template-limit`.
         """
+        self._environment.generation_marks = marks
         return self._run(
             self._plain, normalise_messages(messages), request.tools, self._arguments(request, prompt=prompt)
         )

@@ -13,6 +13,7 @@ _SUPERVISED = ("/content", "/reasoning_content", "/tool_calls")
 _MUST_APPEAR = re.compile(
     r"/(content|reasoning_content|content/\d+/text|tool_calls/\d+(/function)?/(name|arguments(/.*)?))$", re.DOTALL
 )
+_CONTEXT = re.compile(r"/content(/\d+/text)?$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +162,8 @@ def foreign_path(traced: TracedText, message: int, span: tuple[int, int]) -> str
 def lost_field(traced: TracedText, message: int, span: tuple[int, int], template: str) -> str | None:
     """The path of a supervised field of which characters did not reach `[start, stop)`, if there is one.
 
-    White space at edges may go, and so may a delimiter that the template itself takes out and writes again.
+    White space at edges may go, and so may a delimiter that the template itself takes out and writes again, where
+    something else of the field is there.
     """
     start, stop = span
     shown = traced.text[start:stop]
@@ -169,8 +171,10 @@ def lost_field(traced: TracedText, message: int, span: tuple[int, int], template
     for index, source in enumerate(traced.sources):
         if source.message != message or not _MUST_APPEAR.match(source.path):
             continue
-        for piece in _uncovered(source.text, counts.get(index)):
-            if piece and not (piece in template and piece in shown):
+        count = counts.get(index)
+        for piece in _uncovered(source.text, count):
+            is_rewritten = count is not None and any(count) and piece in template and piece in shown
+            if piece and not is_rewritten:
                 return source.path
     return None
 
@@ -208,3 +212,14 @@ def _uncovered(text: str, count: list[int] | None) -> list[str]:
         return [text.strip()]
     kept = "".join("\0" if n else c for c, n in zip(text, count, strict=True))
     return [piece.strip() for piece in kept.split("\0")]
+
+
+def lost_context(traced: TracedText, before: int) -> int:
+    """How many messages before an answer say something of which the text shows nothing."""
+    shown = {run.source for run in traced.runs if run.source >= 0}
+    lost = {
+        source.message
+        for index, source in enumerate(traced.sources)
+        if 0 <= source.message < before and _CONTEXT.match(source.path) and source.text.strip() and index not in shown
+    }
+    return len(lost)

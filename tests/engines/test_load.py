@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from transformers import AutoTokenizer
 from sftprep.engines.load import load_model, write_model
 from sftprep.engines.reference import ReferenceEngine
 from sftprep.errors import ModelFilesError
+from sftprep.prepare.chat_templates import ChatTemplates
 
 TEXTS = [
     "Hello  world\n\n\tx = 1",
@@ -64,11 +66,29 @@ def test_a_model_that_names_no_stop_token_is_refused(model_dir: Path) -> None:
     assert code_of(model_dir) == "no-stop-tokens"
 
 
-def test_several_templates_are_refused_because_a_server_picks_by_row(model_dir: Path) -> None:
+@pytest.mark.parametrize("place", ["config", "directory"])
+def test_rows_with_tools_go_through_the_template_that_transformers_takes_for_them(model_dir: Path, place: str) -> None:
+    if place == "config":
+        (model_dir / "chat_template.jinja").unlink()
+        both = [{"name": "default", "template": "a"}, {"name": "tool_use", "template": "b"}]
+        edit(model_dir / "tokenizer_config.json", chat_template=both)
+    else:
+        (model_dir / "chat_template.jinja").write_text("a")
+        (model_dir / "additional_chat_templates").mkdir()
+        (model_dir / "additional_chat_templates" / "tool_use.jinja").write_text("b")
+    model, reference = load_model(str(model_dir)), AutoTokenizer.from_pretrained(model_dir)
+    templates = ChatTemplates.of(model, datetime(2026, 1, 2))
+    for tools in (None, [], [{"name": "f"}]):
+        assert templates.for_tools(tools).text == reference.get_chat_template(tools=tools)
+    copy = model_dir.parent / "copy"
+    write_model(model, copy)
+    assert load_model(str(copy)).template_sha256 == model.template_sha256
+
+
+def test_a_model_with_templates_of_which_none_is_the_default_is_refused(model_dir: Path) -> None:
     (model_dir / "chat_template.jinja").unlink()
-    both = [{"name": "default", "template": "a"}, {"name": "tool_use", "template": "b"}]
-    edit(model_dir / "tokenizer_config.json", chat_template=both)
-    assert code_of(model_dir) == "several-templates"
+    edit(model_dir / "tokenizer_config.json", chat_template=[{"name": "tool_use", "template": "b"}])
+    assert code_of(model_dir) == "no-template"
 
 
 @pytest.mark.parametrize("name", ["./nowhere", "/nowhere/at/all", "no-such-model"])
@@ -110,7 +130,7 @@ def test_the_tokenizer_s_fingerprint_is_of_its_meaning_not_of_its_bytes_h6(model
 def check_equal_to_transformers(path: Path) -> None:
     model = load_model(str(path))
     reference = AutoTokenizer.from_pretrained(path)
-    engine = ReferenceEngine(model)
+    engine = ReferenceEngine(model.tokenizer_json)
     for text, encoded in zip(TEXTS, engine.encode(TEXTS), strict=True):
         assert encoded.ids.tolist() == reference(text, add_special_tokens=False)["input_ids"], text
     named = {key: value for key, value in reference.special_tokens_map.items() if isinstance(value, str)}
@@ -137,16 +157,16 @@ def test_a_bare_tokenizer_without_template_is_refused(corpus: Path) -> None:
 
 
 def test_text_in_the_middle_gets_no_prefix(samples: Path) -> None:
-    engine = ReferenceEngine(load_model(str(samples / "model")))
-    assert engine.decode(engine.encode_middle("a tide").tolist()) == "a tide"
+    engine = ReferenceEngine(load_model(str(samples / "model")).tokenizer_json)
+    assert engine.decode(engine.encode_middle("a tide").ids.tolist()) == "a tide"
 
 
 @pytest.mark.corpus
 @pytest.mark.parametrize("name", ["phi-3", "mistral-v3"])
 def test_a_sentencepiece_answer_in_the_middle_has_no_spurious_space(corpus: Path, name: str) -> None:
-    engine = ReferenceEngine(load_model(str(corpus / "models" / name)))
+    engine = ReferenceEngine(load_model(str(corpus / "models" / name)).tokenizer_json)
     naive = engine.encode(["answer"])[0].ids.tolist()
-    middle = engine.encode_middle("answer").tolist()
+    middle = engine.encode_middle("answer").ids.tolist()
     opening = engine.encode(["x"])[0].ids.tolist()
     assert engine.decode([*opening, *middle]) == engine.decode(opening) + "answer"
     assert engine.decode([*opening, *naive]) == engine.decode(opening) + " answer"

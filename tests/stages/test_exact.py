@@ -44,7 +44,7 @@ class Model:
 
     def __init__(self, path: Path) -> None:
         self.files: ModelFiles = load_model(str(path))
-        self.engine = ReferenceEngine(self.files)
+        self.engine = ReferenceEngine(self.files.tokenizer_json)
         self.template = ChatTemplate(
             self.files.template,
             special_tokens=self.files.special_tokens,

@@ -1,0 +1,66 @@
+"""Control tokens that somebody typed: found in the fields of a conversation, and told apart in a rendered text."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+
+from sftprep.data import Conversation, Json
+from sftprep.errors import MaskError
+from sftprep.templates.template import TracedText
+from sftprep.templates.turns import is_template_text, placed
+
+
+def refuse_control_tokens(conversation: Conversation, pattern: re.Pattern[str]) -> None:
+    """MaskError `control-token` where a message or a tool holds the text of a control token."""
+    found = next(typed_tokens(conversation, pattern), None)
+    if found is not None:
+        path, match = found
+        raise MaskError(
+            f"the text holds the control token {match.group()!r}, which the tokenizer would not read as text",
+            code="control-token",
+            place=path,
+            hint="clean the row; --control-tokens split encodes it as text, allow as a control token, as a server does",
+        )
+
+
+def typed_tokens(conversation: Conversation, pattern: re.Pattern[str]) -> Iterator[tuple[str, re.Match[str]]]:
+    """JSON pointer and match of each field with a control token in it; the first of each field."""
+    fields = [(f"/messages/{index}", message) for index, message in enumerate(conversation.messages)]
+    for path, value in [*fields, ("/tools", list(conversation.tools or ()))]:
+        for place, text in _strings(value, path):
+            match = pattern.search(text)
+            if match:
+                yield place, match
+
+
+def _strings(value: Json, path: str) -> Iterator[tuple[str, str]]:
+    if isinstance(value, str):
+        yield path, value
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield f"{path}/{key}", key
+            yield from _strings(item, f"{path}/{key}")
+    elif isinstance(value, (list, tuple)):
+        for index, item in enumerate(value):
+            yield from _strings(item, f"{path}/{index}")
+
+
+def written_tokens(traced: TracedText, pattern: re.Pattern[str]) -> tuple[tuple[int, int], ...]:
+    """Where in a text the template itself wrote a control token, every character of it: `[start, stop)` each.
+
+    What is not among them and looks like one was typed by somebody, in whole or in part.
+    """
+    typed = [(at.start, at.stop) for at in placed(traced.runs) if not is_template_text(traced, at.run)]
+    found: list[tuple[int, int]] = []
+    position = 0
+    while match := pattern.search(traced.text, position):
+        is_typed = _overlaps(typed, match.span())
+        found += [] if is_typed else [match.span()]
+        # A token may begin inside one that was typed: it is looked for from the next character on.
+        position = match.start() + 1 if is_typed else match.end()
+    return tuple(found)
+
+
+def _overlaps(spans: Sequence[tuple[int, int]], span: tuple[int, int]) -> bool:
+    return any(start < span[1] and stop > span[0] for start, stop in spans)
