@@ -30,6 +30,10 @@ def validate(
     good: Annotated[Path | None, typer.Option("--good", help=_HELP["good"])] = None,
     bad: Annotated[Path | None, typer.Option("--bad", help=_HELP["bad"])] = None,
     fix_to: Annotated[Path | None, typer.Option("--fix-to", help=_HELP["fix_to"])] = None,
+    quality: Annotated[bool, typer.Option("--quality", help=_HELP["quality"])] = False,
+    against: Annotated[list[Path] | None, typer.Option("--against", help=_HELP["against"])] = None,
+    quality_json: Annotated[Path | None, typer.Option("--quality-json", help=_HELP["quality_json"])] = None,
+    source_key: Annotated[str, typer.Option("--source-key", help=_HELP["source_key"])] = "source",
     workers: Annotated[int, typer.Option("--workers", min=1, help=_HELP["workers"])] = 1,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only the totals.")] = False,
 ) -> None:
@@ -39,14 +43,19 @@ def validate(
 
     Example: sftprep validate data_samples/good/openai.jsonl --max-errors 20
 
+    Example: sftprep validate chats.jsonl --quality --against eval.jsonl --fail-on error --fail-on eval-overlap
+
     Example: sftprep validate 'data/**/*.parquet' --model path/to/model --max-length 4096 --html report.html
     """
     options = {**locals(), "files": tuple(files), "fail_on": tuple(fail_on or ("error",))}
+    options["against"] = tuple(against or ())
     options["format"] = options.pop("row_format")
     del options["quiet"]
-    report = _run(_config(options), quiet=quiet)
-    if report.exit_code:
-        raise typer.Exit(report.exit_code)
+    config = _config(options)
+    report = _run(config, quiet=quiet)
+    failed = config.measures_quality and not _measure(config, quiet=quiet)
+    if report.exit_code or failed:
+        raise typer.Exit(report.exit_code or 1)
 
 
 def _config(options: dict[str, Any]) -> ValidateConfig:
@@ -73,3 +82,28 @@ def _run(config: ValidateConfig, *, quiet: bool) -> ValidationReport:
         write_html(report, path=config.html)
     print_report(report, quiet=quiet)
     return report
+
+
+def _measure(config: ValidateConfig, *, quiet: bool) -> bool:
+    """Measure quality and print it; whether nothing was found that --fail-on names."""
+    from rich.console import Console  # as below
+
+    # numpy and the measures take 0.4 s to import, which a plain validation must not wait for.
+    from sftprep.config.quality import QualityConfig
+    from sftprep.prepare.quality import measure_quality
+    from sftprep.reports.findings import byte_progress
+    from sftprep.reports.quality_terminal import print_quality
+    from sftprep.sources.paths import expand
+
+    measures = QualityConfig(
+        files=config.files,
+        format=config.format,
+        against=config.against,
+        json_file=config.quality_json,
+        source_key=config.source_key,
+    )
+    with byte_progress(expand(config.files), quiet=quiet) as on_bytes:
+        found = measure_quality(measures, on_bytes=on_bytes)
+    if not quiet:
+        print_quality(found, Console(highlight=False))
+    return not any(found.by_code.get(code) for code in config.fail_on)

@@ -45,7 +45,26 @@ class ValidateConfig(BaseModel):
         default=None,
         description="Write the rows without errors into this file, each as a row of the format openai.",
     )
+    quality: bool = Field(
+        default=False,
+        description="Measure quality too: duplicates, diversity, low-quality answers; needs `sftprep[quality]`.",
+    )
+    against: tuple[Path, ...] = Field(
+        default=(),
+        description="Held-out rows: report what the files share with them, by both addresses; implies --quality.",
+    )
+    quality_json: Path | None = Field(
+        default=None, description="Write the quality report as JSON into this file; implies --quality."
+    )
+    source_key: str = Field(
+        default="source", description="The row's metadata key that names its source, for the report on quality."
+    )
     workers: int = Field(default=1, ge=1, description="Processes; the report is the same for any number.")
+
+    @property
+    def measures_quality(self) -> bool:
+        """Whether the report on quality was asked for, by name or by what it is needed for."""
+        return self.quality or bool(self.against) or self.quality_json is not None
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -20,7 +20,7 @@ from sftprep.config.quality import QualityConfig
 from sftprep.prepare.quality_flaws import FlawTally, JudgedText
 from sftprep.prepare.quality_leaks import HeldOut
 from sftprep.prepare.quality_ranks import Ranks, Wanted
-from sftprep.prepare.quality_rows import VIEWS, RowColumns
+from sftprep.prepare.quality_rows import VIEWS, RowColumns, rereadable
 from sftprep.prepare.quality_sources import SourceTally, near_by_source
 from sftprep.prepare.validate import read_conversations
 from sftprep.reports.quality_json import Distinct, Diversity, Leakage, QualityReport, StockPhrase, write_quality
@@ -49,6 +49,7 @@ def measure_quality(config: QualityConfig, *, on_bytes: OnBytes | None = None) -
         SourceError: a file is empty, damaged, or its format is not certain.
         OutputError: the report cannot be written.
     """
+    config = config.model_copy(update={"files": rereadable(config.files), "against": rereadable(config.against)})
     tally = _Tally(config, FlawTally(config, load_identifier()), SourceTally(config))
     held_out = _held_out(config)
     for row in tally.rows(on_bytes=on_bytes):

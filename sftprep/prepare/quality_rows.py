@@ -5,12 +5,16 @@ from __future__ import annotations
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
 from sftprep.data import RowAddress
+from sftprep.errors import UsageError
+from sftprep.sources.compressed import STDIN
+from sftprep.sources.paths import expand
 from sftprep.stages.dialogue import RowText
 from sftprep.stages.diversity import edge_keys, mask_variables, sequence_key
 from sftprep.stages.near_duplicates import NUM_PERM, SHINGLE_WORDS, Clusters, Hashes, find_clusters, signatures
@@ -80,6 +84,15 @@ class RowColumns:
 
     def __len__(self) -> int:
         return len(self.lines)
+
+
+def rereadable(paths: Sequence[Path]) -> tuple[Path, ...]:
+    """The files that paths and patterns stand for. UsageError for standard input, which cannot be read twice."""
+    files = expand(paths)
+    if STDIN in files:
+        hint = "write the rows into a file first"
+        raise UsageError("standard input cannot be read twice", code="not-a-file", place="-", hint=hint)
+    return files
 
 
 def as_hashes(column: array[int] | Sequence[int]) -> Hashes:

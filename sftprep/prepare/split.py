@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 from sftprep.config.split import SplitConfig
 from sftprep.errors import DataError, OutputError, SourceError
-from sftprep.prepare.quality_rows import View
+from sftprep.prepare.quality_rows import View, rereadable
 from sftprep.prepare.validate import read_conversations
 from sftprep.reports.quality_split import SplitReport
 from sftprep.sources.lines import file_sha256, read_rows
@@ -52,6 +52,7 @@ def split(config: SplitConfig, *, on_bytes: OnBytes | None = None) -> SplitRepor
         SourceError: a file is empty, damaged, of an uncertain format, or changes meanwhile (`source-changed`).
     """
     _check_out(config.out)
+    config = config.model_copy(update={"files": rereadable(config.files)})
     digests = {path: file_sha256(path) for path in config.files}
     rows = list_clusters(config, on_bytes=on_bytes)
     plan = _plan(config, rows)
@@ -179,7 +180,8 @@ def _write(config: SplitConfig, held: Held, folder: Path) -> Counter[str]:
         train, evaluation = (stack.enter_context((folder / f"{name}.jsonl").open("wb")) for name in ("train", "eval"))
         raws = (raw for path in config.files for raw in read_rows(path, name=str(path)))
         for is_held, raw in zip(held.tolist(), raws, strict=True):
-            (evaluation if is_held else train).write(raw.raw + b"\n")
+            # An item of a JSON array may hold line breaks, between its tokens only: a row is one line.
+            (evaluation if is_held else train).write(raw.raw.replace(b"\n", b" ") + b"\n")
             by_file[raw.address.file] += is_held
         for file in (train, evaluation):
             file.flush()

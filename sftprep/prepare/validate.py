@@ -24,6 +24,7 @@ from sftprep.prepare.row_fit import FIT_CODES
 from sftprep.prepare.tally import FileTally, Tally
 from sftprep.records.codes import CODES
 from sftprep.reports.findings import ValidationReport, publishing
+from sftprep.reports.quality_json import QUALITY_CODES
 from sftprep.sources.compressed import STDIN, OnBytes
 from sftprep.sources.lines import SourceRow, read_rows, require_file
 from sftprep.sources.paths import expand
@@ -121,8 +122,11 @@ def _file_finding(error: SourceError, *, name: str) -> Finding:
 
 
 def _check_fail_on(config: ValidateConfig) -> None:
-    known = {*CODES, *FILE_CODES, *FIT_CODES, "error", "warning"}
+    known = {*CODES, *FILE_CODES, *FIT_CODES, *QUALITY_CODES, "error", "warning"}
     for name in config.fail_on:
         if name not in known:
             hint = "error, warning, or a code of README's list of findings"
             raise UsageError(f"no finding has the code {name!r}", code="no-such-code", place="--fail-on", hint=hint)
+        if name in QUALITY_CODES and not config.measures_quality:
+            hint = "add --quality"
+            raise UsageError(f"{name} is not looked for", code="no-such-code", place="--fail-on", hint=hint)

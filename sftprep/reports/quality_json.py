@@ -3,10 +3,30 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Final
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from sftprep.reports.findings import publishing
+
+QUALITY_CODES: Final = frozenset(
+    {
+        "refusal",
+        "truncated-ending",
+        "wrong-language",
+        "leaked-instructions",
+        "repetition-loop",
+        "repeats-prompt",
+        "ungrounded",
+        "length-outlier",
+        "near-duplicate-prompts",
+        "near-duplicate-responses",
+        "near-duplicate-conversations",
+        "eval-overlap",
+        "eval-near-duplicate",
+    }
+)
+"""What `by_code` counts, and `--fail-on` may name."""
 
 
 class _Frozen(BaseModel):

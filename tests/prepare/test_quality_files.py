@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ from rich.console import Console
 from sftprep.config.quality import QualityConfig
 from sftprep.errors import OutputError, UsageError
 from sftprep.prepare.quality import QualityReport, measure_quality
+from sftprep.reports.quality_json import QUALITY_CODES
 from sftprep.reports.quality_terminal import print_quality
 
 
@@ -135,6 +138,38 @@ def test_the_report_is_the_same_every_time_and_is_written_whole(tmp_path: Path) 
         measured(path, json_file=tmp_path / "no" / "r.json")
     with pytest.raises(UsageError):
         measured(tmp_path / "missing")
+
+
+def test_every_code_is_one_that_fail_on_knows(tmp_path: Path) -> None:
+    path = write(tmp_path / "f", chat("a b", "c d"))
+    assert measured(path, against=(path,)).by_code.keys() == QUALITY_CODES
+
+
+def sftprep(*argv: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "sftprep", "validate", *map(str, argv)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_the_command_measures_when_asked_and_fails_on_the_codes_that_are_named(tmp_path: Path) -> None:
+    path = write(
+        tmp_path / "f", chat("How deep is it?", "I'm sorry, but I can't help with that."), chat("Hi!", "Hello.")
+    )
+    report = tmp_path / "q.json"
+    done = sftprep(path, "--quality-json", report, "--against", path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "quality of 2 rows" in done.stdout
+    assert QualityReport.model_validate_json(report.read_bytes()).by_code["refusal"] == 1
+    assert sftprep(path, "--quality", "--fail-on", "refusal", "-q").returncode == 1
+    assert sftprep(path, "--quality", "--fail-on", "wrong-language", "-q").returncode == 0
+    assert "quality of" not in sftprep(path).stdout
+    unasked = sftprep(path, "--fail-on", "refusal")
+    assert unasked.returncode == 2
+    assert "--quality" in unasked.stderr
+
+
+def test_standard_input_is_refused_as_it_is_read_twice(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="twice"):
+        measured(Path("-"))
 
 
 def test_the_terminal_shows_counts_and_places_and_leaves_brackets_alone(tmp_path: Path) -> None:

@@ -55,6 +55,14 @@ def test_every_row_is_in_one_part_as_it_came_and_in_order(tmp_path: Path) -> Non
     assert written == report
 
 
+def test_items_of_an_array_become_lines(tmp_path: Path) -> None:
+    rows = [json.loads(row) for row in ROWS]
+    (tmp_path / "f.json").write_text(json.dumps(rows, indent=1), encoding="utf-8")
+    run(tmp_path / "f.json", tmp_path / "out")
+    written = lines(tmp_path / "out" / "train.jsonl") + lines(tmp_path / "out" / "eval.jsonl")
+    assert sorted(map(str, map(json.loads, written))) == sorted(map(str, rows))
+
+
 def test_near_duplicates_are_never_on_both_sides(tmp_path: Path) -> None:
     report = run(write(tmp_path / "f", ROWS), tmp_path / "out", held_out="20%")
     held = {ROWS.index(row) // 3 for row in lines(tmp_path / "out" / "eval.jsonl")}
