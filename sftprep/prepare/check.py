@@ -61,6 +61,7 @@ def checker(config: ValidateConfig) -> CheckRow:
     fit_row = None if config.model is None else _fitter(config.model, config.max_length)
     fixes = config.fix_to is not None
     once = SaidOnce()
+    fine = {kind: CheckedRow(good=True, format=kind, findings=()) for kind in (None, *Format)}
 
     def fitted(row: ValidatedRow, conversation: Conversation) -> tuple[RowFit | None, tuple[Finding, ...]]:
         if fit_row is None:
@@ -79,6 +80,8 @@ def checker(config: ValidateConfig) -> CheckRow:
             return CheckedRow(good=False, format=row.format, findings=findings, fit=fit)
         is_normal = row.format is Format.OPENAI
         normal = (source.raw if is_normal else normal_row(row.conversation)) if fixes else None
+        if not findings and normal is None and fit is None:
+            return fine[row.format]  # One object for most rows: it is sent between processes once a chunk.
         return CheckedRow(good=True, format=row.format, findings=findings, normal=normal, fit=fit)
 
     return check

@@ -10,8 +10,11 @@ from sftprep.data import Conversation, Finding
 
 FIT_CODES: Final = frozenset(
     {
+        "contradicted",
         "control-token",
         "document-too-long",
+        "double-bos",
+        "early-stop",
         "field-lost",
         "field-repeated",
         "foreign-text",

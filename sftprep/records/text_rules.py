@@ -1,6 +1,6 @@
-r"""What the text of messages should not hold: broken characters, half of a reasoning block, a tool's result.
+"""What the text of messages should not hold: broken characters, half of a reasoning block, a tool's result.
 
-Most rows are plain, and a look at their bytes proves it: `may_be_broken` decides whether characters are looked at.
+`sftprep.records.plain` knows by one look at a row's bytes when none of it can be there: a new rule is told there too.
 """
 
 from __future__ import annotations
@@ -24,8 +24,6 @@ _MOJIBAKE: Final = re.compile(
     r"|(?:[\u0420\u0421][\u0080-\u00bf\u0402-\u040f\u0452-\u045f\u0490\u0491\u2013-\u2122]){3,}"
 )
 _CONTROL: Final = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f]")
-_ESCAPES: Final = re.compile(rb"(?<!\\)(?:\\\\)*\\(?:[bf]|u(?:00|04[25]|201|fffd|FFFD))")
-_LEADS: Final = (b"\xef\xbf\xbd", b"\xc2", b"\xc3", b"\xd0\xa0", b"\xd0\xa1")
 
 _REASONING_KEYS: Final = ("reasoning_content", "reasoning", "thinking")
 _TAG: Final = re.compile(r"<(/?)(think|thinking|reasoning|thought)>|\[(/?)(THINK)\]")
@@ -34,15 +32,6 @@ _TOOL_RESULT: Final = re.compile(
     r"|\[TOOL_RESULTS\]|<\|(?:tool_response|observation)\|>|^Observation:\s",
     re.MULTILINE,
 )
-
-
-def may_be_broken(raw: bytes) -> bool:
-    """Whether a row's bytes can hold what `check_characters` looks for; False is certain."""
-    if not raw.isascii() and any(lead in raw for lead in _LEADS):
-        return True
-    if b"\x7f" in raw:
-        return True
-    return (b"\\u" in raw or b"\\b" in raw or b"\\f" in raw) and _ESCAPES.search(raw) is not None
 
 
 def check_characters(draft: Draft) -> Iterator[Fault]:

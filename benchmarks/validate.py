@@ -1,0 +1,96 @@
+"""How fast rows are validated, beside bare pydantic on the same rows, and whether memory stays flat.
+
+    python benchmarks/validate.py ../shared/corpus/bench/chat_10k.jsonl.zst --workers 1 2 --large 100000
+
+Speed is CPU seconds of one process, the best of several rounds in turn, so a busy machine disturbs both alike. What is
+compared is `ChatRow.model_validate_json`, which finds fewer faults: types, keys and roles. Memory is the peak of a
+process of its own that runs `sftprep validate` on the rows, and on so many that they repeat.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from sftprep.data import RowAddress
+from sftprep.records.openai import ChatRow
+from sftprep.sources.lines import read_rows
+from sftprep.stages.validate import validate_row
+
+ADDRESS = RowAddress("rows", 1)
+MEASURED = """
+import json, resource, sys, time
+from sftprep.cli.app import app
+start = time.perf_counter()
+try:
+    app(sys.argv[1:], standalone_mode=False)
+finally:
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    took = {"wall": time.perf_counter() - start, "peak_mb": usage.ru_maxrss / 1024}
+    print(json.dumps(took), file=sys.stderr)
+"""
+
+
+def cpu_seconds(work: Callable[[], object]) -> float:
+    start = time.process_time()
+    work()
+    return time.process_time() - start
+
+
+def compare(rows: list[bytes], *, rounds: int) -> dict[str, float]:
+    """The best CPU seconds of each, over rounds that take turns."""
+    works: dict[str, Callable[[], object]] = {
+        "pydantic model_validate_json": lambda: [ChatRow.model_validate_json(row) for row in rows],
+        "sftprep validate_row": lambda: [validate_row(row, address=ADDRESS, format=None) for row in rows],
+    }
+    best = dict.fromkeys(works, float("inf"))
+    for _ in range(rounds):
+        for name, work in works.items():
+            best[name] = min(best[name], cpu_seconds(work))
+    return best
+
+
+def run(path: Path, *, workers: int) -> dict[str, float]:
+    """`sftprep validate` in a process of its own: wall seconds and the parent's peak memory."""
+    command = [sys.executable, "-c", MEASURED, "validate", str(path), "-q", "--workers", str(workers)]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )
+    measured: dict[str, float] = json.loads(done.stderr.splitlines()[-1])
+    return measured
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("file", type=Path)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--workers", type=int, nargs="*", default=[1])
+    parser.add_argument("--large", type=int, default=0, help="rows of the larger run for memory; 0: none")
+    options = parser.parse_args()
+    rows = [row.raw for row in read_rows(options.file, name=str(options.file))]
+    megabytes = sum(map(len, rows)) / 1e6
+    best = compare(rows, rounds=options.rounds)
+    base, ours = best.values()
+    print(f"{len(rows):,} rows, {megabytes:.1f} MB")
+    for name, seconds in best.items():
+        print(f"{name:<30} {seconds:7.3f} CPU s  {megabytes / seconds:7.1f} MB/s")
+    print(f"ratio {base / ours:.2f} (0.50 or more is wanted)")
+    with tempfile.TemporaryDirectory() as folder:
+        for count in filter(None, (len(rows), options.large)):
+            path = Path(folder) / f"{count}.jsonl"
+            with path.open("wb") as file:
+                file.writelines(rows[number % len(rows)] + b"\n" for number in range(count))
+            for workers in options.workers:
+                took = run(path, workers=workers)
+                print(f"{count:>9,} rows, {workers} workers: {took['wall']:6.2f} s, peak {took['peak_mb']:.0f} MB")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,153 @@
+"""The quick way through plain rows says what the full way says: it never misses a fault (D10, E5, D6, M3)."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from sftprep.data import RowAddress
+from sftprep.records import plain
+from sftprep.records.draft import Format
+from sftprep.records.json_text import parse_json
+from sftprep.records.plain import is_suspect, plain_chat
+from sftprep.records.read import read_record
+from sftprep.sources.lines import read_rows
+from sftprep.stages.validate import validate_row
+
+ADDRESS = RowAddress("f", 1)
+PIECES = st.sampled_from(
+    [
+        "</think>",
+        "<think>",
+        "<thinking>",
+        "[THINK]",
+        "</reasoning>",
+        "<thought>",
+        "<tool_response>",
+        "<tool_output>",
+        "<function_result>",
+        "<function_response>",
+        "<observation>",
+        "<execution_result>",
+        "[TOOL_RESULTS]",
+        "<|tool_response|>",
+        "<|observation|>",
+        "\nObservation: 1",
+        "cafÃ©",
+        "itâ€™s",
+        "ðŸŒŠ",
+        "Ð¿Ñ€Ð¸Ð²ÐµÑ‚",
+        "РџСЂРёРІРµС‚",
+        "æ½®æ±\x90",
+        "\ufffd",
+        "\x00",
+        "\x08",
+        "\x0c",
+        "\x1b[0m",
+        "\x7f",
+        "\x9d",
+        "\x85",
+        "a",
+        " ",
+        "\n",
+        '":',
+        '" :',
+        "\\",
+        "潮",
+        "é »",
+        "https://a/b",
+    ]
+)
+TEXTS = st.lists(PIECES | st.text(max_size=3), max_size=4).map("".join)
+MESSAGES = st.fixed_dictionaries({"role": st.sampled_from(["system", "user", "assistant", "tool"]), "content": TEXTS})
+ROWS = st.fixed_dictionaries({"messages": st.lists(MESSAGES, max_size=5)})
+IN_TURN = st.tuples(TEXTS, TEXTS).map(
+    lambda pair: {"messages": [{"role": "user", "content": pair[0]}, {"role": "assistant", "content": pair[1]}]}
+)
+
+
+def full(raw: bytes) -> list[tuple[str, str]]:
+    """Codes and places as the full way finds them."""
+    parsed = parse_json(raw)
+    record = read_record(parsed.value, named=None, suspect=True)
+    return [(fault.code, fault.pointer) for fault in (*parsed.faults, *record.faults)]
+
+
+@settings(deadline=None, max_examples=500)
+@given(ROWS | IN_TURN, st.booleans(), st.booleans())
+@example({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "</think>"}]}, True, False)
+def test_both_ways_find_the_same(row: Any, ascii_only: bool, html_safe: bool) -> None:
+    text = json.dumps(row, ensure_ascii=ascii_only)
+    if html_safe:
+        text = text.replace("<", "\\u003c").replace(">", "\\u003E")
+    try:
+        raw = text.encode()
+    except UnicodeEncodeError:
+        return
+    checked = validate_row(raw, address=ADDRESS, format=None)
+    assert [(finding.code, finding.pointer) for finding in checked.findings] == full(raw)
+
+
+@pytest.mark.parametrize("escape", [r"\u0022", r"\"", r"\\", r"\u005c\"", r"\u005C"])
+@pytest.mark.parametrize("colon", [":", " :", r"\u003a", r"\u003A"])
+def test_a_key_given_twice_is_found_whatever_stands_in_the_texts(escape: str, colon: str) -> None:
+    between = colon if colon in {":", " :"} else ":"
+    text = (
+        '{"messages"%s [{"role": "user", "content": "a%s%s"}, {"role": "assistant", "content": "b", "content": "c"}]}'
+    )
+    raw = (text % (between, escape, colon)).encode()
+    findings = validate_row(raw, address=ADDRESS, format=None).findings
+    assert [finding.code for finding in findings] in (["duplicate-key"], ["bad-json"])
+    once = raw.replace(b'"content": "b", ', b"")
+    codes = [finding.code for finding in validate_row(once, address=ADDRESS, format=None).findings]
+    assert codes in ([], ["bad-json"])
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"messages": []},
+        {"messages": {}},
+        {"messages": [[], []]},
+        {"messages": [{"role": [], "content": "a"}]},
+        {"messages": [{"role": "assistant", "content": "a"}]},
+        {"messages": [{"role": "user", "content": "a"}]},
+        {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": " "}]},
+        {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": None}]},
+        {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "text": "a"}]},
+        {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "a"}], "id": 1},
+    ],
+)
+def test_what_is_not_plain_goes_the_full_way(row: Any) -> None:
+    assert plain_chat(row) is None
+    if not isinstance(row["messages"], dict):
+        assert validate_row(json.dumps(row).encode(), address=ADDRESS, format=None).findings
+
+
+def test_a_plain_row_goes_the_quick_way_and_other_formats_that_were_named_do_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    row = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
+    raw = json.dumps(row).encode()
+    assert not is_suspect(raw)
+    assert validate_row(raw, address=ADDRESS, format=Format.ALPACA).findings[0].code == "other-format"
+    taken = []
+    monkeypatch.setattr(
+        "sftprep.stages.validate.plain_chat", lambda value: taken.append(value) or plain.plain_chat(value)
+    )
+    assert validate_row(raw, address=ADDRESS, format=None).conversation is not None
+    assert taken == [row]
+
+
+@pytest.mark.corpus
+def test_on_real_rows_both_ways_find_the_same_and_nearly_all_go_the_quick_way(corpus: Path) -> None:
+    rows = [row.raw for row in read_rows(corpus / "bench" / "chat_10k.jsonl.zst", name="f")][::7]
+    for raw in rows:
+        checked = validate_row(raw, address=ADDRESS, format=None)
+        assert [(finding.code, finding.pointer) for finding in checked.findings] == full(raw)
+    assert sum(map(is_suspect, rows)) < len(rows) / 50
