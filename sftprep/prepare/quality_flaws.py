@@ -25,7 +25,7 @@ from sftprep.stages.answer_shape import (
 from sftprep.stages.dialogue import Answer
 from sftprep.stages.groundedness import gives_context, unsupported
 from sftprep.stages.language import Identify, wrong_language
-from sftprep.stages.words import Hashes, words
+from sftprep.stages.words import Hashes
 
 FLAWS: Final = {
     "refusal": "the answer declines",
@@ -68,13 +68,12 @@ def excerpt(text: str, *, end: bool = False, start: int = 0) -> str:
 def scores(text: JudgedText, *, config: QualityConfig, identify: Identify) -> Iterator[tuple[str, float]]:
     """Each flaw that could be judged and its score; 0 where the answer is free of it."""
     answer = text.answer
-    prompt = words(answer.prompt)
     yield "refusal", refusal(answer.text, num_words=len(text.words))
     yield "truncated-ending", truncated_ending(answer.text, tokens=text.words)
     yield "leaked-instructions", leaked_instructions(answer.text, prompt=answer.prompt)
     loop = repetition_loop(answer.text, hashes=text.hashes)
     yield "repetition-loop", loop if loop >= config.loop_share else 0.0
-    echo = repeats_prompt(prompt, text.words)
+    echo = repeats_prompt(answer.prompt, answer.text)
     yield "repeats-prompt", echo if echo >= config.echo_share else 0.0
     probability = config.language_probability
     yield (
@@ -82,7 +81,7 @@ def scores(text: JudgedText, *, config: QualityConfig, identify: Identify) -> It
         wrong_language(answer.prompt, answer.text, identify=identify, probability=probability),
     )
     if gives_context(answer.prompt, tool_results=answer.tool_results):
-        share = unsupported(answer.text, context=answer.context)
+        share = unsupported(answer.text, context=answer.context, by_words=not answer.tool_results)
         yield "ungrounded", share if share >= config.unsupported_share else 0.0
 
 

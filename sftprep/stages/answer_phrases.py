@@ -16,10 +16,11 @@ _CANNOT: Final = (
     r"(?:do not|don't) have the (?:ability|capability|capacity))"
 )
 _HELP: Final = (
-    r"(?:help|assist|answer|provid|do (?:that|this|so)|comply|fulfil|support|generat|creat|writ|shar|discuss|engag|"
+    r"(?:help(?! but)|assist|"
+    r"answer|provid|do (?:that|this|so)|comply|fulfil|support|generat|creat|writ|shar|discuss|engag|"
     r"giv|offer|suggest|tell|respond|participat|advis|access|complet|process|to say|opinion|make|"
-    r"produce|continue|work|predict|diagnos|translat|determin|reserv|book|play|verify|confirm|brows|recommend|"
-    r"endors|calculat|fulfill|see|view|open|read)\w*"
+    r"produce|continue|work|predict|diagnos|translat|determin|reserv|book|play|verify|confirm|brows|"
+    r"recommend|endors|calculat|fulfill|see|view|open|read)\w*"
 )
 _REFUSALS: Final = tuple(
     re.compile(pattern, re.IGNORECASE)
@@ -62,7 +63,10 @@ _LEAKS: Final = tuple(
     )
 )
 _CODE: Final = re.compile(r"```.*?(?:```|\Z)", re.DOTALL)
-_ROLE_LINE: Final = re.compile(r"^\s*(?:human|user|assistant|AI|system|instruction|用户|助手)\s*[:：]", re.I | re.M)
+_ROLE_LINE: Final = re.compile(
+    r"^\s*(?:human|user|assistant|AI|system|instruction|用户|助手)\s*[:：]|[.!?]\s+(?:Human|Assistant|User):",
+    re.I | re.M,
+)
 _DIALOGUE: Final = re.compile(
     r"\b(?:conversation|dialog|chat|transcript|script|interview|play|scene|screenplay|role)|^\s*(?:user|human)\s*:|对话|剧本",
     re.I | re.M,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
+from itertools import takewhile
 from typing import Final
 
 import numpy as np
@@ -15,15 +16,14 @@ Hashes = npt.NDArray[np.uint64]
 _CODE_FENCE: Final = "```"
 _CLOSED: Final = ".!?\u2026\u3002\uff01\uff1f;\uff1b"
 _SENTENCE_END: Final = re.compile(r"[.!?\u3002\uff01\uff1f][\"')\]\u201d\u2019]*(?:\s|(?<=[\u3002\uff01\uff1f]))")
-_DANGLING_NUMBER: Final = re.compile(r"(?:^|\n)\s*\d{1,2}[.)]\s*\Z|[.!?]\s\d{1,2}[.)]\Z")
+_DANGLING_NUMBER: Final = re.compile(r"\n\s*\d{1,2}[.)]?\s*\Z|[.!?]\s\d{1,2}[.)]\Z")
 _TAG: Final = re.compile(r"[#@]\w+\s*\Z")
 _LIST_LINE: Final = re.compile(r"\s*(?:[-*\u2022\u00b7#>|]|\(?(?:\d{1,3}|[A-Za-z])[.):\uff0e\u3001]|Step \d)")
 # Words that an English sentence does not end with.
 _OPEN_WORD_LIST: Final = (
-    "a an the and or but of to in on at for with from by as into than that which who whose if because while when "
-    "is are was were be been being has have had can could will would should may might must do does did not no "
-    "their his her its our your my this these those such very more most each every between among about over under "
-    "i we they he she including e.g i.e"
+    "a an the and or but of to in on at for with from by as into than which who whose if because while when is are was "
+    "were be been being can could will would should may might must their his her its our your my such very each every "
+    "between among about under i we they he she including e.g i.e"
 )
 _OPEN_WORDS: Final = frozenset(_OPEN_WORD_LIST.split())
 _OPEN_CHARS: Final = ",:\uff1a\uff0c\u3001([{\uff08\u201c-\u2013\u2014&+"
@@ -33,11 +33,17 @@ _NOT_PROSE: Final = re.compile(r"[{}<>=;\\]|https?://|^\s*(?:def|class|import|re
 
 _LOOP_PERIODS: Final = 40
 _LOOP_TIMES: Final = 4
+_LONG_LOOP_TIMES: Final = 3
+_LONG_LOOP_WORDS: Final = 17
 _LOOP_WORDS: Final = 12
 _LINE_TIMES: Final = 4
 
 _ECHO_WORDS: Final = 6
 _ECHO_OF_ANSWER: Final = 0.3
+_ECHO_MOST: Final = 0.6
+_ECHO_ALL: Final = 0.95
+_ROLE: Final = re.compile(r"^(?:human|user|assistant)\s*:\s*")
+_TOKEN: Final = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|\w+")
 
 
 def truncated_ending(text: str, *, tokens: Sequence[str]) -> float:
@@ -81,15 +87,15 @@ def _stops_early(body: str, last_line: str, *, num_words: int) -> bool:
 
 
 def repetition_loop(text: str, *, hashes: Hashes) -> float:
-    """The share of an answer's words in a run that says the same at least four times over, line by line too."""
+    """The share of an answer's words in a run that says the same four times over, or three times where it is long."""
     return max(_word_loop(hashes), _line_loop(text), _character_loop(text))
 
 
 def _word_loop(hashes: Hashes) -> float:
     best = 0
-    for period in range(1, min(_LOOP_PERIODS, len(hashes) // _LOOP_TIMES) + 1):
+    for period in range(1, min(_LOOP_PERIODS, len(hashes) // _LONG_LOOP_TIMES) + 1):
         same = hashes[period:] == hashes[:-period]
-        least = max(_LOOP_TIMES * period, _LOOP_WORDS, best + 1)
+        least = max(min(_LOOP_TIMES * period, max(_LONG_LOOP_TIMES * period, _LONG_LOOP_WORDS)), _LOOP_WORDS, best + 1)
         # Counting is cheap, and most texts have too few equal words for any run.
         if np.count_nonzero(same) + period >= least and (run := _longest_run(same) + period) >= least:
             best = run
@@ -123,20 +129,22 @@ def _character_loop(text: str) -> float:
 _CHARACTER_LOOP: Final = re.compile(r"([^\W\d_]{1,12}?)\1{11,}")
 
 
-def repeats_prompt(prompt: Sequence[str], answer: Sequence[str]) -> float:
-    """The share of the prompt's words that open the answer, in order; 0 where they are the lesser part of the answer.
+def repeats_prompt(prompt: str, answer: str) -> float:
+    """1 where the answer opens with the prompt as it is, or is a piece of it from its beginning; else 0 to 1 by words.
 
-    Prompts and answers of fewer than six words are not judged: "yes" is a word of many questions. An answer that takes
-    up the question and goes on is fine, so the repeated words must be three tenths of it.
+    An answer that takes up the question and goes on in the same sentence is fine: without the prompt's last character
+    the repeated words must be most of the answer. Prompts and answers of fewer than six words are not judged.
     """
-    same = 0
-    for mine, theirs in zip(prompt, answer, strict=False):
-        if mine != theirs:
-            break
-        same += 1
-    if same < _ECHO_WORDS or same < _ECHO_OF_ANSWER * len(answer):
+    asked, said = (_ROLE.sub("", " ".join(text.casefold().split())) for text in (prompt, answer))
+    words_asked, words_said = (len(_TOKEN.findall(text)) for text in (asked, said))
+    if min(words_asked, words_said) < _ECHO_WORDS:
         return 0.0
-    return same / len(prompt)
+    if said.startswith(asked) and len(asked) >= _ECHO_OF_ANSWER * len(said):
+        return 1.0
+    same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(asked, said, strict=False)))
+    if same < _ECHO_MOST * len(said):
+        return 0.0
+    return max(same / len(asked), float(same >= _ECHO_ALL * len(said)))
 
 
 def is_outlier(length: int, *, median: float, spread: float, deviations: float) -> bool:

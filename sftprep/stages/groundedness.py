@@ -84,9 +84,12 @@ def _holds_name(name: str, held: str) -> bool:
     return any(part in held for part in parts) or (len(parts) > 1 and initials in held)
 
 
-def unsupported(answer: str, *, context: str) -> float:
-    """The share of an answer that its context lacks: of its numbers and names, or of its words if it names few."""
+def unsupported(answer: str, *, context: str, by_words: bool) -> float:
+    """The share of an answer that its context lacks: of its numbers and names, or of its words if it names few.
+
+    `by_words` is for contexts in sentences: what a tool returns shares few words with what is said of it.
+    """
     found = support(answer, context=context)
     if found.num_entities >= _MIN_ENTITIES:
         return 1 - found.entities
-    return 1 - found.words if found.num_words >= _MIN_CONTENT_WORDS else 0.0
+    return 1 - found.words if by_words and found.num_words >= _MIN_CONTENT_WORDS else 0.0

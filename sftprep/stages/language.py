@@ -86,4 +86,4 @@ def _prose(text: str) -> str | None:
     plain = _CODE.sub(" ", text[: 4 * _SAMPLE_CHARS])[:_SAMPLE_CHARS]
     letters = sum(map(str.isalpha, plain))
     enough = letters >= _MIN_LETTERS or len(_DENSE.findall(plain)) >= _MIN_DENSE_LETTERS
-    return plain if enough and letters > 0.5 * len(plain.replace(" ", "")) else None
+    return plain if enough and letters > 0.75 * len(plain.replace(" ", "")) else None

@@ -21,11 +21,12 @@ LABELS = [
 ]
 # Precision and recall that must not be lost again: a little under what they were when the labels were made.
 FLOORS = {
-    "refusal": (0.85, 0.80),
-    "truncated-ending": (0.90, 0.70),
-    "leaked-instructions": (0.85, 0.90),
-    "repeats-prompt": (0.75, 0.75),
+    "refusal": (0.85, 0.85),
+    "truncated-ending": (0.90, 0.75),
+    "leaked-instructions": (0.90, 0.90),
+    "repeats-prompt": (0.85, 0.80),
     "repetition-loop": (0.90, 0.90),
+    "wrong-language": (0.75, 0.75),
 }
 
 
@@ -49,8 +50,8 @@ def found(corpus: Path) -> dict[tuple[str, int, int], set[str]]:
 
 
 @pytest.mark.corpus
-def test_two_hundred_real_answers_are_labelled(found: dict[tuple[str, int, int], set[str]]) -> None:
-    assert len(LABELS) >= 200
+def test_three_hundred_real_answers_are_labelled(found: dict[tuple[str, int, int], set[str]]) -> None:
+    assert len(LABELS) >= 300
     assert len(found) == len(LABELS)
     assert Counter(label for entry in LABELS for label in entry["labels"]).keys() >= FLOORS.keys()
 
