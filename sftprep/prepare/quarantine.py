@@ -41,11 +41,16 @@ class Quarantine:
     def add(self, source: SourceRow, row: CheckedRow) -> None:
         """Write a row where it belongs."""
         if row.good and self.good is not None:
-            self.good.write(source.raw + b"\n")
+            self.good.write(_line(source.raw))
         if not row.good and self.bad is not None:
             self.bad.write(_bad_line(source, row))
         if row.normal is not None and self.fixed is not None:
-            self.fixed.write(row.normal + b"\n")
+            self.fixed.write(_line(row.normal))
+
+
+def _line(row: bytes) -> bytes:
+    """A good row as one line: what is laid out over several, in an array, has line ends between values only."""
+    return row.replace(b"\n", b" ") + b"\n"
 
 
 def check_outputs(config: ValidateConfig, inputs: Sequence[Path]) -> None:

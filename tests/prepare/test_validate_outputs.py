@@ -104,6 +104,14 @@ def test_a_null_that_a_model_could_see_is_said_once_a_table_d3(tmp_path: Path) -
     assert report.num_errors == 0
 
 
+def test_rows_of_an_array_that_is_laid_out_are_one_line_each(tmp_path: Path) -> None:
+    (tmp_path / "f.json").write_text(json.dumps([GOOD, {"messages": [USER | {"content": "a\nb"}, ANSWER]}], indent=2))
+    outputs = {key: tmp_path / key for key in ("good", "fix_to")}
+    assert report_of(tmp_path / "f.json", **outputs).good == 2
+    for path in outputs.values():
+        assert [json.loads(line)["messages"][0]["content"] for line in path.open()] == ["Tide?", "a\nb"]
+
+
 def test_a_fixed_file_is_whole_or_not_there(tmp_path: Path) -> None:
     (tmp_path / "f.json").write_text(json.dumps([GOOD, GOOD])[:-1])
     report = report_of(tmp_path / "f.json", fix_to=tmp_path / "fixed")
