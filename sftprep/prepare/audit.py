@@ -21,16 +21,19 @@ from tokenizers import Tokenizer
 
 from sftprep.config.audit import AuditConfig
 from sftprep.engines.load import load_model
+from sftprep.engines.model import ModelFiles
 from sftprep.errors import ShardError
 from sftprep.prepare.audit_report import gated, proven, waived
 from sftprep.prepare.audit_report import report as build_report
-from sftprep.prepare.audit_tally import tally
-from sftprep.prepare.prove import Proof, prompt_views, prove, row_addresses
+from sftprep.prepare.audit_tally import audit_facts, tally
+from sftprep.prepare.prompts import Prompts, prompt_views, server_prompts
+from sftprep.prepare.prove import prove
 from sftprep.reports.mask_html import notebook_html, page_html, write_page
 from sftprep.reports.mask_json import AuditReport, write_report
 from sftprep.reports.mask_view import RowView, view_row
 from sftprep.reports.parity_json import CERTIFICATE_NAME
 from sftprep.shards.read import ShardSet, open_shard_set
+from sftprep.stages.mask_audit import readable_rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,11 +45,11 @@ class Audit:
     config: AuditConfig
     notable: Mapping[int, str]
     """Rows that are worth a look, and why."""
-    proof: Proof | None = None
-    """Where it was asked for; it holds the prompts of the page's rows."""
+    prompts: Prompts | None = None
+    """The server's, of the page's rows, where a proof was asked for."""
 
     def rows(self, indices: Sequence[int]) -> Iterator[RowView]:
-        """Rows by number, decoded with the tokenizer that the set carries.
+        """Rows by number, decoded with the tokenizer that the set carries; one that cannot be read has no spans.
 
         Raises:
             ShardError: `no-such-row`, `no-tokenizer`.
@@ -55,9 +58,13 @@ class Audit:
         names = [source.path for source in self.shards.manifest.sources]
         for index in indices:
             batch = _row(self.shards, index)
+            readable, _, faults = readable_rows(batch, audit_facts(self.shards))
+            if faults:
+                yield RowView(index, 0, 0, (), chosen=faults[0][0])
+                continue
             why = self.notable.get(index, "drawn")
-            view = view_row(batch, index=index, sources=names, tokenizer=tokenizer, chosen=why)
-            prompts = () if self.proof is None else tuple(prompt_views(self.proof, batch, tokenizer))
+            view = view_row(readable, index=index, sources=names, tokenizer=tokenizer, chosen=why)
+            prompts = () if self.prompts is None else tuple(prompt_views(self.prompts, readable, tokenizer))
             yield replace(view, prompts=prompts)
 
     def chosen(self) -> list[int]:
@@ -93,10 +100,17 @@ def audit(config: AuditConfig) -> Audit:
     shards.verify(checksums=config.checksums)
     total = tally(shards)
     report, notable = waived(build_report(shards, total), config.allow), total.notable()
-    proof = _proof(shards, config, notable) if config.prove else None
-    if proof is not None:
-        report = proven(report, proof.certificate)
-    found = Audit(gated(report, config.gates), shards, config, notable, proof)
+    prompts: Prompts | None = None
+    if config.prove:
+        model = _server_model(shards, config)
+        certificate = prove(shards, model=model)
+        write_report(certificate, shards.directory / CERTIFICATE_NAME)
+        report = proven(report, certificate)
+        notable = {**{found.row: "prompt differs" for found in certificate.differences}, **notable}
+        shown = _page_rows(shards, notable, config) if config.html is not None else []
+        batches = [readable_rows(shards.row(index), audit_facts(shards))[0] for index in shown]
+        prompts = server_prompts(shards, batches, model=model, certificate=certificate)
+    found = Audit(gated(report, config.gates), shards, config, notable, prompts)
     if config.json_file is not None:
         write_report(found.report, config.json_file)
     if config.html is not None:
@@ -109,16 +123,11 @@ def summarise(shards: ShardSet) -> AuditReport:
     return build_report(shards, tally(shards))
 
 
-def _proof(shards: ShardSet, config: AuditConfig, notable: Mapping[int, str]) -> Proof:
-    """Prove the set and lay the certificate beside its shards."""
-    model = load_model(config.model or str(shards.directory / "model"))
-    if config.model is None:
-        model = replace(model, name=shards.manifest.model.name)
-    shown = _page_rows(shards, notable, config) if config.html is not None else []
-    wanted = frozenset(address for index in shown for address in row_addresses(shards.row(index)))
-    proof = prove(shards, model=model, wanted=wanted)
-    write_report(proof.certificate, shards.directory / CERTIFICATE_NAME)
-    return proof
+def _server_model(shards: ShardSet, config: AuditConfig) -> ModelFiles:
+    """The model of --model; without it the set's own copy, under the name that it had."""
+    if config.model is not None:
+        return load_model(config.model)
+    return replace(load_model(str(shards.directory / "model")), name=shards.manifest.model.name)
 
 
 def _page_rows(shards: ShardSet, notable: Mapping[int, str], config: AuditConfig) -> list[int]:

@@ -20,22 +20,12 @@ from sftprep.reports.mask_json import (
     SourceCount,
     StopCount,
 )
-from sftprep.reports.parity_json import ParityCertificate
+from sftprep.reports.mask_view import ROLES
+from sftprep.reports.parity_json import PROVEN, ParityCertificate
 from sftprep.shards.manifest import Manifest
 from sftprep.shards.read import ShardSet
 from sftprep.stages.lengths import LengthCounts, PaddingWaste
 
-ROLES: Final = {
-    SpanKind.SYSTEM: "system",
-    SpanKind.USER: "user",
-    SpanKind.TOOL_RESULT: "tool",
-    SpanKind.TOOL_SCHEMA: "tool",
-    SpanKind.COMPLETION: "assistant",
-    SpanKind.STOP: "assistant",
-    SpanKind.HISTORY: "assistant",
-    SpanKind.WEIGHT_ZERO: "assistant",
-    SpanKind.MASKED: "assistant",
-}
 _SCAFFOLD: Final = (SpanKind.HEADER, SpanKind.SEPARATOR)
 
 
@@ -73,6 +63,8 @@ def report(shards: ShardSet, total: Tally) -> AuditReport:
         num_left_out=manifest.left_out.num_rows,
         num_taken=sum(source.num_taken for source in manifest.sources),
         left_out=manifest.left_out.by_code,
+        classes=manifest.counts.documents_by_class,
+        remarks=manifest.counts.remarks,
         findings=findings,
     )
 
@@ -156,7 +148,7 @@ def waived(found: AuditReport, allowed: Sequence[str]) -> AuditReport:
 
 def proven(found: AuditReport, certificate: ParityCertificate) -> AuditReport:
     """The report with its certificate; what is not proven has not passed."""
-    passed = found.passed and certificate.verdict == "proven"
+    passed = found.passed and certificate.verdict in PROVEN
     return found.model_copy(update={"parity": certificate, "passed": passed})
 
 
@@ -181,6 +173,6 @@ def _result(found: AuditReport, gate: Gate) -> GateResult:
     if gate.code == "parity":
         parity = found.parity
         text = "nothing was compared" if parity is None else f"{parity.parity:.4%}, {parity.verdict}"
-        return GateResult(gate=gate.text, found=text, passed=parity is not None and parity.verdict == "proven")
+        return GateResult(gate=gate.text, found=text, passed=parity is not None and parity.verdict in PROVEN)
     rows = sum(finding.num_rows for finding in found.findings if finding.code == gate.code)
     return GateResult(gate=gate.text, found=f"{rows:,} rows", passed=not rows)

@@ -16,15 +16,14 @@ from typing import Final, Literal
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from tokenizers import Tokenizer
 
 from sftprep.data import Conversation, Json
 from sftprep.engines.model import ModelFiles
 from sftprep.engines.reference import ReferenceEngine
 from sftprep.errors import TemplateError
 from sftprep.prepare.audit_tally import audit_facts
+from sftprep.prepare.chat_templates import ChatTemplates
 from sftprep.prepare.validate import read_conversations
-from sftprep.reports.mask_view import PromptView
 from sftprep.reports.parity_json import ParityCertificate, PromptDifference, SourceProof, Verdict
 from sftprep.shards.manifest import SourceRecord
 from sftprep.shards.read import ShardSet
@@ -32,41 +31,49 @@ from sftprep.sources.lines import file_sha256
 from sftprep.stages.mask_audit import readable_rows
 from sftprep.stages.turn_prompts import TURN, Turns, digest, trained_turns
 from sftprep.templates.adapt import adapt_messages, probe_form
-from sftprep.templates.template import ChatTemplate, Request
+from sftprep.templates.merge import merge_consecutive
+from sftprep.templates.template import Request
 
 _SHOWN_DIFFERENCES: Final = 10
 _SHOWN_TOKENS: Final = 12
 
-TurnKey = tuple[int, int, int, int]
-"""Source, line, message, template keyword arguments: what one prompt is rendered from."""
 Prompt = npt.NDArray[np.int32]
 
 
 @dataclass(frozen=True, slots=True)
-class Proof:
-    """The certificate, and the server's prompts of the turns that were asked for."""
+class Server:
+    """Renders and encodes prompts as a server of the model does, for the conversations that the set was made of."""
 
-    certificate: ParityCertificate
-    prompts: Mapping[TurnKey, Prompt]
+    templates: ChatTemplates
+    engine: ReferenceEngine
+    kwargs: Sequence[Mapping[str, Json]]
+    """The set's distinct keyword arguments."""
+    merges: bool
+    """Whether answers that follow each other were made one message."""
 
+    @classmethod
+    def of(cls, shards: ShardSet, model: ModelFiles) -> Server:
+        """TemplateError: `template-syntax`."""
+        manifest = shards.manifest
+        templates = ChatTemplates.of(model, datetime.fromisoformat(str(manifest.config["now"])))
+        merges = bool(manifest.config.get("merge_consecutive"))
+        return cls(templates, ReferenceEngine(model.tokenizer_json), manifest.template_kwargs, merges)
 
-class _Server:
-    """Renders and encodes prompts as a server of the model does."""
-
-    def __init__(self, model: ModelFiles, *, now: datetime) -> None:
-        self._template = ChatTemplate(
-            model.template, special_tokens=model.special_tokens, stop_tokens=model.stop_tokens, now=now
-        )
-        self.engine = ReferenceEngine(model)
-
-    def prompts(self, conversation: Conversation, turns: Sequence[tuple[int, Mapping[str, Json]]]) -> list[Prompt]:
-        """Ids before each turn, given as its message and keyword arguments. TemplateError where one is refused."""
-        messages = adapt_messages(conversation.messages, probe_form(self._template))
-        texts = [
-            self._template.render(messages[:message], Request(tools=conversation.tools, kwargs=kwargs), prompt=True)
-            for message, kwargs in turns
-        ]
-        return [encoded.ids for encoded in self.engine.encode(texts)]
+    def prompt(self, conversation: Conversation, message: int, kwargs: int) -> Prompt | TemplateError:
+        """Ids before a message, or why there are none; `kwargs` indexes the set's keyword arguments."""
+        origin = list(range(len(conversation.messages)))
+        if self.merges:
+            conversation, origin = merge_consecutive(conversation)
+        if message not in origin:
+            return TemplateError("the conversation has no such message", code="template-raised")
+        template = self.templates.for_tools(conversation.tools)
+        request = Request(tools=conversation.tools, kwargs=self.kwargs[kwargs])
+        try:
+            messages = adapt_messages(conversation.messages, probe_form(template))
+            text = template.render(messages[: origin.index(message)], request, prompt=True)
+        except TemplateError as error:
+            return error
+        return self.engine.encode([text])[0].ids
 
 
 @dataclass(slots=True)
@@ -77,31 +84,29 @@ class _Account:
     turns: int
     equal: int = 0
     differing: int = 0
+    split: int = 0
 
 
 @dataclass(slots=True)
 class _Run:
     shards: ShardSet
-    server: _Server
-    wanted: frozenset[tuple[int, int]]
+    server: Server
     differences: list[PromptDifference] = field(default_factory=list)
-    prompts: dict[TurnKey, Prompt] = field(default_factory=dict)
 
 
-def prove(shards: ShardSet, *, model: ModelFiles, wanted: frozenset[tuple[int, int]] = frozenset()) -> Proof:
-    """Compare the prompt of every trained turn; `wanted` are the (source, line) whose prompts are kept.
+def prove(shards: ShardSet, *, model: ModelFiles) -> ParityCertificate:
+    """Compare the prompt of every trained turn.
 
     Raises:
         TemplateError: `template-syntax`.
         SourceError: a source of the right sha256 cannot be read.
     """
-    now = datetime.fromisoformat(str(shards.manifest.config["now"]))
-    run = _Run(shards, _Server(model, now=now), wanted)
+    run = _Run(shards, Server.of(shards, model))
     turns = _all_turns(shards)
     accounts = [
         _prove_source(run, number, turns[turns["source"] == number]) for number in range(len(shards.manifest.sources))
     ]
-    return Proof(_certificate(run, model, turns, accounts), run.prompts)
+    return _certificate(run, model, turns, accounts)
 
 
 def _all_turns(shards: ShardSet) -> Turns:
@@ -122,10 +127,11 @@ def _all_turns(shards: ShardSet) -> Turns:
 def _prove_source(run: _Run, number: int, turns: Turns) -> _Account:
     record = run.shards.manifest.sources[number]
     account = _Account(_state(record), len(turns))
-    if account.state == "read" and len(turns):
+    # Masks by the template's own tags begin wherever those stand: there is no prompt to compare.
+    if account.state == "read" and len(turns) and run.shards.manifest.mask == "assistant":
         lines, begins = np.unique(turns["line"], return_index=True)
         of_line = dict(zip(lines.tolist(), np.split(turns, begins[1:]), strict=True))
-        for line, conversation in _conversations(run.shards, record):
+        for line, conversation in conversations(run.shards, record):
             if line in of_line:
                 _prove_row(run, account, conversation, of_line[line])
     return account
@@ -138,7 +144,8 @@ def _state(record: SourceRecord) -> Literal["read", "missing", "changed"]:
     return "read" if file_sha256(path) == record.sha256 else "changed"
 
 
-def _conversations(shards: ShardSet, record: SourceRecord) -> Iterator[tuple[int, Conversation]]:
+def conversations(shards: ShardSet, record: SourceRecord) -> Iterator[tuple[int, Conversation]]:
+    """The good rows of a source, each with its line."""
     named = shards.manifest.config.get("format")
     rows = read_conversations(Path(record.path), name=record.path, format=None if named is None else str(named))
     for row in rows:
@@ -150,76 +157,57 @@ def _prove_row(run: _Run, account: _Account, conversation: Conversation, turns: 
     """Compare the turns of one conversation; equal ones (a row taken twice) are rendered once."""
     keys = [(int(turn["message"]), int(turn["kwargs"])) for turn in turns]
     distinct = list(dict.fromkeys(keys))
-    sent = {key: _sent(run, conversation, key) for key in distinct}
+    sent = {key: run.server.prompt(conversation, *key) for key in distinct}
     for key, turn in zip(keys, turns, strict=True):
         prompt = sent[key]
         if not isinstance(prompt, TemplateError) and np.array_equal(digest(prompt), turn["digest"]):
             account.equal += 1
+        elif not isinstance(prompt, TemplateError) and _is_split(run, turn, prompt):
+            account.split += 1
         else:
             account.differing += 1
             if len(run.differences) < _SHOWN_DIFFERENCES:
                 run.differences.append(_difference(run, conversation, turn, prompt))
-        where = (int(turn["source"]), int(turn["line"]))
-        if where in run.wanted and not isinstance(prompt, TemplateError):
-            run.prompts[(*where, *key)] = prompt
 
 
-def _sent(run: _Run, conversation: Conversation, key: tuple[int, int]) -> Prompt | TemplateError:
-    message, kwargs = key
-    if message >= len(conversation.messages):
-        return TemplateError("the conversation has no such message", code="template-raised")
-    try:
-        return run.server.prompts(conversation, [(message, run.shards.manifest.template_kwargs[kwargs])])[0]
-    except TemplateError as error:
-        return error
+def _is_split(run: _Run, turn: np.void, prompt: Prompt) -> bool:
+    """Whether the ids differ only because the set encodes typed control tokens as the text that they are."""
+    if run.shards.manifest.config.get("control_tokens") != "split":
+        return False
+    own = _own_prompt(run, turn)
+    return run.server.engine.decode(own.tolist()) == run.server.engine.decode(prompt.tolist())
+
+
+def _own_prompt(run: _Run, turn: np.void) -> Prompt:
+    return document_ids(run.shards.row(int(turn["row"])), int(turn["document"]))[: int(turn["num_prompt"])]
 
 
 def _difference(
     run: _Run, conversation: Conversation, turn: np.void, prompt: Prompt | TemplateError
 ) -> PromptDifference:
-    own = _document(run.shards.row(int(turn["row"])), int(turn["document"]))[: int(turn["num_prompt"])]
+    own = _own_prompt(run, turn)
     sent = np.zeros(0, np.int32) if isinstance(prompt, TemplateError) else prompt
-    position = _first_difference(own, sent)
+    position = first_difference(own, sent)
     return PromptDifference(
         place=str(conversation.address),
         message=int(turn["message"]),
         row=int(turn["row"]),
         document=int(turn["document"]),
         position=position,
-        trained_on=run.server.engine.decode(own[position : position + _SHOWN_TOKENS].tolist()),
+        trained_on=run.server.engine.decode([i for i in own[position : position + _SHOWN_TOKENS].tolist() if i >= 0]),
         server_sends=run.server.engine.decode(sent[position : position + _SHOWN_TOKENS].tolist()),
         reason=prompt.message if isinstance(prompt, TemplateError) else "",
     )
 
 
-def _first_difference(own: Prompt, sent: Prompt) -> int:
+def first_difference(own: Prompt, sent: Prompt) -> int:
+    """The first position at which two prompts differ; the shorter one's end where one begins the other."""
     size = min(len(own), len(sent))
     unequal = np.flatnonzero(own[:size] != sent[:size])
     return int(unequal[0]) if len(unequal) else size
 
 
-def row_addresses(row: pa.RecordBatch) -> set[tuple[int, int]]:
-    """The (source, line) of each document of a batch of one row."""
-    return set(zip(row["doc_files"][0].as_py(), row["doc_lines"][0].as_py(), strict=True))
-
-
-def prompt_views(proof: Proof, row: pa.RecordBatch, tokenizer: Tokenizer) -> Iterator[PromptView]:
-    """The prompts of the trained turns of a batch of one row, beside the server's."""
-    for turn in trained_turns(row):
-        own = _document(row, int(turn["document"]))[: int(turn["num_prompt"])]
-        sent = proof.prompts.get((int(turn["source"]), int(turn["line"]), int(turn["message"]), int(turn["kwargs"])))
-        at, size = (int(turn["document"]), int(turn["message"])), len(own)
-        if sent is None:
-            yield PromptView(*at, size, "unprovable")
-        elif np.array_equal(own, sent):
-            yield PromptView(*at, size, "equal")
-        else:
-            position = _first_difference(own, sent)
-            rest = [(int(i), tokenizer.decode([int(i)], skip_special_tokens=False)) for i in sent[position:]]
-            yield PromptView(*at, size, "differing", position, tuple(rest))
-
-
-def _document(row: pa.RecordBatch, number: int) -> Prompt:
+def document_ids(row: pa.RecordBatch, number: int) -> Prompt:
     """The ids of a document of a batch of one row."""
     ends = np.cumsum(row["seq_lengths"][0].as_py())
     ids = np.asarray(row["input_ids"][0].as_py(), dtype=np.int32)
@@ -228,26 +216,30 @@ def _document(row: pa.RecordBatch, number: int) -> Prompt:
 
 def _certificate(run: _Run, model: ModelFiles, turns: Turns, accounts: Sequence[_Account]) -> ParityCertificate:
     manifest = run.shards.manifest
-    equal, differing = sum(a.equal for a in accounts), sum(a.differing for a in accounts)
+    equal, differing, split = (sum(getattr(a, name) for a in accounts) for name in ("equal", "differing", "split"))
     # Turns that the manifest counts and no readable row holds are as little proven as those of a lost source.
     expected = max(len(turns), manifest.counts.num_turns)
     stop_ids = _generation_stop_ids(model)
     known = stop_ids if stop_ids is not None else list(model.stop_ids)
     stopped = int(np.isin(turns["stop_id"], known).sum())
-    verdict: Verdict = "proven" if equal == expected else "unprovable"
+    verdict: Verdict = "proven" if equal == expected else "split"
+    if equal + split < expected:
+        verdict = "unprovable"
     if differing or stopped < len(turns):
         verdict = "differing"
     return ParityCertificate(
         verdict=verdict,
         fingerprint=manifest.fingerprint,
         shards_sha256=[shard.sha256 for shard in manifest.shards],
+        mask=manifest.mask,
         model=model.name,
         tokenizer_sha256=model.tokenizer_sha256,
         template_sha256=model.template_sha256,
         num_turns=expected,
         num_equal=equal,
         num_differing=differing,
-        num_unprovable=expected - equal - differing,
+        num_split=split,
+        num_unprovable=expected - equal - differing - split,
         parity=equal / max(expected, 1),
         stop_ids=known,
         stop_ids_from="tokenizer" if stop_ids is None else "generation_config.json",
@@ -266,7 +258,8 @@ def _source_proof(source: SourceRecord, account: _Account) -> SourceProof:
         num_turns=account.turns,
         num_equal=account.equal,
         num_differing=account.differing,
-        num_unprovable=account.turns - account.equal - account.differing,
+        num_split=account.split,
+        num_unprovable=account.turns - account.equal - account.differing - account.split,
     )
 
 

@@ -127,6 +127,8 @@ class AuditReport(_Frozen):
     num_left_out: int = Field(description="Rows left out when packing, with repetition.")
     num_taken: int = Field(description="Rows taken when packing, those left out among them, with repetition.")
     left_out: dict[str, int] = Field(description="Rows left out when packing, by code.")
+    classes: dict[str, int] = Field(description="Trained turns by class, as packed.")
+    remarks: dict[str, int] = Field(description="What packing remarked of turns and rows, by name.")
     findings: list[AuditFinding] = Field(description="Those of the most rows first.")
     gates: list[GateResult] = Field(default_factory=list)
     parity: ParityCertificate | None = Field(default=None, description="Where --prove asked for it.")

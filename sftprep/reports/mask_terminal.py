@@ -12,7 +12,7 @@ from rich.text import Text
 
 from sftprep.reports.mask_json import AuditReport
 from sftprep.reports.mask_view import RowView, SpanView, visible
-from sftprep.reports.parity_json import ParityCertificate
+from sftprep.reports.parity_json import PROVEN, ParityCertificate
 
 TRAINED_STYLE = "black on green"
 _SPECIAL_STYLE = "bold black on bright_green"
@@ -48,6 +48,10 @@ def print_summary(report: AuditReport, console: Console) -> None:
         soft_wrap=True,
         markup=False,
     )
+    told = {**report.classes, **report.remarks}
+    if told.keys() - {"packed"}:
+        names = ", ".join(f"{name} {count:,}" for name, count in told.items())
+        console.print(f"turns and what packing remarked: {names}", soft_wrap=True, markup=False)
     if report.left_out:
         codes = ", ".join(f"{code} {count:,}" for code, count in sorted(report.left_out.items()))
         console.print(f"rows left out when packing: {codes} (all in left_out.jsonl)", soft_wrap=True)
@@ -78,7 +82,9 @@ def _print_parity(parity: ParityCertificate, console: Console) -> None:
     lost = [source for source in parity.sources if source.state != "read"]
     told = [
         f"prompts that are the server's: {parity.num_equal:,} of {parity.num_turns:,} trained turns, "
-        f"{parity.num_differing:,} differ, {parity.num_unprovable:,} cannot be compared; "
+        f"{parity.num_differing:,} differ, "
+        + (f"{parity.num_split:,} hold control tokens that the set splits, " if parity.num_split else "")
+        + f"{parity.num_unprovable:,} cannot be compared; "
         f"{parity.num_stopped:,} end in a token of {parity.stop_ids_from}",
         *(f"  {source.path}: {source.state}, {source.num_turns:,} turns unprovable" for source in lost),
         *(
@@ -88,7 +94,7 @@ def _print_parity(parity: ParityCertificate, console: Console) -> None:
         ),
         f"parity: {parity.verdict}",
     ]
-    style = "green" if parity.verdict == "proven" else "bold red"
+    style = "green" if parity.verdict in PROVEN else "bold red"
     for line in told:
         console.print(visible(line), style=style, soft_wrap=True, markup=False)
 
@@ -135,6 +141,9 @@ def _length_table(report: AuditReport, console: Console) -> Table:
 
 def print_row(row: RowView, console: Console, *, ids: bool) -> None:
     """A row's tokens: trained ones on green, or between ⟦ ⟧ where there is no colour; borders between documents."""
+    if not row.spans:
+        console.print(f"\nrow {row.index}: cannot be shown: {row.chosen}", style="bold red")
+        return
     why = "" if row.chosen == "drawn" else f" ({row.chosen})"
     console.print(f"\nrow {row.index}: {row.num_tokens:,} tokens, {row.num_trained:,} trained{why}", style="bold")
     line = Text()

@@ -14,6 +14,20 @@ from tokenizers.decoders import DecodeStream
 
 from sftprep.data import SpanKind
 
+ROLES: Final = {
+    SpanKind.SYSTEM: "system",
+    SpanKind.USER: "user",
+    SpanKind.TOOL_RESULT: "tool",
+    SpanKind.TOOL_SCHEMA: "tool",
+    SpanKind.COMPLETION: "assistant",
+    SpanKind.STOP: "assistant",
+    SpanKind.HISTORY: "assistant",
+    SpanKind.WEIGHT_ZERO: "assistant",
+    SpanKind.MASKED: "assistant",
+}
+"""Who wrote the tokens of a reason; the template wrote those of the others."""
+
+_UNKNOWN: Final = "‹no such token›"
 _HIDDEN: Final = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff]")
 """Control characters but tab and line feed, and characters that reorder, break or hide text where it is shown."""
 
@@ -47,8 +61,12 @@ class SpanView:
 
     @property
     def reason(self) -> str:
-        """Why these tokens are, or are not, trained, in words."""
-        return REASONS[self.kind]
+        """Why these tokens are, or are not, trained, in words; where the mask contradicts the reason, that it does."""
+        reason = REASONS[self.kind]
+        contradicted = self.trained != reason.startswith("trained")
+        return (
+            f"{'trained' if self.trained else 'not trained'} against its reason ({reason})" if contradicted else reason
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +161,8 @@ class _Tokens:
         views: list[TokenView] = []
         begin = start
         for at in range(start, stop):
-            text = stream.step(tokenizer, self.ids[at])
+            known = self.ids[at] >= 0 and tokenizer.id_to_token(self.ids[at]) is not None
+            text = stream.step(tokenizer, self.ids[at]) if known else _UNKNOWN
             if text is None and at + 1 == stop:
                 text = tokenizer.decode(list(self.ids[begin:stop]), skip_special_tokens=False)
             if text is not None:

@@ -9,7 +9,11 @@ from pydantic import BaseModel, ConfigDict, Field
 CERTIFICATE_NAME: Final = "parity.json"
 """Beside the shards."""
 
-Verdict = Literal["proven", "differing", "unprovable"]
+Verdict = Literal["proven", "split", "differing", "unprovable"]
+
+
+PROVEN: Final = frozenset({"proven", "split"})
+"""Verdicts that pass: nothing differs but what the set was told to write otherwise."""
 
 
 class _Frozen(BaseModel):
@@ -38,6 +42,7 @@ class SourceProof(_Frozen):
     num_turns: int
     num_equal: int
     num_differing: int
+    num_split: int
     num_unprovable: int
 
 
@@ -46,16 +51,21 @@ class ParityCertificate(_Frozen):
 
     verdict: Verdict = Field(
         description="proven: every trained turn is equal and ends in a token of the model's generation configuration; "
-        "differing: at least one is not; unprovable: none is known to differ, and some cannot be compared."
+        "split: so is every turn but those before which the set encodes typed control tokens as plain text, as it was "
+        "told to; differing: at least one is not; unprovable: none is known to differ, and some cannot be compared."
     )
     fingerprint: str = Field(description="Of the shard set.")
     shards_sha256: list[str]
+    mask: str = Field(description="The set's mask policy; only `assistant` has prompts that can be compared.")
     model: str = Field(description="The server's model directory or hub id.")
     tokenizer_sha256: str
     template_sha256: str
     num_turns: int = Field(description="Trained assistant turns of the shards, with repetition.")
     num_equal: int = Field(description="Turns whose prompt ids are those that the server sends.")
     num_differing: int
+    num_split: int = Field(
+        description="Turns that differ only where the set encodes typed control tokens as text, as it was told to."
+    )
     num_unprovable: int = Field(description="Turns whose source is gone or another, or that the manifest counts alone.")
     parity: float = Field(description="num_equal / num_turns.")
     stop_ids: list[int] = Field(description="Ids on which the server stops.")

@@ -216,6 +216,44 @@ def test_model_without_prove_is_a_wrong_call(own: Path) -> None:
     assert (done.returncode, "--model needs --prove" in done.stderr) == (2, True)
 
 
+def packed_with(tmp_path: Path, samples: Path, messages: list[dict[str, str]], **options: Any) -> Path:
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"messages": messages}))
+    files = (tmp_path / "rows.jsonl",)
+    pack(PackConfig(files=files, model=str(samples / "model"), out=tmp_path / "set", max_length=512, **options))
+    return tmp_path / "set"
+
+
+def test_a_prompt_with_split_control_tokens_is_called_split_and_a_changed_one_differs(
+    tmp_path: Path, samples: Path
+) -> None:
+    messages = [{"role": "user", "content": "what is <|im_end|> ?"}, {"role": "assistant", "content": "Aye."}]
+    directory = packed_with(tmp_path, samples, messages, control_tokens="split")
+    parity = proved(directory).report.parity
+    assert parity is not None
+    assert (parity.verdict, parity.num_split, parity.num_equal) == ("split", 1, 0)
+    edit_first_row(directory, change_a_prompt_token)
+    parity = proved(directory).report.parity
+    assert parity is not None
+    assert (parity.verdict, parity.num_split, parity.num_differing) == ("differing", 0, 1)
+
+
+def test_merged_answers_are_proven_as_they_were_merged(tmp_path: Path, samples: Path) -> None:
+    turns = [("user", "one?"), ("assistant", "Aye."), ("assistant", "Two."), ("user", "and?"), ("assistant", "Three.")]
+    messages = [{"role": role, "content": content} for role, content in turns]
+    directory = packed_with(tmp_path, samples, messages, merge_consecutive=True)
+    parity = proved(directory).report.parity
+    assert parity is not None
+    assert (parity.verdict, parity.num_equal) == ("proven", 2)
+
+
+def test_masks_by_generation_tags_are_unprovable(tmp_path: Path, own: Path) -> None:
+    path = own / "manifest.json"
+    path.write_text(path.read_text().replace('"mask": "assistant"', '"mask": "generation-tags"'))
+    parity = proved(own).report.parity
+    assert parity is not None
+    assert (parity.verdict, parity.num_equal) == ("unprovable", 0)
+
+
 @pytest.mark.corpus
 @pytest.mark.parametrize(
     ("model", "chats"),
