@@ -1,8 +1,8 @@
 """The form in which a template wants messages: probed on the template itself, never guessed.
 
 Three things differ between templates, and servers do either: a tool call's arguments come as an object or as a JSON
-string, the content of a message that only calls tools is absent or empty, and text parts are kept or joined by line
-breaks (as vLLM does for templates that read content as one string).
+string, the content of a message that only calls tools is absent or empty, and text parts are kept, joined by line
+breaks or made of strings (as vLLM does for templates that read content as one string, or as parts only).
 """
 
 from __future__ import annotations
@@ -33,11 +33,16 @@ class ArgumentForm(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class MessageForm:
-    """What a template wants. `empty_content`: it fails where content is absent; `join_parts`: it wants one string."""
+    """What a template wants.
+
+    `empty_content`: it fails where content is absent; `join_parts`: it wants one string; `wrap_text`: it shows parts
+    and nothing of a string.
+    """
 
     arguments: ArgumentForm
     empty_content: bool
     join_parts: bool
+    wrap_text: bool = False
 
 
 @functools.lru_cache(maxsize=8)
@@ -50,7 +55,9 @@ def probe_form(template: ChatTemplate) -> MessageForm:
     form = _argument_form(
         _is_written(_call_text(template, as_object, content)), _is_written(_call_text(template, as_string, content))
     )
-    return MessageForm(form, empty_content=not absent, join_parts=not _shows_parts(template))
+    shows_parts = _shows(template, [{"type": "text", "text": _VALUE}])
+    wrap = shows_parts and not _shows(template, _VALUE)
+    return MessageForm(form, empty_content=not absent, join_parts=not shows_parts, wrap_text=wrap)
 
 
 def _argument_form(as_object: bool, as_string: bool) -> ArgumentForm:
@@ -82,10 +89,9 @@ def _is_written(text: str) -> bool:
     return _KEY in text and _VALUE in text and f'\\"{_KEY}' not in text and f"'{_KEY}'" not in text
 
 
-def _shows_parts(template: ChatTemplate) -> bool:
-    """Whether text parts come out as their text, not as Python writes a list."""
-    parts = [{"type": "text", "text": _VALUE}]
-    messages: list[dict[str, Json]] = [{"role": "user", "content": parts}, {"role": "assistant", "content": parts}]
+def _shows(template: ChatTemplate, content: Json) -> bool:
+    """Whether content comes out as its text, not as Python writes a list."""
+    messages: list[dict[str, Json]] = [{"role": "user", "content": content}, {"role": "assistant", "content": content}]
     text = _text(template, messages, Request())
     return text.count(_VALUE) > 1 and f"'{_VALUE}'" not in text
 
@@ -104,6 +110,8 @@ def _adapted(message: Mapping[str, Json], form: MessageForm) -> Mapping[str, Jso
             message = {**message, "content": ""}
     if form.join_parts and isinstance(content, list) and all(isinstance(part, dict) for part in content):
         message = {**message, "content": "\n".join(str(part.get("text", "")) for part in content)}
+    if form.wrap_text and isinstance(content, str):
+        message = {**message, "content": [{"type": "text", "text": content}]}
     return message
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Final
 
 from sftprep.data import Json
 from sftprep.errors import MaskError, TemplateError
@@ -25,7 +26,19 @@ from sftprep.templates.exact import (
 )
 from sftprep.templates.runs import Run
 from sftprep.templates.template import ChatTemplate, Request, TracedText
-from sftprep.templates.turns import End, find_end, first_said, last_said, opening_stop, trailing_literal, turn_start
+from sftprep.templates.turns import (
+    End,
+    find_end,
+    first_said,
+    is_supervised,
+    last_said,
+    opening_stop,
+    placed,
+    shows,
+    trailing_literal,
+    turn_start,
+    unstamped_tail,
+)
 
 Messages = Sequence[Mapping[str, Json]]
 
@@ -80,7 +93,7 @@ class TurnResolver:
         turn = ExactTurn(message, base.request, kind, base.traced, len(prompt), end)
         return (
             turn
-            if not self._has_scaffold(turn) and problem_of(turn, template=self.template.text, allow=self.allow) is None
+            if not self._has_scaffold(turn) and problem_of(turn, template=self.template, allow=self.allow) is None
             else None
         )
 
@@ -108,16 +121,35 @@ class TurnResolver:
         tried = self._tried(message, self.request, "packed")
         if isinstance(tried, ExactTurn) and not self._has_scaffold(tried):
             return tried
-        switched = self._switched(message, tried if isinstance(tried, ExactTurn) else None)
+        switched, refused = self._switched(message, tried if isinstance(tried, ExactTurn) else None)
         if switched is not None:
             return switched
         if isinstance(tried, MaskError):
             raise tried
-        turn = self._spliced(message)
-        problem = problem_of(turn, template=self.template.text, allow=self.allow)
-        if problem is not None:
-            raise problem
-        return turn
+        return self._spliced_or_refused(message, refused)
+
+    def _spliced_or_refused(self, message: int, refused: MaskError | None) -> ExactTurn:
+        """The turn behind its prompt under the first request that allows it; else what is wrong with it.
+
+        `refused` is what was wrong under a switch: it says more than that the plain request contradicts itself.
+        """
+        contradiction: MaskError | None = None
+        for request in (self.request, *self._switched_requests()):
+            try:
+                turn = self._spliced(message, request)
+            except TemplateError:
+                continue
+            except MaskError as error:
+                contradiction = contradiction or error
+                continue
+            problem = problem_of(turn, template=self.template, allow=self.allow)
+            if problem is None:
+                return turn
+            contradiction = contradiction or problem
+        is_vague = contradiction is None or contradiction.code == CONTRADICTED
+        raise (refused if refused is not None and is_vague else contradiction) or mask_error(
+            message, CONTRADICTED, "the template renders the turn under no keyword argument"
+        )
 
     def _tried(self, message: int, request: Request, kind: str) -> ExactTurn | MaskError | None:
         """The checked turn where its prompt is a prefix of its own render, what is wrong with it, or None."""
@@ -125,7 +157,7 @@ class TurnResolver:
             turn = self._as_rendered(message, request, kind)
         except MaskError as error:
             return error
-        problem = None if turn is None else problem_of(turn, template=self.template.text, allow=self.allow)
+        problem = None if turn is None else problem_of(turn, template=self.template, allow=self.allow)
         return turn if problem is None else problem
 
     def _as_rendered(self, message: int, request: Request, kind: str) -> ExactTurn | None:
@@ -153,71 +185,85 @@ class TurnResolver:
 
     def _with_opening_stop(self, message: int, request: Request, traced: TracedText) -> tuple[TracedText, End | None]:
         """The render with the token that opens whatever turn comes next, where that token is what stops the model."""
+        for follower in self._followers(message):
+            try:
+                probe = self.template.trace([*self.messages[: message + 1], follower], request, prompt=False)
+            except TemplateError:
+                continue
+            stop = _opened_by(probe, traced, message + 1, self.template.stop_tokens)
+            if stop:
+                size = len(traced.text)
+                opened = Run(len(stop), -2 - message, 0)
+                end = End(size + len(stop) - len(stop.lstrip()), size + len(stop))
+                return TracedText(traced.text + stop, (*traced.runs, opened), traced.sources), end
+        return traced, None
+
+    def _followers(self, message: int) -> list[dict[str, Json]]:
+        """Messages that may come next: a tool's result where tools were called, and a user's."""
+        followers: list[dict[str, Json]] = [{"role": "user", "content": "next"}]
         calls = self.messages[message].get("tool_calls")
-        follower: dict[str, Json] = {"role": "user", "content": "next"}
         if isinstance(calls, list) and calls and isinstance(calls[0], dict):
-            follower = {"role": "tool", "content": "next", "tool_call_id": calls[0].get("id", "call00000")}
-        try:
-            probe = self.template.trace([*self.messages[: message + 1], follower], request, prompt=False)
-        except TemplateError:
-            return traced, None
-        size = len(traced.text)
-        end = opening_stop(probe, size, self.template.stop_tokens)
-        if end is None or not probe.text.startswith(traced.text):
-            return traced, None
-        opened = Run(end.stop - size, -2 - message, 0)
-        return TracedText(probe.text[: end.stop], (*traced.runs, opened), traced.sources), end
+            call_id = calls[0].get("id", "call00000")
+            followers.insert(0, {"role": "tool", "content": "next", "tool_call_id": call_id})
+        return followers
 
     def _has_scaffold(self, turn: ExactTurn) -> bool:
         """Whether the template wrote something between the prompt and what a turn without reasoning says."""
-        if not self.template.switches or self.messages[turn.message].get("reasoning_content"):
+        if not self.template.switches or shows(turn.traced, turn.message, "/reasoning_content", turn.start):
             return False
         said = first_said(turn.traced, turn.message, turn.start)
         return bool(turn.traced.text[turn.start : min(said, turn.end.stop_start)].strip())
 
-    def _switched(self, message: int, turn: ExactTurn | None) -> ExactTurn | None:
+    def _switched(self, message: int, turn: ExactTurn | None) -> tuple[ExactTurn | None, MaskError | None]:
         """The turn under the keyword argument that makes it exact, or that leaves the model least to emit.
 
         A prompt that supplies a scaffold which the turn did not write (an empty block of reasoning) leaves the
-        model less to emit; a switch that changes something else leaves as much, and is not taken.
+        model less to emit; a switch that changes something else leaves as much, and is not taken. The error is that
+        of the first switch under which the prompt fits and something else is wrong.
         """
-        best = turn
-        for name, value in self.template.switches:
-            if name in (self.request.kwargs or {}):
-                continue
-            found = self._try_switch(message, self.request.with_kwargs({name: value}))
-            if found is not None and (best is None or found.size < best.size):
+        best, refused = turn, None
+        for request in self._switched_requests():
+            found = self._try_switch(message, request)
+            if isinstance(found, MaskError):
+                refused = refused or found
+            elif found is not None and (best is None or found.size < best.size):
                 best = found
-        return best
+        return best, refused
 
-    def _try_switch(self, message: int, request: Request) -> ExactTurn | None:
+    def _switched_requests(self) -> list[Request]:
+        given = self.request.kwargs or {}
+        return [self.request.with_kwargs({name: v}) for name, v in self.template.switches if name not in given]
+
+    def _try_switch(self, message: int, request: Request) -> ExactTurn | MaskError | None:
         try:
-            tried = self._tried(message, request, "switched")
+            return self._tried(message, request, "switched")
         except TemplateError:
             return None
-        return tried if isinstance(tried, ExactTurn) else None
 
-    def _spliced(self, message: int) -> ExactTurn:
+    def _spliced(self, message: int, request: Request) -> ExactTurn:
         """The prompt as it is, and the completion cut out of a render that shows another prompt."""
         before = self.messages[:message]
-        prompt = self.template.trace(before, self.request, prompt=True)
-        bare = self.template.render(before, self.request, prompt=False)
-        opening = prompt.text[len(bare) :] if prompt.text.startswith(bare) else prompt.text
-        traced = self.template.trace(self.messages[: message + 1], self.request, prompt=False)
+        prompt = self.template.trace(before, request, prompt=True)
+        bare = self.template.render(before, request, prompt=False)
+        opening = prompt.text[len(bare) :] if prompt.text.startswith(bare) else unstamped_tail(prompt)
+        traced = self.template.trace(self.messages[: message + 1], request, prompt=False)
         begin = turn_start(traced, message)
         # Without a generation prompt of its own, the literal that ends the prompt must stand before the turn.
         anchor = opening or trailing_literal(prompt)
         shift = len(opening)
         if begin is None or not anchor or not traced.text[: begin + shift].endswith(anchor):
-            return self._contradicted(message, prompt, traced, opening)
-        turn = self._ended(message, self.request, "spliced", (traced, begin + shift))
+            return self._contradicted(message, request, (prompt, traced), opening)
+        turn = self._ended(message, request, "spliced", (traced, begin + shift))
         return behind_prompt(turn, prompt)
 
-    def _contradicted(self, message: int, prompt: TracedText, traced: TracedText, opening: str) -> ExactTurn:
+    def _contradicted(
+        self, message: int, request: Request, texts: tuple[TracedText, TracedText], opening: str
+    ) -> ExactTurn:
         """What the template shows of the turn, behind a prompt that it does not continue, for those who ask for that.
 
         The completion begins where the turn's text and the generation prompt part.
         """
+        prompt, traced = texts
         begin = turn_start(traced, message)
         if CONTRADICTED not in self.allow or begin is None:
             what = f"the template opens the turn with {prompt.text[-40:]!r} and then renders it without that"
@@ -225,5 +271,20 @@ class TurnResolver:
         written = traced.text[begin : first_said(traced, message, begin)]
         shared = next((i for i, (a, b) in enumerate(zip(opening, written, strict=False)) if a != b), None)
         shared = min(len(opening), len(written)) if shared is None else shared
-        turn = self._ended(message, self.request, "contradicted", (traced, begin + shared))
+        turn = self._ended(message, request, "contradicted", (traced, begin + shared))
         return replace(behind_prompt(turn, prompt), kind="contradicted")
+
+
+_TAIL: Final = 20
+"""Characters before the next turn, of the last field at most, by which a text is known again in a longer one."""
+
+
+def _opened_by(probe: TracedText, traced: TracedText, follower: int, stop_tokens: Sequence[str]) -> str:
+    """White space and the stop token with which `probe` goes on after the text of `traced`; empty where it does not."""
+    border = len(traced.text) if probe.text.startswith(traced.text) else turn_start(probe, follower)
+    own = [at.start for at in placed(traced.runs) if is_supervised(traced, at.run.source, follower - 1)]
+    tail = traced.text[max(len(traced.text) - _TAIL, max(own, default=0)) :]
+    if border is None or not probe.text[:border].endswith(tail):
+        return ""
+    end = opening_stop(probe, border, stop_tokens)
+    return "" if end is None else probe.text[border : end.stop]

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from sftprep.errors import MaskError
 from sftprep.templates.runs import Run, cut
-from sftprep.templates.template import Request, TracedText
-from sftprep.templates.turns import End, foreign_path, lost_field, owner, placed, repeated_field
+from sftprep.templates.template import ChatTemplate, Request, TracedText
+from sftprep.templates.turns import End, early_stop, foreign_path, lost_field, owner, placed, repeated_field
 
 NO_TERMINATOR = "no-terminator"
 FIELD_LOST = "field-lost"
@@ -15,6 +15,7 @@ FIELD_REPEATED = "field-repeated"
 FOREIGN_TEXT = "foreign-text"
 ILL_POSED = "ill-posed"
 CONTRADICTED = "contradicted"
+EARLY_STOP = "early-stop"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,17 +42,22 @@ class ExactTurn:
         return self.traced.text[: self.end.stop]
 
 
-def problem_of(turn: ExactTurn, *, template: str, allow: frozenset[str]) -> MaskError | None:
-    """What is wrong with a turn: text of others, a field that is lost or repeated; None where nothing is.
+def problem_of(turn: ExactTurn, *, template: ChatTemplate, allow: frozenset[str]) -> MaskError | None:
+    """What is wrong with a turn: text of others, a stop within, a field lost or repeated; None where nothing is.
 
     Everything that the turn says must be in its completion or in the end of its prompt, once; nobody else may say
-    anything in its completion. `template` is the template's own text, `allow` the codes that are waived.
+    anything in its completion, and no stop token of the template's may stand before its end. `allow` are the codes
+    that are waived.
     """
+    early = early_stop(turn.traced, (turn.start, turn.end.stop_start), template.stop_tokens)
+    if early is not None:
+        what = f"the template writes the stop token {early!r} before all that the turn says: a server stops there"
+        return mask_error(turn.message, EARLY_STOP, what)
     path = foreign_path(turn.traced, turn.message, (turn.start, turn.end.stop))
     if path is not None:
         return mask_error(turn.message, FOREIGN_TEXT, f"the completion holds text of {path}")
     span = (_own_beginning(turn), turn.end.stop)
-    lost = None if FIELD_LOST in allow else lost_field(turn.traced, turn.message, span, template)
+    lost = None if FIELD_LOST in allow else lost_field(turn.traced, turn.message, span, template.text)
     if lost is not None:
         what = f"{lost} does not reach the text whole: the template drops or cuts it"
         return mask_error(turn.message, FIELD_LOST, what, lost)
@@ -101,6 +107,7 @@ def mask_error(message: int, code: str, what: str, path: str = "") -> MaskError:
         NO_TERMINATOR: "check generation_config.json; --allow no-terminator trains the turn without a stop token",
         FIELD_LOST: "--allow field-lost trains what the template shows",
         FIELD_REPEATED: "--allow field-repeated trains what the template shows",
+        EARLY_STOP: "the template makes several messages of the turn; write them as several, if it can render them",
         FOREIGN_TEXT: "the template copies other messages into the turn",
     }
     return MaskError(what, code=code, place=f"/messages/{message}{path}", hint=hints[code])

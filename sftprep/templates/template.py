@@ -11,6 +11,7 @@ from typing import Final
 
 import jinja2
 import jinja2.meta
+from jinja2 import nodes
 
 from sftprep.data import Json
 from sftprep.errors import TemplateError, TemplateLimitError
@@ -152,16 +153,18 @@ class ChatTemplate:
         return re.compile("|".join(re.escape(token) for token in sorted(self.control_tokens, key=len, reverse=True)))
 
     @functools.cached_property
-    def switches(self) -> tuple[tuple[str, bool], ...]:
-        """The boolean keyword arguments that change the prompt of a plain question, found by trying, in name order.
+    def switches(self) -> tuple[tuple[str, Json], ...]:
+        """The keyword arguments that change the prompt of a plain question, found by trying, in name order.
 
-        Candidates are the variables that the template reads and nobody gives it. One that is printed is no switch.
+        Candidates are the variables that the template reads and nobody gives it, with true, false and the texts that
+        the template compares them with. One that is printed is no switch.
         """
         given = {"messages", "tools", "documents", GENERATION_PROMPT, *self.special_tokens}
-        candidates = sorted(self.variables - given - set(self._tracing.globals))
+        names = sorted(self.variables - given - set(self._tracing.globals))
+        texts = _compared_texts(self._environment.parse(self.text))
         question = [{"role": "user", "content": "x"}]
-        found: list[tuple[str, bool]] = []
-        for name, value in ((name, value) for name in candidates for value in (True, False)):
+        found: list[tuple[str, Json]] = []
+        for name, value in [(n, v) for n in names for v in (True, False, *texts.get(n, ()))]:
             try:
                 default = self.render(question, Request(), prompt=True)
                 switched = self.render(question, Request(kwargs={name: value}), prompt=True)
@@ -170,6 +173,20 @@ class ChatTemplate:
             if switched != default and switched.count(str(value)) == default.count(str(value)):
                 found.append((name, value))
         return tuple(found)
+
+
+_MAX_TEXTS: Final = 8
+
+
+def _compared_texts(tree: nodes.Template) -> dict[str, list[str]]:
+    """The texts that each variable is compared with, a few at most."""
+    found: dict[str, list[str]] = {}
+    for node in tree.find_all(nodes.Compare):
+        names = [name.name for name in node.find_all(nodes.Name)]
+        texts = [const.value for const in node.find_all(nodes.Const) if isinstance(const.value, str)]
+        for name in names:
+            found[name] = list(dict.fromkeys([*found.get(name, ()), *texts]))[:_MAX_TEXTS]
+    return found
 
 
 def _size(value: Json) -> int:

@@ -82,23 +82,40 @@ class Tracer:
             else:
                 text = str(piece)
                 texts.append(text)
-                # A list or dict that is printed whole shows the conversation's text, not the template's.
-                source = None if isinstance(piece, str) else first_field(piece)
-                run = Run(len(text), literal, 0) if source is None else Run(len(text), source, DERIVED)
-                if text:
-                    extend_runs(runs, (run,))
+                extend_runs(runs, _runs_of(text, piece, literal))
         return TracedStr.of(self, "".join(texts), tuple(runs))
+
+
+def _runs_of(text: str, piece: object, literal: int) -> list[Run]:
+    """Who wrote the text of an untraced piece: the template, or all fields of a list or dict that is printed whole."""
+    if not text:
+        return []
+    sources = [] if isinstance(piece, str) else list(dict.fromkeys(fields_of(piece)))[: len(text)]
+    if not sources:
+        return [Run(len(text), literal, 0)]
+    # Which characters are whose is not known: each source has one, the first has the rest.
+    return [
+        Run(len(text) - len(sources) + 1, sources[0], DERIVED),
+        *(Run(1, source, DERIVED) for source in sources[1:]),
+    ]
 
 
 def first_field(value: object) -> int | None:
     """The source of the first traced field inside a value (searched through lists and dicts), if any."""
+    return next(fields_of(value), None)
+
+
+def fields_of(value: object) -> Iterator[int]:
+    """The sources of all traced fields inside a value, in order."""
     if type(value) is TracedStr:
-        return next((run.source for run in value.runs if run.source >= 0), None)
-    if isinstance(value, dict):
-        value = [*value.keys(), *value.values()]
-    if isinstance(value, (list, tuple)):
-        return next((found for item in value if (found := first_field(item)) is not None), None)
-    return None
+        yield from (run.source for run in value.runs if run.source >= 0)
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield from fields_of(key)
+            yield from fields_of(item)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from fields_of(item)
 
 
 class TracedStr(str):

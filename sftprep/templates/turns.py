@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from sftprep.templates.runs import DERIVED, Run, stamp_of
+from sftprep.templates.runs import DERIVED, NO_MESSAGE, Run, stamp_of
 from sftprep.templates.template import TracedText
 
 _SUPERVISED = ("/content", "/reasoning_content", "/tool_calls")
@@ -80,6 +80,16 @@ def first_said(traced: TracedText, message: int, start: int) -> int:
     return min((position for position in own if position >= start), default=len(traced.text))
 
 
+def shows(traced: TracedText, message: int, path: str, start: int) -> bool:
+    """Whether anything of a message's field is at or after `start`."""
+    for at in placed(traced.runs):
+        if at.stop > start and at.run.source >= 0:
+            source = traced.sources[at.run.source]
+            if source.message == message and source.path.startswith(path):
+                return True
+    return False
+
+
 def region_end(traced: TracedText, message: int, start: int) -> int:
     """The position at or after `start` where the turn of a later message begins, or the text's end."""
     for at in placed(traced.runs):
@@ -116,6 +126,25 @@ def opening_stop(traced: TracedText, border: int, stop_tokens: Sequence[str]) ->
         if opened:
             return End(border + gap, border + gap + len(max(opened, key=len)))
     return None
+
+
+def early_stop(traced: TracedText, span: tuple[int, int], stop_tokens: Sequence[str]) -> str | None:
+    """The first stop token that the template wrote inside `[start, stop)`, if there is one."""
+    for begin, end in _literal_stretches(traced, span[0]):
+        found = _first_stop(traced.text, begin, min(end, span[1]), stop_tokens) if begin < span[1] else None
+        if found is not None:
+            return traced.text[found.stop_start : found.stop]
+    return None
+
+
+def unstamped_tail(traced: TracedText) -> str:
+    """The template text at the very end of a text that no message's turn holds: a generation prompt."""
+    size = 0
+    for run in reversed(traced.runs):
+        if run.source >= 0 or stamp_of(run.source) != NO_MESSAGE:
+            break
+        size += run.length
+    return traced.text[len(traced.text) - size :]
 
 
 def trailing_literal(traced: TracedText) -> str:
