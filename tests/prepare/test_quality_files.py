@@ -108,6 +108,39 @@ def test_leaks_name_both_addresses_and_the_worst_first(tmp_path: Path) -> None:
     assert clean.leakage.leaks == []
 
 
+def test_of_several_matches_and_examples_the_worst_is_kept(tmp_path: Path) -> None:
+    shared = prose(5, 60).split()
+    held = write(tmp_path / "eval", chat(" ".join(shared), "Done."))
+    lesser, greater = (chat(f"{' '.join(shared[:n])} {prose(n, 60)}", "Other.") for n in (20, 50))
+    decline = "I'm sorry, but I can't help with that."
+    rows = [lesser, greater, chat("Why?", f"{decline} {prose(3, 300)}."), chat("Who?", decline)]
+    report = measured(path := write(tmp_path / "f", *rows), against=(held,), examples=1)
+    assert report.leakage is not None
+    assert [(leak.what, leak.training) for leak in report.leakage.leaks] == [("ngrams", f"{path}:2")]
+    refusals = next(flaw for flaw in report.flaws if flaw.code == "refusal")
+    assert [example.place for example in refusals.examples] == [f"{path}:4:/messages/1"]
+
+
+def test_examples_of_a_group_show_where_they_differ_and_the_answer_that_is_meant(tmp_path: Path) -> None:
+    frame = prose(1, 60)
+    messages = [
+        [
+            {"role": "user", "content": f"{frame} {n}"},
+            {"role": "assistant", "content": f"{prose(n + 50)}."},
+            {"role": "user", "content": "And then?"},
+            {"role": "assistant", "content": f"We shall see about number {n}."},
+        ]
+        for n in range(6)
+    ]
+    report = measured(write(tmp_path / "f", *(json.dumps({"messages": own}) for own in messages)))
+    first, last = report.duplicates[0].clusters[0].examples
+    assert first.excerpt.startswith(frame[:40])
+    assert last.excerpt.startswith("…")
+    assert "5 And then?" in last.excerpt
+    opening = report.diversity.openings.largest[0]
+    assert [example.excerpt for example in opening.examples] == [f"We shall see about number {n}." for n in (0, 5)]
+
+
 def test_sources_are_compared_where_rows_name_them(tmp_path: Path) -> None:
     rows = [chat(f"Q {i}?", f"Certainly! {prose(0)}.", origin="gpt") for i in range(6)]
     rows += [chat(f"R {i}?", f"{prose(i + 1)}.", origin="people") for i in range(4)]

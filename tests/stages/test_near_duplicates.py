@@ -83,6 +83,16 @@ def test_large_buckets_of_one_template_are_joined_through_every_centre() -> None
     assert len(set(clusters_of(texts).labels.tolist())) == 1
 
 
+def test_members_of_a_bucket_meet_each_other_and_not_its_first_alone() -> None:
+    table = np.zeros((3, 128), np.uint32)
+    table[0, 5:] = 1
+    # The other two are alike, and share the one band that they share with the first, no other.
+    table[1:, 5:] = 2
+    table[2, 5:125:5] = 3
+    digests, present = np.arange(1, 4, dtype=np.uint64), np.ones(3, np.bool_)
+    assert find_clusters(table, digests=digests, present=present, threshold=THRESHOLD).labels.tolist() == [0, 1, 1]
+
+
 def test_labels_do_not_depend_on_the_order_of_arrival() -> None:
     texts = [f"{' '.join(f'a{i}' for i in range(40))} {n % 3}" for n in range(12)] + ["alone here now"]
     forward = clusters_of(texts).labels
