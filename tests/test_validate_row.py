@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from typing import Any
 
 import pytest
@@ -158,6 +159,10 @@ FAULTS = {
         chat(USER, ANSWER | {"content": "<reasoning>a</think>b"}),
         [("unbalanced-reasoning", "/messages/1/content")],
     ),
+    "nested of two kinds E5": (
+        chat(USER, ANSWER | {"content": "<think><thinking>a</thinking></think>"}),
+        [("unbalanced-reasoning", "/messages/1/content")],
+    ),
     "reasoning in two places E4": (
         chat(USER, ANSWER | {"reasoning_content": "a", "content": "<think>a</think>b"}),
         [("reasoning-twice", "/messages/1/reasoning_content")],
@@ -274,9 +279,14 @@ def test_utf8_read_as_latin_1_is_mojibake_wherever_it_has_three_characters_in_a_
 
 
 def test_a_remote_schema_is_never_fetched() -> None:
-    parameters = {"$ref": "http://127.0.0.1:9/schema.json"}
-    row = chat(USER, calling(call({"hour": "six"})), tools=[{"function": {"name": "tide", "parameters": parameters}}])
-    assert found(row) == [("bad-schema", "/tools/0/function/parameters")]
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(0.2)
+        parameters = {"$ref": f"http://127.0.0.1:{server.getsockname()[1]}/schema.json"}
+        tools = [{"type": "function", "function": {"name": "tide", "parameters": parameters}}]
+        row = chat(USER, calling(call({"hour": "six"})), tools=tools)
+        assert found(row) == [("bad-schema", "/tools/0/function/parameters")]
+        with pytest.raises(TimeoutError):
+            server.accept()
 
 
 def test_all_faults_of_a_row_come_at_once_d10() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -20,50 +22,48 @@ from sftprep.sources.lines import read_rows
 from sftprep.stages.validate import validate_row
 
 ADDRESS = RowAddress("f", 1)
-PIECES = st.sampled_from(
-    [
-        "</think>",
-        "<think>",
-        "<thinking>",
-        "[THINK]",
-        "</reasoning>",
-        "<thought>",
-        "<tool_response>",
-        "<tool_output>",
-        "<function_result>",
-        "<function_response>",
-        "<observation>",
-        "<execution_result>",
-        "[TOOL_RESULTS]",
-        "<|tool_response|>",
-        "<|observation|>",
-        "\nObservation: 1",
-        "cafÃ©",
-        "itâ€™s",
-        "ðŸŒŠ",
-        "Ð¿Ñ€Ð¸Ð²ÐµÑ‚",
-        "РџСЂРёРІРµС‚",
-        "æ½®æ±\x90",
-        "\ufffd",
-        "\x00",
-        "\x08",
-        "\x0c",
-        "\x1b[0m",
-        "\x7f",
-        "\x9d",
-        "\x85",
-        "a",
-        " ",
-        "\n",
-        '":',
-        '" :',
-        "\\",
-        "潮",
-        "é »",
-        "https://a/b",
-    ]
+PIECES = (
+    "</think>",
+    "<think>",
+    "<thinking>",
+    "[THINK]",
+    "</reasoning>",
+    "<thought>",
+    "<tool_response>",
+    "<tool_output>",
+    "<function_result>",
+    "<function_response>",
+    "<observation>",
+    "<execution_result>",
+    "[TOOL_RESULTS]",
+    "<|tool_response|>",
+    "<|observation|>",
+    "\nObservation: 1",
+    "cafÃ©",
+    "itâ€™s",
+    "ðŸŒŠ",
+    "Ð¿Ñ€Ð¸Ð²ÐµÑ‚",
+    "РџСЂРёРІРµС‚",
+    "æ½®æ±\x90",
+    "\ufffd",
+    "\x00",
+    "\x08",
+    "\x0c",
+    "\x1b[0m",
+    "\x7f",
+    "\x9d",
+    "\x85",
+    "a",
+    " ",
+    "\n",
+    '":',
+    '" :',
+    "\\",
+    "潮",
+    "é »",
+    "https://a/b",
 )
-TEXTS = st.lists(PIECES | st.text(max_size=3), max_size=4).map("".join)
+TEXTS = st.lists(st.sampled_from(PIECES) | st.text(max_size=3), max_size=4).map("".join)
 MESSAGES = st.fixed_dictionaries({"role": st.sampled_from(["system", "user", "assistant", "tool"]), "content": TEXTS})
 ROWS = st.fixed_dictionaries({"messages": st.lists(MESSAGES, max_size=5)})
 IN_TURN = st.tuples(TEXTS, TEXTS).map(
@@ -89,6 +89,26 @@ def test_both_ways_find_the_same(row: Any, ascii_only: bool, html_safe: bool) ->
         raw = text.encode()
     except UnicodeEncodeError:
         return
+    checked = validate_row(raw, address=ADDRESS, format=None)
+    assert [(finding.code, finding.pointer) for finding in checked.findings] == full(raw)
+
+
+@pytest.mark.parametrize("piece", PIECES)
+@pytest.mark.parametrize("ascii_only", [True, False])
+def test_each_piece_is_judged_alike_both_ways_in_either_spelling(piece: str, *, ascii_only: bool) -> None:
+    answered = {"messages": [{"role": "user", "content": f"a{piece}"}, {"role": "assistant", "content": f"b{piece}"}]}
+    lower = json.dumps(answered, ensure_ascii=ascii_only)
+    upper = re.sub(r"(?<=\\u)[0-9a-f]{4}", lambda found: found.group().upper(), lower)
+    for text in (lower, upper):
+        checked = validate_row(text.encode(), address=ADDRESS, format=None)
+        assert [(finding.code, finding.pointer) for finding in checked.findings] == full(text.encode())
+
+
+@pytest.mark.parametrize(
+    "roles", list(itertools.product(["system", "user", "assistant", "tool"], repeat=3)), ids="-".join
+)
+def test_every_order_of_roles_is_judged_alike_both_ways(roles: tuple[str, ...]) -> None:
+    raw = json.dumps({"messages": [{"role": role, "content": "a"} for role in roles]}).encode()
     checked = validate_row(raw, address=ADDRESS, format=None)
     assert [(finding.code, finding.pointer) for finding in checked.findings] == full(raw)
 
