@@ -49,6 +49,8 @@ def table_rows(path: Path, *, name: str, on_bytes: OnBytes | None) -> Iterator[T
     number = 0
     try:
         for batch in _batches(path, on_bytes):
+            # Offsets that point elsewhere are followed without a look, and end the process.
+            batch.validate(full=True)
             for row in batch.to_pylist(maps_as_pydicts="strict"):
                 number += 1
                 yield _table_row(row, batch.schema)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import datetime
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +89,28 @@ def test_a_damaged_table_is_an_error_with_the_row_reached(tmp_path: Path, kind: 
             found.extend(read_rows(path, name="f"))
         assert caught.value.code in {"damaged-table", "empty-file"}
         assert caught.value.place in {f"f:{len(found) + 1}", "f"}
+
+
+@pytest.mark.parametrize("kind", ["parquet", "file", "stream"])
+@pytest.mark.parametrize("value", [b"\xff", b"\x7f", b"\x00"])
+def test_a_changed_byte_anywhere_gives_rows_or_one_error_and_never_ends_the_process(
+    tmp_path: Path, kind: str, value: bytes
+) -> None:
+    data = write(tmp_path / "f", kind, pa.Table.from_pylist(ROWS)).read_bytes()
+    reader = "import sys; from sftprep.sources.lines import read_rows; from sftprep.errors import SourceError\n"
+    body = f"""
+from pathlib import Path
+path, data = Path(sys.argv[1]), Path(sys.argv[1]).read_bytes()
+for at in range(8, len(data), {max(1, len(data) // 400)}):
+    path.write_bytes(data[:at] + {value!r} + data[at + 1:])
+    try:
+        rows = sum(1 for _ in read_rows(path, name="f"))
+    except SourceError as error:
+        assert error.code in {{"damaged-table", "empty-file"}}
+"""
+    (tmp_path / "f").write_bytes(data)
+    done = subprocess.run([sys.executable, "-c", reader + body, str(tmp_path / "f")], capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr[-1500:].decode()
 
 
 def test_a_saved_dataset_is_its_arrow_files_and_one_with_splits_is_refused(tmp_path: Path) -> None:
