@@ -34,6 +34,7 @@ def audit(
     fail_on: Annotated[list[str] | None, _option("fail_on", metavar="GATE")] = None,
     prove: Annotated[bool, _option("prove")] = False,
     model: Annotated[str | None, _option("model", metavar="DIR_OR_HUB_ID")] = None,
+    diff: Annotated[Path | None, _option("diff", metavar="OTHER")] = None,
 ) -> None:
     """Show which tokens of a shard set are trained and why, and check every row. Exit code 1 when a check fails.
 
@@ -42,8 +43,14 @@ def audit(
     Example: sftprep audit packed --fail-on stop-untrained --fail-on trained-share=0.1..0.9 --fail-on left-out=1%
 
     Example: sftprep audit packed --prove --model path/to/model --sample 0
+
+    Example: sftprep audit packed --diff other_trainer/prepared
     """
-    _run(_config({**locals(), "allow": allow or (), "fail_on": fail_on or ()}))
+    config = _config({**locals(), "allow": allow or (), "fail_on": fail_on or ()})
+    if config.diff is None:
+        _run(config)
+    else:
+        _compare(config, config.diff)
 
 
 def _config(options: dict[str, Any]) -> AuditConfig:
@@ -70,4 +77,19 @@ def _run(config: AuditConfig) -> None:
     if config.html is not None:
         console.print(f"\npage: {config.html}", soft_wrap=True, markup=False)
     if not found.report.passed:
+        raise typer.Exit(1)
+
+
+def _compare(config: AuditConfig, other: Path) -> None:
+    # As above.
+    from sftprep.prepare.diff import diff
+    from sftprep.reports.diff_terminal import print_diff
+    from sftprep.reports.mask_json import write_report
+    from sftprep.reports.mask_terminal import terminal_console
+
+    report = diff(config.directory, other)
+    if config.json_file is not None:
+        write_report(report, config.json_file)
+    print_diff(report, terminal_console())
+    if not report.same:
         raise typer.Exit(1)

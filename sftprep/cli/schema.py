@@ -56,6 +56,7 @@ def _models() -> dict[str, tuple[type[BaseModel], JsonSchemaMode]]:
     from sftprep.config.validate import ValidateConfig
     from sftprep.prepare.pack_report import PackReport
     from sftprep.records.openai import ChatRow
+    from sftprep.reports.diff_json import DiffReport
     from sftprep.reports.findings import ValidationReport
     from sftprep.reports.mask_json import AuditReport
     from sftprep.reports.parity_json import ParityCertificate
@@ -67,6 +68,7 @@ def _models() -> dict[str, tuple[type[BaseModel], JsonSchemaMode]]:
         "chat-row": (ChatRow, "validation"),
         "manifest": (Manifest, "serialization"),
         "audit-report": (AuditReport, "serialization"),
+        "diff-report": (DiffReport, "serialization"),
         "parity-certificate": (ParityCertificate, "serialization"),
         "pack-report": (PackReport, "serialization"),
         "quality-report": (QualityReport, "serialization"),

@@ -92,12 +92,20 @@ class AuditConfig(BaseModel):
         default=None, description="Model directory or hub id of the server for --prove; without it, the set's own."
     )
 
+    diff: Path | None = Field(
+        default=None,
+        description="Compare with another shard set, or with a dataset that another trainer prepared (a directory that "
+        "`datasets` saved, or Parquet, with input_ids and labels or a mask), document by document; nothing is audited.",
+    )
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if "parity" in self.fail_on and not self.prove:
             raise ValueError("--fail-on parity needs --prove")
         if self.model is not None and not self.prove:
             raise ValueError("--model needs --prove")
+        if self.diff is not None and (self.prove or self.html is not None or self.fail_on):
+            raise ValueError("--diff compares and nothing else: it takes --json, and not --html, --prove or --fail-on")
         if self.row is not None and self.where is not None:
             raise ValueError("--row and --where exclude each other")
         return self
