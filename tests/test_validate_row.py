@@ -160,7 +160,7 @@ FAULTS = {
         [("unbalanced-reasoning", "/messages/1/content")],
     ),
     "nested of two kinds E5": (
-        chat(USER, ANSWER | {"content": "<think><thinking>a</thinking></think>"}),
+        chat(USER, ANSWER | {"content": "<think><thinking>a</thinking>b"}),
         [("unbalanced-reasoning", "/messages/1/content")],
     ),
     "reasoning in two places E4": (

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Self
+from typing import Final, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+_STDIN: Final = Path("-")
 
 
 class ValidateConfig(BaseModel):
@@ -70,4 +72,6 @@ class ValidateConfig(BaseModel):
     def _consistent(self) -> Self:
         if self.max_length is not None and self.model is None:
             raise ValueError("--max-length counts tokens: it needs --model")
+        if self.files.count(_STDIN) > 1 or (self.measures_quality and _STDIN in self.files):
+            raise ValueError("standard input can be read once: write the rows into a file first")
         return self

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from array import array
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Final
@@ -54,7 +55,7 @@ class Tally:
     by_code: Counter[str] = field(default_factory=Counter)
     listed: list[Finding] = field(default_factory=list)
     excerpts: dict[str, str] = field(default_factory=dict)
-    lengths: list[int] = field(default_factory=list)
+    lengths: array[int] = field(default_factory=lambda: array("q"))
     num_trained: int = 0
     num_over_length: int = 0
     num_trained_lost: int = 0
@@ -116,7 +117,7 @@ class Tally:
     def _fit_report(self) -> FitReport | None:
         if self.config.model is None:
             return None
-        lengths = np.array(self.lengths or [0], dtype=np.int64)
+        lengths = np.array(self.lengths if self.lengths else [0], dtype=np.int64)
         p50, p90, p99 = (int(value) for value in np.percentile(lengths, [50, 90, 99], method="inverted_cdf"))
         return FitReport(
             model=self.config.model,

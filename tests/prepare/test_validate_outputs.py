@@ -172,6 +172,12 @@ def test_standard_input_is_read_once_and_may_be_compressed_or_an_array(tmp_path:
         assert (done.returncode, code in done.stdout) == (1, True), done
 
 
+@pytest.mark.parametrize("argv", [["-", "-"], ["-", "--quality"], ["-", "f", "--against", "f"]])
+def test_standard_input_is_not_asked_for_twice(argv: list[str]) -> None:
+    done = subprocess.run([sys.executable, "-m", "sftprep", "validate", *argv], capture_output=True, check=False)
+    assert (done.returncode, b"can be read once" in done.stderr) == (2, True)
+
+
 FOLDED = ("reasoning.jsonl", "tools.jsonl", "openai.jsonl", "sharegpt.jsonl")
 
 
