@@ -69,7 +69,7 @@ TRAINED_KINDS: Final = frozenset({SpanKind.COMPLETION, SpanKind.STOP})
 
 @dataclass(frozen=True, slots=True, order=True)
 class RowAddress:
-    """Where a row came from: the file as the user named it, and its line, from 1 (its number where rows are not lines)."""
+    """Where a row came from: the file as the user named it, and its line, from 1 (its number where it is no line)."""
 
     file: str
     line: int
