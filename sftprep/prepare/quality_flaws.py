@@ -94,9 +94,10 @@ class Worst:
     met: int = 0
 
     def add(self, score: float, *, place: str, text: str) -> None:
-        """Keep an example where it is among the worst."""
+        """Keep an example where it is among the worst, and says what none of them says yet."""
         self.met += 1
-        if self.limit and (len(self.heap) < self.limit or score > self.heap[0][0]):
+        is_worse = self.limit and (len(self.heap) < self.limit or score > self.heap[0][0])
+        if is_worse and all(kept.excerpt != text for _, _, kept in self.heap):
             entry = (score, -self.met, Example(place=place, excerpt=text, score=round(min(score, 1.0), 4)))
             (heapq.heappushpop if len(self.heap) == self.limit else heapq.heappush)(self.heap, entry)
 

@@ -114,7 +114,9 @@ def _print_leakage(leakage: Leakage, console: Console) -> None:
         f"{leakage.num_near_duplicates:,} have near duplicates in the training rows",
         style="bold red" if leakage.leaks else "green",
     )
-    for leak in leakage.leaks[:_SHOWN_LEAKS]:
+    # The worst of each text: many held-out rows may share a prompt.
+    shown = list({leak.excerpt: leak for leak in reversed(leakage.leaks)}.values())[::-1][:_SHOWN_LEAKS]
+    for leak in shown:
         _line(console, f"  {leak.score:.2f}  {leak.what}  {leak.held_out} in {leak.training}  {leak.excerpt}")
-    if len(leakage.leaks) > _SHOWN_LEAKS:
-        _line(console, f"  … {len(leakage.leaks) - _SHOWN_LEAKS:,} more in the JSON report")
+    if len(leakage.leaks) > len(shown):
+        _line(console, f"  … {len(leakage.leaks) - len(shown):,} more in the JSON report")

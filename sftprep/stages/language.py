@@ -14,7 +14,7 @@ Identify = Callable[[str], tuple[str, float]]
 
 _MIN_LETTERS: Final = 40
 _MIN_DENSE_LETTERS: Final = 12
-_SAMPLE_CHARS: Final = 600
+_SAMPLE_CHARS: Final = 300
 # Shares of Han, kana and Hangul that differ this much are plain without a model; a few names in Latin are not.
 _OTHER_SCRIPT: Final = 0.8
 _DENSE: Final = re.compile("[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]")

@@ -113,8 +113,11 @@ def test_of_several_matches_and_examples_the_worst_is_kept(tmp_path: Path) -> No
     held = write(tmp_path / "eval", chat(" ".join(shared), "Done."))
     lesser, greater = (chat(f"{' '.join(shared[:n])} {prose(n, 60)}", "Other.") for n in (20, 50))
     decline = "I'm sorry, but I can't help with that."
-    rows = [lesser, greater, chat("Why?", f"{decline} {prose(3, 300)}."), chat("Who?", decline)]
+    rows = [lesser, greater, chat("Why?", f"{decline} {prose(3, 300)}."), chat("Who?", decline), chat("Us?", decline)]
     report = measured(path := write(tmp_path / "f", *rows), against=(held,), examples=1)
+    refusals = next(flaw for flaw in measured(path, examples=3).flaws if flaw.code == "refusal")
+    assert refusals.num_answers == 3
+    assert [example.place for example in refusals.examples] == [f"{path}:{n}:/messages/1" for n in (4, 3)]
     assert report.leakage is not None
     assert [(leak.what, leak.training) for leak in report.leakage.leaks] == [("ngrams", f"{path}:2")]
     refusals = next(flaw for flaw in report.flaws if flaw.code == "refusal")
