@@ -12,7 +12,8 @@ from typing import Final
 from pydantic_core import SchemaValidator, core_schema
 
 from sftprep.data import Json
-from sftprep.records.draft import Draft
+from sftprep.records.draft import Draft, metadata_of
+from sftprep.records.openai import ROW_KEYS
 
 _TAIL: Final = "\u0080-\u00bf\u0152\u0153\u0160\u0161\u0178\u017d\u017e\u0192\u02c6\u02dc\u2013-\u203a\u20ac\u2122"
 _SUSPECT: Final = "|".join(
@@ -38,6 +39,9 @@ _TURNS: Final = frozenset(
 )
 """Who speaks after whom in the plainest of conversations; nobody before the first."""
 
+_MESSAGES_ONLY: Final = frozenset({"messages"})
+_NOT_PLAIN: Final = ROW_KEYS - _MESSAGES_ONLY
+
 
 def is_suspect(raw: bytes) -> bool:
     """Whether a row's UTF-8 may hold a broken character, a tag, or a key that cannot be counted; False is certain."""
@@ -45,12 +49,12 @@ def is_suspect(raw: bytes) -> bool:
 
 
 def plain_chat(value: Mapping[str, Json]) -> Draft | None:
-    """The draft of a row that holds nothing but messages of a role and a text each, in turn; None where it does not.
+    """The draft of a row of messages in turn that have a role and a text each, and of metadata; None where it is not.
 
-    Such a row of which `is_suspect` is False has no fault.
+    The messages of such a row have no fault if `is_suspect` is False.
     """
     messages = value.get("messages")
-    if len(value) != 1 or type(messages) is not list or not messages:
+    if type(messages) is not list or not messages or not _NOT_PLAIN.isdisjoint(value):
         return None
     previous = ""
     for message in messages:
@@ -62,4 +66,6 @@ def plain_chat(value: Mapping[str, Json]) -> Draft | None:
         if not content or content.isspace():
             return None
         previous = role
-    return Draft(messages, [1.0] * len(messages)) if previous == "assistant" else None
+    if previous != "assistant":
+        return None
+    return Draft(messages, [1.0] * len(messages), metadata=metadata_of(value, known=_MESSAGES_ONLY))

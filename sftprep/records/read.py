@@ -13,6 +13,7 @@ from sftprep.records.codes import Fault, escape
 from sftprep.records.detect import detect_format, signatures_of
 from sftprep.records.draft import Draft, Format, Reading
 from sftprep.records.openai import MISPLACED, MISPLACED_ELSEWHERE, ROW_KEYS, ChatRow, read_chat
+from sftprep.records.plain import plain_chat
 from sftprep.records.prompt_response import PromptCompletionRow, PromptResponseRow, read_prompt_response
 from sftprep.records.recast import Recast, recast
 from sftprep.records.rules import check_messages
@@ -47,12 +48,15 @@ _COMPLETION_READER: Final = _Reader(PromptCompletionRow, read_prompt_response)
 def read_record(value: dict[str, Json], *, named: Format | None, suspect: bool = True) -> Record:
     """A row as a draft, in the format that was `named`, else in the one whose keys it has.
 
-    `suspect`: characters are looked at, as the row's bytes did not prove them fine.
+    `suspect`: texts are looked at, as the row's bytes did not prove them fine.
     """
     row_format = _plainly_chat(value) if named is None else named
     found = row_format or detect_format(value)
     if isinstance(found, Fault):
         return Record(None, (found,), None)
+    plain = plain_chat(value) if found is Format.OPENAI and not suspect else None
+    if plain is not None:
+        return Record(plain, tuple(_check_metadata(plain, row_format=found)) if plain.metadata else (), found)
     recasted = recast(value, found)
     reading = _read(value, found) if recasted is None else _read_recast(recasted)
     draft, faults = reading

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Final
 
 from sftprep.data import Conversation, Finding, RowAddress, Severity
 from sftprep.records.codes import CODES, Fault
 from sftprep.records.draft import Format
 from sftprep.records.json_text import parse_json
-from sftprep.records.plain import is_suspect, plain_chat
+from sftprep.records.plain import is_suspect
 from sftprep.records.read import read_record
 from sftprep.records.wire_errors import describe
-
-_MAY_BE_CHAT: Final = frozenset({None, Format.OPENAI})
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,10 +33,6 @@ def validate_row(raw: bytes, *, address: RowAddress, format: Format | None) -> V
     """Validate one row, in the format named, or, with None, in the one whose keys it has."""
     suspect = is_suspect(raw)
     value, faults, readable = parse_json(raw, countable=not suspect)
-    if not (suspect or faults) and isinstance(value, dict) and format in _MAY_BE_CHAT:
-        plain = plain_chat(value)
-        if plain is not None:
-            return ValidatedRow(address, Conversation(address, plain.messages, plain.weights), (), Format.OPENAI)
     if not readable:
         return ValidatedRow(address, None, _findings(faults, address))
     if not isinstance(value, dict):

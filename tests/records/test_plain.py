@@ -65,9 +65,16 @@ PIECES = (
 )
 TEXTS = st.lists(st.sampled_from(PIECES) | st.text(max_size=3), max_size=4).map("".join)
 MESSAGES = st.fixed_dictionaries({"role": st.sampled_from(["system", "user", "assistant", "tool"]), "content": TEXTS})
-ROWS = st.fixed_dictionaries({"messages": st.lists(MESSAGES, max_size=5)})
+ROWS = st.fixed_dictionaries(
+    {"messages": st.lists(MESSAGES, max_size=5)},
+    optional={"id": st.integers(), "tools": st.just([]), "system": TEXTS, "functions": st.none()},
+)
 IN_TURN = st.tuples(TEXTS, TEXTS).map(
-    lambda pair: {"messages": [{"role": "user", "content": pair[0]}, {"role": "assistant", "content": pair[1]}]}
+    lambda pair: {
+        "messages": [{"role": "user", "content": pair[0]}, {"role": "assistant", "content": pair[1]}],
+        "id": 1,
+        "functions": [],
+    }
 )
 
 
@@ -140,7 +147,7 @@ def test_a_key_given_twice_is_found_whatever_stands_in_the_texts(escape: str, co
         {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": " "}]},
         {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": None}]},
         {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "text": "a"}]},
-        {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "a"}], "id": 1},
+        {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "a"}], "tools": 1},
     ],
 )
 def test_what_is_not_plain_goes_the_full_way(row: Any) -> None:
@@ -157,9 +164,7 @@ def test_a_plain_row_goes_the_quick_way_and_other_formats_that_were_named_do_not
     assert not is_suspect(raw)
     assert validate_row(raw, address=ADDRESS, format=Format.ALPACA).findings[0].code == "other-format"
     taken = []
-    monkeypatch.setattr(
-        "sftprep.stages.validate.plain_chat", lambda value: taken.append(value) or plain.plain_chat(value)
-    )
+    monkeypatch.setattr("sftprep.records.read.plain_chat", lambda value: taken.append(value) or plain.plain_chat(value))
     assert validate_row(raw, address=ADDRESS, format=None).conversation is not None
     assert taken == [row]
 
