@@ -14,6 +14,7 @@ PLAIN_GATES: Final = (
     "other-role-trained",
     "border-trained",
     "count-mismatch",
+    "has-weights",
     "parity",
 )
 """Conditions without a limit: each demands that there is none of it; `parity` that every prompt is a server's."""

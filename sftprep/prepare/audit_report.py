@@ -45,6 +45,7 @@ def report(shards: ShardSet, total: Tally) -> AuditReport:
         trained_share=total.num_trained / max(total.num_tokens, 1),
         scaffold_tokens_in_loss=int(sum(total.kind_trained[kind] for kind in _SCAFFOLD)),
         weight_sum=total.weight_sum,
+        has_weights=manifest.has_weights,
         num_turns=total.turns,
         num_stopped=total.stopped,
         stops=_stops(manifest, total),
@@ -170,6 +171,9 @@ def _result(found: AuditReport, gate: Gate) -> GateResult:
     if gate.code == "stop-untrained":
         missing = found.num_turns - found.num_stopped
         return GateResult(gate=gate.text, found=f"{missing:,} of {found.num_turns:,} turns", passed=not missing)
+    if gate.code == "has-weights":
+        text = "weights that other trainers ignore: train with sftprep train" if found.has_weights else "none"
+        return GateResult(gate=gate.text, found=text, passed=not found.has_weights)
     if gate.code == "parity":
         parity = found.parity
         text = "nothing was compared" if parity is None else f"{parity.parity:.4%}, {parity.verdict}"

@@ -109,6 +109,7 @@ class AuditReport(_Frozen):
     trained_share: float
     scaffold_tokens_in_loss: int = Field(description="Trained tokens that the template writes.")
     weight_sum: float
+    has_weights: bool = Field(description="Tokens weigh differently, which other trainers ignore.")
     num_turns: int = Field(description="Trained assistant turns.")
     num_stopped: int = Field(description="Of them, those that end in a trained stop token.")
     stops: list[StopCount]

@@ -41,6 +41,7 @@ def result(packed: Path, *gates: str) -> AuditReport:
         ("other-role-trained", True),
         ("border-trained", True),
         ("count-mismatch", True),
+        ("has-weights", True),
         ("trained-share=0.05..0.9", True),
         ("trained-share=0.9..", False),
         ("trained-share=..0.1", False),
@@ -81,6 +82,13 @@ def test_a_gate_sees_its_own_finding_and_waiving_it_does_not_help(packed: Path, 
     failed = gated(allowed, config.gates)
     assert not failed.passed
     assert not failed.gates[0].passed
+
+
+def test_a_set_with_weights_is_refused_for_trainers_that_ignore_them(packed: Path) -> None:
+    weighted = result(packed).model_copy(update={"has_weights": True})
+    failed = gated(weighted, AuditConfig(directory=packed, fail_on=("has-weights",)).gates)
+    assert not failed.passed
+    assert "sftprep train" in failed.gates[0].found, "the hint says what to do"
 
 
 @pytest.mark.parametrize(
