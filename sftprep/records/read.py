@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
 from pydantic import BaseModel, ValidationError
@@ -12,7 +13,7 @@ from sftprep.records.alpaca import AlpacaRow, read_alpaca
 from sftprep.records.codes import Fault, escape
 from sftprep.records.detect import detect_format, signatures_of
 from sftprep.records.draft import Draft, Format, Reading
-from sftprep.records.openai import MISPLACED, MISPLACED_ELSEWHERE, ROW_KEYS, ChatRow, read_chat
+from sftprep.records.openai import MISPLACED, MISPLACED_ELSEWHERE, ChatRow, read_chat
 from sftprep.records.plain import plain_chat
 from sftprep.records.prompt_response import PromptCompletionRow, PromptResponseRow, read_prompt_response
 from sftprep.records.recast import Recast, recast
@@ -21,6 +22,8 @@ from sftprep.records.sharegpt import ShareGptRow, read_sharegpt
 from sftprep.records.text_rules import check_characters
 from sftprep.records.tool_rules import calls_without_tools, check_tools
 from sftprep.records.wire_errors import faults_of
+
+_OTHERS: Final = frozenset({"conversations", "instruction", "prompt"})
 
 
 class Record(NamedTuple):
@@ -72,8 +75,8 @@ def read_record(value: dict[str, Json], *, named: Format | None, suspect: bool =
 
 
 def _plainly_chat(value: Mapping[str, Json]) -> Format | None:
-    """The usual case, known at once."""
-    return Format.OPENAI if "messages" in value and value.keys() <= ROW_KEYS else None
+    """The usual case, known at once: no other format does without one of these keys."""
+    return Format.OPENAI if "messages" in value and _OTHERS.isdisjoint(value) else None
 
 
 def _read(value: dict[str, Json], row_format: Format) -> Reading:
@@ -97,13 +100,17 @@ def _read_recast(recasted: Recast) -> Reading:
 
 
 def _check_metadata(draft: Draft, *, row_format: Format) -> Iterator[Fault]:
+    return (_metadata_fault(key, row_format) for key in draft.metadata)
+
+
+@lru_cache(maxsize=1024)
+def _metadata_fault(key: str, row_format: Format) -> Fault:
+    # Most rows of a file have the same keys, each a fault that is said once.
     misplaced = MISPLACED if row_format is Format.OPENAI else MISPLACED_ELSEWHERE
-    for key in draft.metadata:
-        pointer = f"/{escape(key)}"
-        if key in misplaced:
-            yield Fault("misplaced-key", pointer, f"{key!r} is not a key of this format", misplaced[key])
-        else:
-            yield Fault("unknown-row-key", pointer, f"unknown key {key!r} of the row")
+    pointer = f"/{escape(key)}"
+    if key in misplaced:
+        return Fault("misplaced-key", pointer, f"{key!r} is not a key of this format", misplaced[key])
+    return Fault("unknown-row-key", pointer, f"unknown key {key!r} of the row")
 
 
 def _refused(value: dict[str, Json], error: ValidationError, *, row_format: Format) -> Reading:

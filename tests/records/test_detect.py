@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from sftprep.records.codes import Fault
-from sftprep.records.detect import detect_format
+from sftprep.records.detect import SIGNATURES, detect_format
 from sftprep.records.draft import Format
+from sftprep.records.read import read_record
 
 CHAT = {"messages": []}
 PAIR = {"prompt": "a", "response": "b"}
@@ -46,3 +47,11 @@ def test_what_is_not_certain_is_refused_with_evidence_and_the_hint_names_the_opt
     assert isinstance(fault, Fault)
     assert (fault.code, evidence in fault.message) == (code, True)
     assert "--format {openai,sharegpt,alpaca,prompt-response}" in fault.hint
+
+
+def test_no_other_format_does_without_the_keys_that_the_quick_way_looks_for() -> None:
+    others = [keys for known, keys in SIGNATURES if known is not Format.OPENAI]
+    assert all(keys & {"conversations", "instruction", "prompt"} for keys in others)
+    for _, keys in SIGNATURES[1:]:
+        row = dict.fromkeys(keys, "a") | {"messages": []}
+        assert read_record(row, named=None).faults[0].code == "ambiguous-row"
