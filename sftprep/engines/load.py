@@ -39,11 +39,14 @@ def load_model(name: str) -> ModelFiles:
     Raises:
         ModelFilesError: `not-found`, `no-tokenizer`, `bad-model-file`, `no-template`, `no-stop-tokens`.
     """
-    directory = _directory(name)
+    return build_model(name, read_text_files(_directory(name)))
+
+
+def read_text_files(directory: Path) -> dict[str, bytes]:
+    """The bytes of every file of a model directory that decides ids, by its path there."""
     additional = sorted(path.name for path in (directory / ADDITIONAL_TEMPLATES).glob("*.jinja"))
     names = (*TEXT_FILES, *(f"{ADDITIONAL_TEMPLATES}{file}" for file in additional))
-    files = {file: (directory / file).read_bytes() for file in names if (directory / file).is_file()}
-    return build_model(name, files)
+    return {file: (directory / file).read_bytes() for file in names if (directory / file).is_file()}
 
 
 def build_model(name: str, files: Mapping[str, bytes]) -> ModelFiles:

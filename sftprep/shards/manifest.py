@@ -121,7 +121,6 @@ class Manifest(_Frozen):
     max_length: int = Field(description="Tokens a row holds at most.")
     has_weights: bool = Field(description="Whether the shards have the `weights` column.")
     mask: Literal["assistant", "generation-tags"] = Field(
-        default="assistant",
         description="The policy stamp of the mask: `assistant` is proven against the server's prompts, "
         "`generation-tags` is what the template's own blocks say.",
     )

@@ -165,9 +165,11 @@ def save_model(model: PreTrainedModel, directory: Path, *, shards: ShardSet) -> 
     # The model's own generation settings may be ones that transformers refuses to save; the file is written below.
     model.generation_config = GenerationConfig(**tokens)
     model.save_pretrained(directory)
-    for path in sorted((shards.directory / "model").iterdir()):
-        if path.name not in _NOT_COPIED:
-            shutil.copyfile(path, directory / path.name)
+    source = shards.directory / "model"
+    for path in sorted(path for path in source.rglob("*") if path.is_file() and path.name not in _NOT_COPIED):
+        target = directory / path.relative_to(source)
+        target.parent.mkdir(exist_ok=True)
+        shutil.copyfile(path, target)
     settings = _generation_settings(shards) | tokens
     (directory / _GENERATION_CONFIG).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 

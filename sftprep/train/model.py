@@ -13,7 +13,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from transformers import AutoConfig, AutoModelForCausalLM, GgufConfig, PreTrainedModel
 
 from sftprep.config.train import TrainConfig
-from sftprep.engines.load import TEXT_FILES, build_model
+from sftprep.engines.load import build_model, read_text_files
 from sftprep.engines.model import ModelFiles
 from sftprep.errors import ModelFilesError, ShardError
 from sftprep.shards.manifest import Manifest
@@ -64,7 +64,7 @@ def check_fit(place: ModelPlace, manifest: Manifest) -> None:
     Raises:
         ShardError: `tokenizer-differs`, `template-differs`.
     """
-    files = {file: (place.directory / file).read_bytes() for file in TEXT_FILES if (place.directory / file).is_file()}
+    files = read_text_files(place.directory)
     if "tokenizer.json" not in files:
         return
     found = _text_files(place, files, manifest)

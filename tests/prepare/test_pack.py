@@ -129,7 +129,7 @@ def test_every_conversation_is_packed_exactly_once_or_listed_with_a_reason(bench
 
 @settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(words=st.lists(st.integers(1, 120), min_size=1, max_size=12), seed=st.integers(0, 5))
-def test_tokens_in_are_tokens_packed_and_dropped_and_no_row_overflows(
+def test_tokens_in_are_tokens_packed_and_dropped_and_no_row_overflows_b7(
     bench: Bench, words: list[int], seed: int
 ) -> None:
     # F5: nothing is cut and nothing is split; what is too long is left out whole, and its tokens are counted.
@@ -214,7 +214,7 @@ def test_max_drop_is_a_count_or_a_percentage_of_the_rows(bench: Bench, max_drop:
         bench.refused(rows, max_drop=max_drop)
 
 
-def test_rows_that_are_too_long_are_refused_whatever_max_drop_allows(bench: Bench) -> None:
+def test_rows_that_are_too_long_are_refused_whatever_max_drop_allows_b7(bench: Bench) -> None:
     long = chat("Go on", "word " * 300)
     error, told = bench.refused([*GOOD, long, *GOOD, long], max_drop="100%")
     assert error.code == "over-length"
@@ -319,7 +319,7 @@ def test_row_order_does_not_follow_length(bench: Bench) -> None:
     assert abs(np.corrcoef(np.arange(len(means)), means)[0, 1]) < 0.15
 
 
-def test_the_models_files_lie_beside_the_shards_byte_for_byte(bench: Bench) -> None:
+def test_the_models_files_lie_beside_the_shards_byte_for_byte_c2(bench: Bench) -> None:
     bench.pack(GOOD)  # C2
     for name in ("tokenizer.json", "chat_template.jinja", "generation_config.json"):
         assert (bench.folder / "out" / "model" / name).read_bytes() == (bench.model / name).read_bytes()

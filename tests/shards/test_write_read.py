@@ -104,6 +104,7 @@ def manifest_of(shards: list[ShardRecord], *, weights: bool = False) -> Manifest
         packing=True,
         max_length=32,
         has_weights=weights,
+        mask="assistant",
         template_kwargs=[{}],
         sources=[],
         shards=shards,

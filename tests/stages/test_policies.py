@@ -230,3 +230,46 @@ def test_absent_null_and_empty_content_of_a_call_give_the_same_ids_d5(value: str
     assert "None" not in text_of(document, TRAINED_KINDS)
     (expected,) = documents(OWN.template, [user("q"), calling({"harbour": "Kiel"}, "")], RenderPolicy(), TOOLS)
     assert document.ids.tolist() == expected.ids.tolist()
+
+
+EMPTY_THOUGHT = """{%- for m in messages -%}<|im_start|>{{ m.role }}
+{% if m.role == 'assistant' %}<think>{{ m.reasoning_content }}</think>
+{% endif %}{{ m.content }}<|im_end|>
+{% endfor -%}
+{%- if add_generation_prompt %}<|im_start|>assistant
+{% if thinking is defined and not thinking %}<think></think>
+{% endif %}{% endif -%}"""
+
+
+def test_an_empty_thought_that_the_prompt_supplies_is_never_trained_e3_a8() -> None:
+    (document,) = documents(EMPTY_THOUGHT, [user("q"), assistant("a")], RenderPolicy())
+    assert document.template_kwargs == {"thinking": False}
+    assert text_of(document, TRAINED_KINDS) == "a|<|im_end|>"
+    (document,) = documents(EMPTY_THOUGHT, [user("q"), assistant("a", reasoning_content="r")], RenderPolicy())
+    assert text_of(document, TRAINED_KINDS) == "<think>r</think>\na|<|im_end|>"
+
+
+def test_calls_without_any_tool_shown_are_an_error_d4() -> None:
+    messages = [user("q"), calling({"harbour": "K"}, "I look."), result("2"), assistant("2.")]
+    with pytest.raises(MaskError) as caught:
+        documents(THINKING, messages, RenderPolicy(), TOOLS)
+    assert caught.value.code == "tools-lost"
+
+
+STRADDLING = """{%- for m in messages -%}<|im_start|>{{ m.role + '\n' if m.role == 'user' else 'har' }}{{ m.content -}}
+<|im_end|>{% endfor %}{% if add_generation_prompt %}<|im_start|>har{% endif %}"""
+
+
+def test_a_token_that_straddles_the_border_is_encoded_on_both_sides_of_it_c5() -> None:
+    before = ENGINE.encode(["<|im_start|>har"])[0].ids.tolist()
+    whole = ENGINE.encode(["<|im_start|>harbour"])[0].ids.tolist()
+    assert whole[: len(before)] != before, "this tokenizer knows the whole word"
+    found = documents(STRADDLING, [user("q"), assistant("bour"), user("r"), assistant("vest")], RenderPolicy())
+    straddled = next(d for d in found if text_of(d, TRAINED_KINDS).startswith("bour"))
+    (start,) = (s.start for s in straddled.spans if s.kind is SpanKind.COMPLETION)
+    assert straddled.ids[start - len(before) : start].tolist() == before, "the prompt is the server's"
+    assert text_of(straddled, TRAINED_KINDS) == "bour|<|im_end|>"
+    later = next(d for d in found if text_of(d, TRAINED_KINDS).startswith("vest"))
+    prompt = "<|im_start|>user\nq<|im_end|><|im_start|>harbour<|im_end|><|im_start|>user\nr<|im_end|><|im_start|>har"
+    expected = ENGINE.encode([prompt])[0].ids.tolist()
+    assert later.ids[: len(expected)].tolist() == expected, "the later turn sees the answer as a server encodes it"

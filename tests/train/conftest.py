@@ -117,6 +117,7 @@ def _manifest(rows: list[dict[str, object]], shards: list[ShardRecord], *, packi
         packing=packing,
         max_length=64,
         has_weights=weighted,
+        mask="assistant",
         template_kwargs=[{}],
         sources=[],
         shards=shards,

@@ -9,12 +9,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 from rich.console import Console
 from transformers import AutoModelForCausalLM
 
 from sftprep.config.train import TrainConfig
+from sftprep.engines.load import load_model
 from sftprep.errors import SftprepError, ShardError, TrainError
 from sftprep.train import checkpoint, loop, run
 from sftprep.train.generate import answer
@@ -202,6 +204,47 @@ def test_a_model_with_another_tokenizer_is_refused(
     with pytest.raises(ShardError) as raised:
         _run(shard_set(), toy_model, out=tmp_path / "out")
     assert raised.value.code == "tokenizer-differs"
+
+
+def test_a_model_with_another_template_is_refused_c8(
+    shard_set: ShardSetFactory, toy_model: Path, tmp_path: Path, samples: Path
+) -> None:
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        (toy_model / name).write_bytes((samples / "model" / name).read_bytes())
+    data = shard_set()
+    manifest = json.loads((data / "manifest.json").read_text())
+    manifest["model"]["tokenizer_sha256"] = load_model(str(samples / "model")).tokenizer_sha256
+    (data / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ShardError) as raised:
+        _run(data, toy_model, out=tmp_path / "out")
+    assert raised.value.code == "template-differs"
+
+
+def test_a_set_that_does_not_say_what_its_mask_is_is_refused_a4(
+    shard_set: ShardSetFactory, toy_model: Path, tmp_path: Path
+) -> None:
+    data = shard_set()
+    manifest = json.loads((data / "manifest.json").read_text())
+    del manifest["mask"]
+    (data / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ShardError) as raised:
+        _run(data, toy_model, out=tmp_path / "out")
+    assert raised.value.code == "damaged-manifest"
+
+
+def test_a_set_without_the_mask_column_is_refused_a4(
+    shard_set: ShardSetFactory, toy_model: Path, tmp_path: Path
+) -> None:
+    data = shard_set()
+    manifest = json.loads((data / "manifest.json").read_text())
+    for record in manifest["shards"]:
+        shard = data / record["file"]
+        pq.write_table(pq.read_table(shard).drop_columns(["assistant_masks"]), shard)
+        record |= {"sha256": hashlib.sha256(shard.read_bytes()).hexdigest(), "num_bytes": shard.stat().st_size}
+    (data / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ShardError) as raised:
+        _run(data, toy_model, out=tmp_path / "out")
+    assert raised.value.code == "shard-schema"
 
 
 def test_random_weights_come_from_the_config_and_the_seed(
