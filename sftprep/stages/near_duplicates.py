@@ -81,19 +81,28 @@ def find_clusters(table: Signatures, *, digests: Hashes, present: npt.NDArray[np
     # In order of the texts, so that the first of a cluster is the smallest number.
     distinct = np.sort(first)
     place = np.searchsorted(distinct, first[inverse])
-    found = _components(_edges(table[rows[distinct]], threshold=threshold - SLACK), count=len(distinct))
+    found = _joined(table[rows[distinct]], threshold=threshold - SLACK)
     labels[rows] = rows[distinct[found[place]]]
     return Clusters(labels, exact)
 
 
-def _edges(table: Signatures, *, threshold: float) -> npt.NDArray[np.int64]:
-    """Pairs of texts whose estimated similarity reaches the threshold, int64 `[num_pairs, 2]`; enough to join all."""
-    found = [np.zeros((0, 2), np.int64)]
+def _joined(table: Signatures, *, threshold: float) -> Labels:
+    """The smallest number of each text's cluster, by the estimated similarity of texts that share a band.
+
+    Band by band, so that texts which an earlier band has joined are not compared again.
+    """
+    labels = np.arange(len(table))
     for band in range(_BANDS):
         pairs, buckets = _buckets(_band_keys(table, band))
-        found.append(pairs[_similarity(table, pairs) >= threshold])
-        found.extend(edge for members in buckets for edge in _bucket_edges(table, members, threshold=threshold))
-    return np.concatenate(found)
+        pairs = pairs[labels[pairs[:, 0]] != labels[pairs[:, 1]]]
+        found = [pairs[_similarity(table, pairs) >= threshold]]
+        for members in buckets:
+            if (labels[members] != labels[members[0]]).any():
+                found.extend(_bucket_edges(table, members, threshold=threshold))
+        edges = np.concatenate(found)
+        links = np.stack([np.arange(len(table)), labels], axis=1)
+        labels = _components(np.concatenate([edges, links]), count=len(table)) if len(edges) else labels
+    return labels
 
 
 def _band_keys(table: Signatures, band: int) -> Hashes:
