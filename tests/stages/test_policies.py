@@ -222,13 +222,15 @@ def test_an_ill_posed_turn_is_trained_behind_the_prompt_that_a_server_would_rend
 
 
 @pytest.mark.parametrize("value", [None, "", "absent"])
-def test_absent_null_and_empty_content_of_a_call_give_the_same_ids_d5(value: str | None) -> None:
+@pytest.mark.parametrize("printed", [False, True])
+def test_absent_null_and_empty_content_of_a_call_give_the_same_ids_d5(value: str | None, printed: bool) -> None:
     call = calling({"harbour": "Kiel"}, value)
     if value == "absent":
         del call["content"]
-    (document,) = documents(OWN.template, [user("q"), call], RenderPolicy(), TOOLS)
+    text, tools = (THINKING, None) if printed else (OWN.template, TOOLS)
+    (document,) = documents(text, [user("q"), call], RenderPolicy(), tools)
     assert "None" not in text_of(document, TRAINED_KINDS)
-    (expected,) = documents(OWN.template, [user("q"), calling({"harbour": "Kiel"}, "")], RenderPolicy(), TOOLS)
+    (expected,) = documents(text, [user("q"), calling({"harbour": "Kiel"}, "")], RenderPolicy(), tools)
     assert document.ids.tolist() == expected.ids.tolist()
 
 
@@ -273,3 +275,11 @@ def test_a_token_that_straddles_the_border_is_encoded_on_both_sides_of_it_c5() -
     prompt = "<|im_start|>user\nq<|im_end|><|im_start|>harbour<|im_end|><|im_start|>user\nr<|im_end|><|im_start|>har"
     expected = ENGINE.encode([prompt])[0].ids.tolist()
     assert later.ids[: len(expected)].tolist() == expected, "the later turn sees the answer as a server encodes it"
+
+
+@pytest.mark.parametrize("arguments", [{"harbour": 'St "Ives"'}, '{"harbour": "St \\"Ives\\""}'])
+@pytest.mark.parametrize("as_text", [False, True])
+def test_arguments_as_text_or_as_an_object_reach_the_model_unescaped_d1(arguments: Any, as_text: bool) -> None:
+    text = THINKING.replace("c.function.arguments | tojson", "c.function.arguments") if as_text else THINKING
+    (document,) = documents(text, [user("q"), calling(arguments, "I look.")], RenderPolicy())
+    assert '({"harbour": "St \\"Ives\\""})</call>' in text_of(document, TRAINED_KINDS)
