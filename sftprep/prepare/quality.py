@@ -65,7 +65,11 @@ def measure_quality(config: QualityConfig, *, on_bytes: OnBytes | None = None) -
 def _held_out(config: QualityConfig) -> HeldOut | None:
     if not config.against:
         return None
-    rows = (row for path in config.against for row in _texts(path, format=config.format))
+    rows = (
+        row_text(row.conversation) if row.conversation is not None else None
+        for path in config.against
+        for row in read_conversations(path, name=str(path), format=config.format)
+    )
     return HeldOut.of(rows, files=[str(path) for path in config.against], threshold=config.near_duplicate)
 
 

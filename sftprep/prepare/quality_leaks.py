@@ -28,13 +28,18 @@ class HeldOut:
     excerpts: list[str]
     ngram: int
     indexes: dict[str, SetIndex]
+    num_skipped: int
     worst: dict[tuple[str, int], tuple[float, str]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, rows: Iterator[RowText], *, files: list[str], threshold: float) -> HeldOut:
-        """Index held-out rows."""
+    def of(cls, rows: Iterator[RowText | None], *, files: list[str], threshold: float) -> HeldOut:
+        """Index held-out rows; None is a row with errors, which is counted."""
         places, excerpts, hashes, prompts = [], [], [], []
+        num_skipped = 0
         for row in rows:
+            if row is None:
+                num_skipped += 1
+                continue
             places.append(str(row.address))
             excerpts.append(excerpt(row.prompts or row.conversation))
             hashes.append(word_hashes(words(row.conversation)))
@@ -45,7 +50,7 @@ class HeldOut:
             "prompts": build_index(prompts),
             "conversations": build_index([_shingles(own) for own in hashes]),
         }
-        return cls(files, threshold, places, excerpts, length, indexes)
+        return cls(files, threshold, places, excerpts, length, indexes, num_skipped)
 
     def compare(self, row: RowText, *, shingles: dict[str, Hashes]) -> None:
         """Note what a training row shares with any held-out row."""
@@ -82,6 +87,7 @@ class HeldOut:
         return Leakage(
             held_out_files=self.files,
             num_held_out=len(self.places),
+            num_skipped=self.num_skipped,
             ngram=self.ngram,
             num_overlapping=len(owners["eval-overlap"]),
             num_near_duplicates=len(owners["eval-near-duplicate"]),

@@ -145,6 +145,7 @@ class Leakage(_Frozen):
 
     held_out_files: list[str]
     num_held_out: int
+    num_skipped: int = Field(description="Held-out rows with errors, which were not compared.")
     ngram: int = Field(description="Words of an n-gram: the held-out rows' 5th percentile length, 8 to 13.")
     num_overlapping: int = Field(description="Held-out rows with at least one shared n-gram.")
     num_near_duplicates: int = Field(description="Held-out rows with a near duplicate prompt or conversation.")

@@ -108,10 +108,11 @@ def _source_table(sources: Sequence[SourceStats]) -> Table:
 
 
 def _print_leakage(leakage: Leakage, console: Console) -> None:
+    skipped = f" ({leakage.num_skipped:,} with errors not compared)" if leakage.num_skipped else ""
     _line(
         console,
-        f"held out: of {leakage.num_held_out:,} rows {leakage.num_overlapping:,} share {leakage.ngram}-grams and "
-        f"{leakage.num_near_duplicates:,} have near duplicates in the training rows",
+        f"held out: of {leakage.num_held_out:,} rows{skipped} {leakage.num_overlapping:,} share {leakage.ngram}-grams "
+        f"and {leakage.num_near_duplicates:,} have near duplicates in the training rows",
         style="bold red" if leakage.leaks else "green",
     )
     # The worst of each text: many held-out rows may share a prompt.

@@ -164,6 +164,9 @@ def test_sources_are_compared_where_rows_name_them(tmp_path: Path) -> None:
 def test_rows_with_errors_are_counted_and_left_out(tmp_path: Path) -> None:
     report = measured(write(tmp_path / "f", chat("a b", "c d"), '{"messages": []}', chat("e f", "g h")))
     assert (report.num_rows, report.num_skipped, report.num_answers) == (2, 1, 2)
+    leakage = measured(tmp_path / "f", against=(tmp_path / "f",)).leakage
+    assert leakage is not None
+    assert (leakage.num_held_out, leakage.num_skipped) == (2, 1)
 
 
 def test_the_report_is_the_same_every_time_and_is_written_whole(tmp_path: Path) -> None:
