@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import json
+import re
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -14,10 +15,11 @@ import jinja2
 from sftprep.data import IGNORE_INDEX
 from sftprep.reports.findings import publishing
 from sftprep.reports.mask_json import AuditReport
-from sftprep.reports.mask_view import ROLES, PromptView, RowView, SpanView, visible
+from sftprep.reports.mask_view import HIDDEN, ROLES, PromptView, RowView, SpanView, visible
 
 _ROLE_ORDER: Final = ("template", "system", "user", "tool", "assistant")
 _SHOWN_SOURCES: Final = 12
+_MARKUP: Final = re.compile("[<>&]")
 
 
 def page_html(report: AuditReport, rows: Sequence[RowView]) -> str:
@@ -55,8 +57,8 @@ def _asset(name: str) -> str:
 def _script_json(value: Any) -> str:
     """JSON that a script element may hold whatever its texts say: nothing in it can end the element."""
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-    for character in "<>&\u2028\u2029":
-        text = text.replace(character, f"\\u{ord(character):04x}")
+    for pattern in (_MARKUP, HIDDEN):
+        text = pattern.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
     # A lone surrogate cannot be written as UTF-8.
     return text.encode("utf-8", "replace").decode("utf-8")
 

@@ -28,7 +28,7 @@ ROLES: Final = {
 """Who wrote the tokens of a reason; the template wrote those of the others."""
 
 _UNKNOWN: Final = "‹no such token›"
-_HIDDEN: Final = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff]")
+HIDDEN: Final = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff]")
 """Control characters but tab and line feed, and characters that reorder, break or hide text where it is shown."""
 
 
@@ -113,7 +113,7 @@ REASONS = {
 
 def visible(text: str) -> str:
     """Text in which characters that would move, reorder or hide what is shown are spelled out as ‹U+202E›."""
-    return _HIDDEN.sub(lambda match: f"‹U+{ord(match[0]):04X}›", text)
+    return HIDDEN.sub(lambda match: f"‹U+{ord(match[0]):04X}›", text)
 
 
 def view_row(

@@ -234,6 +234,14 @@ def test_left_padding_is_no_document(tmp_path: Path) -> None:
     assert (report.left.num_documents, report.left.num_tokens, report.same) == (1, 2, True)
 
 
+def test_a_border_inside_left_padding_is_kept(tmp_path: Path) -> None:
+    row = {"input_ids": [0, 0, 5, 6], "assistant_masks": [0, 0, 0, 1], "attention_mask": [0, 0, 1, 1]}
+    rows = [{**row, "position_ids": [0, 1, 2, 3]}] * 2
+    path = written(rows, tmp_path / "a.parquet", *rows[0])
+    report = diff(path, path)
+    assert (report.left.num_documents, report.left.num_tokens) == (2, 4)
+
+
 def test_a_directory_that_datasets_saved_is_read(shards: ShardSet, tmp_path: Path) -> None:
     rows = [{"input_ids": row["input_ids"], "labels": row["labels"]} for row in documents(shards)]
     whole = datasets.Dataset.from_list(rows)

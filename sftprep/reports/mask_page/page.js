@@ -103,13 +103,13 @@ function show(number, spoken) {
   chip.classList.add("at");
   if (spoken) chip.scrollIntoView({ block: "nearest" });
   const bytes = [...new TextEncoder().encode(own.text)].map((byte) => byte.toString(16).padStart(2, "0")).join(" ");
-  const facts = [["why", span.reason], ["text", JSON.stringify(own.text)], ["id", own.ids.join(" ")], ["bytes", bytes],
+  const facts = [["why", span.reason], ["text", JSON.stringify(own.shown)], ["id", own.ids.join(" ")], ["bytes", bytes],
     ["position", own.position], ["label", own.trained ? own.ids.at(-1) : data.ignore_index], ["weight", own.weight],
     ["reason", span.kind], ["role", span.role], ["message", span.message < 0 ? "none" : span.message],
     ["document", current.number], ["origin", span.origin]];
   $("detail").replaceChildren(...facts.map(([name, value]) => element("div", ["why", "origin", "text", "bytes"].includes(name) ? { class: name === "why" ? "why wide" : "wide" } : {},
     element("dt", {}, name), element("dd", {}, String(value)))));
-  if (spoken) $("spoken").textContent = `${own.text}, id ${own.ids.join(" ")}, ${span.reason}`;
+  if (spoken) $("spoken").textContent = `${own.shown}, id ${own.ids.join(" ")}, ${span.reason}`;
 }
 
 function fillTurns() {
