@@ -1,6 +1,6 @@
 """The matrix that the peers were measured on: eleven original templates, seven conversations, with a real tokenizer.
 
-The tokenizer is Qwen3's with the control tokens of each template added, as the peers were given it. The reference is
+The tokenizer is Qwen3's with the templates' control tokens added, as the peers were given it. The reference is
 transformers' text encoded by that tokenizer. A cell is `o` where every assistant turn is trained once, behind exactly
 the server's prompt ids, through its stop id, and decodes to its text; `-` where the template itself refuses; else the
 code of the refusal, or what is wrong.
@@ -8,16 +8,12 @@ code of the refusal, or what is wrong.
 
 from __future__ import annotations
 
-import functools
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from tokenizers import AddedToken, Tokenizer
 
 from sftprep.data import TRAINED_KINDS, Conversation, Document, RowAddress
-from sftprep.engines.load import build_model
 from sftprep.engines.reference import ReferenceEngine
 from sftprep.errors import MaskError
 from sftprep.stages.encode import encode
@@ -64,52 +60,44 @@ def conversations(opening: str) -> dict[str, Case]:
     }
 
 
-@functools.lru_cache(maxsize=1)
-def base_tokenizer() -> str:
-    """Qwen3's tokenizer.json."""
-    return (MODELS / "qwen3" / "tokenizer.json").read_text(encoding="utf-8")
-
-
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """A cell, and where it was refused."""
+    """A cell: `o`, `-`, the code of a refusal, or what is wrong."""
 
     text: str
-    place: str = ""
+
+
+class Vocabulary:
+    """Qwen3's tokenizer with the control tokens of all the templates, and the engine that sftprep makes of it."""
+
+    def __init__(self, servers: Sequence[Server]) -> None:
+        self.tokenizer = Tokenizer.from_file(str(MODELS / "qwen3" / "tokenizer.json"))
+        found = {token for server in servers for token in (*TOKEN.findall(server.text), *stop_tokens(server))}
+        tokens = sorted(token for token in found if not token.startswith("</")) + list(SPECIAL.values())
+        self.tokenizer.add_special_tokens([AddedToken(token, special=True) for token in tokens])
+        self.engine = ReferenceEngine(self.tokenizer.to_str())
+        self.control_tokens = [t.content for t in self.tokenizer.get_added_tokens_decoder().values() if t.special]
+
+    def encode(self, text: str) -> list[int]:
+        """A text's ids, as a server encodes them."""
+        return list(self.tokenizer.encode(text, add_special_tokens=False).ids)
 
 
 class Peer:
-    """One template with the tokenizer made for it."""
+    """One template with that vocabulary."""
 
-    def __init__(self, path: Path) -> None:
-        self.server = Server(path.read_text(encoding="utf-8"))
-        stops = stop_tokens(self.server)
-        self.tokenizer = Tokenizer.from_str(base_tokenizer())
-        tokens = {*TOKEN.findall(self.server.text), *SPECIAL.values(), *stops}
-        special = sorted(token for token in tokens if "/" not in token[1:3] or token in SPECIAL.values())
-        self.tokenizer.add_special_tokens([AddedToken(token, special=True) for token in special])
-        files = {
-            "tokenizer.json": self.tokenizer.to_str().encode(),
-            "tokenizer_config.json": json.dumps(SPECIAL).encode(),
-            "generation_config.json": json.dumps({"eos_token_id": [self._id(stop) for stop in stops]}).encode(),
-            "chat_template.jinja": self.server.text.encode(),
-        }
-        self.model = build_model(path.stem, files)
-        self.engine = ReferenceEngine(self.model.tokenizer_json)
+    def __init__(self, server: Server, vocabulary: Vocabulary) -> None:
+        self.server = server
+        self.vocabulary = vocabulary
+        stops = stop_tokens(server)
+        self.stop_ids = frozenset(int(vocabulary.tokenizer.token_to_id(stop)) for stop in stops)
         self.template = ChatTemplate(
-            self.server.text,
-            special_tokens=self.model.special_tokens,
-            stop_tokens=self.model.stop_tokens,
-            control_tokens=self.model.control_tokens,
+            server.text,
+            special_tokens=SPECIAL,
+            stop_tokens=stops,
+            control_tokens=vocabulary.control_tokens,
             now=NOW,
         )
-
-    def _id(self, token: str) -> int:
-        return int(self.tokenizer.token_to_id(token))
-
-    def encoded(self, text: str) -> list[int]:
-        """A text's ids, as a server encodes them."""
-        return list(self.tokenizer.encode(text, add_special_tokens=False).ids)
 
     def verdict(self, case: Case, policy: RenderPolicy) -> Verdict:
         """The cell of a conversation."""
@@ -119,9 +107,9 @@ class Peer:
         conversation = Conversation(RowAddress("f", 1), case.messages, [1.0] * len(case.messages), case.tools)
         try:
             rendered = render(conversation, template=self.template, policy=policy)
-            documents = encode(rendered.samples, engine=self.engine, stop_ids=frozenset(self.model.stop_ids))
+            documents = encode(rendered.samples, engine=self.vocabulary.engine, stop_ids=self.stop_ids)
         except MaskError as error:
-            return Verdict(error.code, error.place)
+            return Verdict(error.code)
         return Verdict(", ".join(self._wrong(case, messages, documents)) or "o")
 
     def _wrong(self, case: Case, messages: Sequence[Json], documents: Sequence[Document]) -> Iterator[str]:
@@ -131,12 +119,12 @@ class Peer:
         switches = [{}, *({name: value} for name, value in self.template.switches)]
         for message, before, own in runs:
             texts = [self.server.render(messages[:message], case, kwargs, prompt=True) for kwargs in switches]
-            if before not in [self.encoded(text) for text in texts if text is not None]:
+            if before not in [self.vocabulary.encode(text) for text in texts if text is not None]:
                 yield f"turn {message} is not behind the server's prompt"
-            if own[-1] not in self.model.stop_ids or set(own[:-1]) & set(self.model.stop_ids):
+            if own[-1] not in self.stop_ids or set(own[:-1]) & self.stop_ids:
                 yield f"turn {message} does not end in its only stop token"
             ended = [self.server.render(messages[: message + 1], case, kwargs, prompt=False) for kwargs in switches]
-            if not any(self.engine.decode(own[:-1]) in text for text in ended if text is not None):
+            if not any(self.vocabulary.engine.decode(own[:-1]) in text for text in ended if text is not None):
                 yield f"turn {message} is not the template's text"
 
 
@@ -157,11 +145,12 @@ def peer_matrices() -> tuple[Matrix, Matrix]:
     """The cells with control tokens and lost fields waived, and those of the safe defaults."""
     waived: dict[str, dict[str, Verdict]] = {}
     safe: dict[str, dict[str, Verdict]] = {}
+    servers = {name: Server(path.read_text(encoding="utf-8")) for name, path in ORIGINALS.items()}
     with fixed_clock():
-        for name, path in ORIGINALS.items():
-            # One tokenizer at a time: each takes a second to build and 100 MB.
-            peer = Peer(path)
-            made = conversations(opening_of(peer.server))
+        vocabulary = Vocabulary(list(servers.values()))
+        for name, server in servers.items():
+            peer = Peer(server, vocabulary)
+            made = conversations(opening_of(server))
             waived[name] = {case: peer.verdict(made[case], WAIVED) for case in CASES}
             safe[name] = {case: peer.verdict(made[case], SAFE) for case in CASES}
     return waived, safe
