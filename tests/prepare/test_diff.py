@@ -167,6 +167,19 @@ def test_the_rule_behind_each_difference_is_named_c7(shards: ShardSet, tmp_path:
     assert report.num_only_left == report.num_only_right == 0
 
 
+FROM_THE_START = {"first-token-trained", "token-prepended", "template-text-differs"}
+
+
+@pytest.mark.parametrize("name", [name for name, (_, rule, _) in RULES.items() if rule not in FROM_THE_START])
+def test_the_witness_of_each_rule_sees_a_comparison_that_looks_at_the_wrong_token_c7(
+    shards: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr("sftprep.prepare.diff.first_difference", lambda *_: 0)
+    monkeypatch.setattr("sftprep.prepare.diff_rules.first_difference", lambda *_: 0)
+    with pytest.raises(AssertionError):
+        test_the_rule_behind_each_difference_is_named_c7(shards, tmp_path, name)
+
+
 def test_the_first_differing_token_is_shown_with_both_sides(shards: ShardSet, tmp_path: Path) -> None:
     report = compared(shards, tmp_path / "other.parquet", mask_the_stop_token)
     (shown,) = report.differences

@@ -303,3 +303,34 @@ def test_the_arguments_that_the_template_was_given_are_known_for_every_document_
     rendered = render(conversation, template=template, policy=ALLOW)
     documents = encode(rendered.samples, engine=model.engine, stop_ids=frozenset(model.files.stop_ids))
     assert [document.template_kwargs for document in documents] == [given, given | chosen]
+
+
+@pytest.mark.slow
+@pytest.mark.corpus
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("name", [*WITH_TEMPLATE, "smollm2-135m-instruct"])
+def test_hostile_conversations_keep_the_contract_on_every_tokenizer_a11_c5_m4(corpus: Path, name: str) -> None:
+    model = model_at(corpus / "models" / name)
+    exact: list[int] = []
+    pieces = st.lists(st.sampled_from([*PIECES, *model.files.control_tokens[:40]]), max_size=12).map("".join)
+
+    @settings(max_examples=40, deadline=None, database=None)
+    @given(turns=st.lists(st.tuples(pieces, pieces), min_size=1, max_size=3))
+    def check(turns: list[tuple[str, str]]) -> None:
+        messages = [m for q, a in turns for m in (user(MARKER + q), assistant("answer" + a))]
+        try:
+            documents = model.documents(messages)
+        except MaskError as error:
+            if error.code not in {*REFUSALS, "lossy-tokenizer", "stop-not-one-token"}:
+                raise
+            return
+        exact.append(len(documents))
+        trained = [message for document in documents for message, _, _ in runs(document)]
+        assert sorted(trained) == list(range(1, len(messages), 2))
+        for document in documents:
+            for message, start, _ in runs(document):
+                assert document.ids[:start].tolist() in model.prompts(messages[:message], None)
+            assert MARKER not in text_of(model, document, TRAINED_KINDS)
+
+    check()
+    assert len(exact) >= 20, "half of the conversations are exact at least"
