@@ -49,7 +49,7 @@ class ValidateConfig(BaseModel):
     )
     quality: bool = Field(
         default=False,
-        description="Measure quality too: duplicates, diversity, low-quality answers; needs `sftprep[quality]`.",
+        description="Measure quality too: duplicates, diversity, low-quality answers; needs the extra `quality`.",
     )
     against: tuple[Path, ...] = Field(
         default=(),
