@@ -66,6 +66,8 @@ def report(shards: ShardSet, total: Tally) -> AuditReport:
         left_out=manifest.left_out.by_code,
         classes=manifest.counts.documents_by_class,
         remarks=manifest.counts.remarks,
+        num_conversations=manifest.counts.num_conversations,
+        repeated_tokens=manifest.counts.repeated_tokens,
         findings=findings,
     )
 

@@ -130,6 +130,8 @@ class AuditReport(_Frozen):
     left_out: dict[str, int] = Field(description="Rows left out when packing, by code.")
     classes: dict[str, int] = Field(description="Trained turns by class, as packed.")
     remarks: dict[str, int] = Field(description="What packing remarked of turns and rows, by name.")
+    num_conversations: int = Field(description="Rows of which documents were packed, with repetition.")
+    repeated_tokens: int = Field(description="Tokens of history that documents of one row repeat, as packed.")
     findings: list[AuditFinding] = Field(description="Those of the most rows first.")
     gates: list[GateResult] = Field(default_factory=list)
     parity: ParityCertificate | None = Field(default=None, description="Where --prove asked for it.")

@@ -52,6 +52,13 @@ def print_summary(report: AuditReport, console: Console) -> None:
     if told.keys() - {"packed"}:
         names = ", ".join(f"{name} {count:,}" for name, count in told.items())
         console.print(f"turns and what packing remarked: {names}", soft_wrap=True, markup=False)
+    if report.repeated_tokens:
+        share = report.repeated_tokens / max(report.num_tokens, 1)
+        console.print(
+            f"{report.num_conversations:,} conversations in {report.num_documents:,} documents: "
+            f"{report.repeated_tokens:,} tokens ({share:.1%}) repeat history that the template rewrites",
+            soft_wrap=True,
+        )
     if report.left_out:
         codes = ", ".join(f"{code} {count:,}" for code, count in sorted(report.left_out.items()))
         console.print(f"rows left out when packing: {codes} (all in left_out.jsonl)", soft_wrap=True)

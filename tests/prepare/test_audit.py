@@ -303,3 +303,32 @@ def test_tokens_that_share_a_character_are_shown_as_that_character(tmp_path: Pat
     assert "潮 🌊 é" in text
     assert "\ufffd" not in text
     assert row.num_tokens == sum(len(token.ids) for span in row.spans for token in span.tokens)
+
+
+def test_the_audit_says_what_a_template_that_rewrites_history_costs_e1(samples: Path, tmp_path: Path) -> None:
+    model = Path(shutil.copytree(samples / "model", tmp_path / "model"))
+    (model / "chat_template.jinja").write_text(
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.reasoning_content and loop.last %}"
+        "<think>{{ m.reasoning_content }}</think>{% endif %}{{ m.content }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    asked = {"role": "user", "content": "How deep is the harbour at low tide?"}
+    turn = {"role": "assistant", "content": "Four fathoms.", "reasoning_content": "The table says so."}
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(json.dumps({"messages": [asked, turn, asked, turn]}) + "\n")
+    out = tmp_path / "set"
+    pack(PackConfig(files=(rows,), model=str(model), out=out, max_length=512))
+    report = audit(AuditConfig(directory=out)).report
+    first, second = sorted(
+        pa.concat_tables([pq.read_table(p) for p in (out / "shards").iterdir()])["seq_lengths"][0].as_py()
+    )
+    assert (report.num_conversations, report.num_documents) == (1, 2)
+    assert report.classes == {"packed": 1, "rewritten": 1}
+    assert 0 < report.repeated_tokens < first < second
+    done = subprocess.run(
+        [sys.executable, "-m", "sftprep", "audit", str(out), "--sample", "0"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert f"1 conversations in 2 documents: {report.repeated_tokens} tokens" in done.stdout
