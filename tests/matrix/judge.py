@@ -146,6 +146,8 @@ class Judge:
             yield f"{place} the completion ends in no stop token"
         if served and not any(_is_rendered(turn, kwargs, (prompt, body, stop)) for kwargs in served):
             yield f"{place} the template never writes this completion"
+        if _has_scaffold(turn, prompt, completion):
+            yield f"{place} trains a scaffold that a server supplies"
         tail = next((turn.tail(kwargs) for kwargs in served), "")
         lost = unsaid(turn.own, tail + completion)
         if lost and not (waived and is_forced(turn, "field-lost")):
@@ -159,6 +161,14 @@ class Judge:
         typed = any(stop in piece for _, piece in pieces_of(turn.own) for stop in self.stops)
         if not typed and any(stop in body for stop in self.stops):
             yield "goes on behind a stop token"
+
+
+def _has_scaffold(turn: Turn, prompt: str, completion: str) -> bool:
+    """Whether another switch's prompt holds what a turn without reasoning begins with: an empty block (E3)."""
+    if turn.own.get("reasoning_content") or "think" in str(turn.own.get("content")):
+        return False
+    prompts = [turn.prompt(kwargs) or "" for kwargs in turn.free_switches]
+    return any(len(other) > len(prompt) and (prompt + completion).startswith(other) for other in prompts)
 
 
 def _is_rendered(turn: Turn, kwargs: Mapping[str, Json], parts: tuple[str, str, str]) -> bool:
