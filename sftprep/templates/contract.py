@@ -146,10 +146,9 @@ class TurnResolver:
             if problem is None:
                 return turn
             contradiction = contradiction or problem
-        is_vague = contradiction is None or contradiction.code == CONTRADICTED
-        raise (refused if refused is not None and is_vague else contradiction) or mask_error(
-            message, CONTRADICTED, "the template renders the turn under no keyword argument"
-        )
+        if refused is not None and (contradiction is None or contradiction.code == CONTRADICTED):
+            raise refused
+        raise contradiction or mask_error(message, CONTRADICTED, "no keyword argument makes the template render it")
 
     def _tried(self, message: int, request: Request, kind: str) -> ExactTurn | MaskError | None:
         """The checked turn where its prompt is a prefix of its own render, what is wrong with it, or None."""
@@ -228,7 +227,19 @@ class TurnResolver:
                 refused = refused or found
             elif found is not None and (best is None or found.size < best.size):
                 best = found
-        return best, refused
+        return (None if best is None else self._behind_longest_prompt(best)), refused
+
+    def _behind_longest_prompt(self, turn: ExactTurn) -> ExactTurn:
+        """The same text behind the longest prompt of a server that it begins with: a scaffold there is not trained."""
+        limit = first_said(turn.traced, turn.message, turn.start)
+        for request in (self.request, *self._switched_requests()):
+            try:
+                prompt = self._text(turn.message, request, prompt=True)
+            except TemplateError:
+                continue
+            if turn.start < len(prompt) <= limit and turn.exact_text.startswith(prompt):
+                turn = replace(turn, request=request, start=len(prompt), kind="switched")
+        return turn
 
     def _switched_requests(self) -> list[Request]:
         given = self.request.kwargs or {}
@@ -275,8 +286,7 @@ class TurnResolver:
         return replace(behind_prompt(turn, prompt), kind="contradicted")
 
 
-_TAIL: Final = 20
-"""Characters before the next turn, of the last field at most, by which a text is known again in a longer one."""
+_TAIL: Final = 20  # characters, of the last field at most, by which a text is known again in a longer one
 
 
 def _opened_by(probe: TracedText, traced: TracedText, follower: int, stop_tokens: Sequence[str]) -> str:

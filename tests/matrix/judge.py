@@ -144,7 +144,10 @@ class Judge:
             yield f"{place} not a prompt of the server"
         if not stop:
             yield f"{place} the completion ends in no stop token"
-        if served and not any(_is_rendered(turn, kwargs, (prompt, body, stop)) for kwargs in served):
+        rendered = any(_is_rendered(turn, kwargs, (prompt, body, stop)) for kwargs in served)
+        # The whole text may be that of another switch, which begins with this server's prompt.
+        rendered |= any((turn.ended(kwargs) or "").startswith(prompt + completion) for kwargs in turn.free_switches)
+        if served and not rendered:
             yield f"{place} the template never writes this completion"
         if _has_scaffold(turn, prompt, completion):
             yield f"{place} trains a scaffold that a server supplies"

@@ -122,7 +122,7 @@ def test_any_file_is_rows_that_are_good_or_bad(
 
 
 @pytest.mark.slow
-@settings(deadline=None, max_examples=8_000, suppress_health_check=QUIET)
+@settings(deadline=None, max_examples=1_500, suppress_health_check=QUIET)
 @given(damaged() | st.binary(max_size=4000), NAMES, FORMATS)
 def test_any_of_many_files_is_rows_that_are_good_or_bad(
     tmp_path_factory: pytest.TempPathFactory, data: bytes, name: str, row_format: str | None

@@ -103,3 +103,13 @@ def test_an_object_that_is_printed_whole_shows_all_that_is_in_it() -> None:
     text += "{% for k, v in c.function.arguments.items() %}|{{ k }}={{ v }}{% endfor %}{% endfor %}<|end|>" + PROMPT
     turn = resolved(text, [user("q"), calling({"a": {"b": "one", "c": ["two"]}, "d": "three"}, "I look.")])
     assert completion(turn) == "I look.tide_table|a={'b': 'one', 'c': ['two']}|d=three<|end|>"
+
+
+def test_a_scaffold_that_the_plain_prompt_supplies_is_not_trained_though_a_switch_renders_the_turn_e3() -> None:
+    text = HEAD + "{% if m.role == 'assistant' %}{% if thinking %}<think>{% endif %}</think>{% endif %}{{ m.content }}"
+    text += "<|end|>{% endfor %}{% if add_generation_prompt %}<|assistant|><think>"
+    text += "{% if not thinking %}</think>{% endif %}{% endif %}"
+    turn = resolved(text, [user("q"), assistant("a")])
+    assert completion(turn) == "a<|end|>"
+    assert turn.traced.text[: turn.start] == "<|user|>q<|end|><|assistant|><think></think>"
+    assert not turn.request.kwargs
