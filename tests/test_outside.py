@@ -14,6 +14,7 @@ import pytest
 import transformers.utils.chat_template_utils as hf
 
 from tests.outside import first_rows, judge
+from tests.stages.test_exact import Model, check_hostile
 
 MODELS = ("qwen3", "qwen3.6", "gpt-oss", "deepseek-v3", "deepseek-v4", "phi-3")
 MODELS += ("mistral-v3", "mistral-tekken", "smollm2-135m-instruct")
@@ -111,3 +112,4 @@ def test_the_contract_holds_on_the_tokenizers_of_llama_and_gemma_too_a10_c1(
     (model / "generation_config.json").write_text(json.dumps({"eos_token_id": stops}))
     shutil.copy(corpus / "templates" / template, model / "chat_template.jinja")
     check(corpus, tmp_path, model, count=100)
+    check_hostile(Model(model))

@@ -6,6 +6,7 @@ The reference is the obvious slow one: `AutoTokenizer.apply_chat_template` on th
 from __future__ import annotations
 
 import functools
+import shutil
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -305,12 +306,8 @@ def test_the_arguments_that_the_template_was_given_are_known_for_every_document_
     assert [document.template_kwargs for document in documents] == [given, given | chosen]
 
 
-@pytest.mark.slow
-@pytest.mark.corpus
-@pytest.mark.timeout(600)
-@pytest.mark.parametrize("name", [*WITH_TEMPLATE, "smollm2-135m-instruct"])
-def test_hostile_conversations_keep_the_contract_on_every_tokenizer_a11_c5_m4(corpus: Path, name: str) -> None:
-    model = model_at(corpus / "models" / name)
+def check_hostile(model: Model) -> None:
+    """The contract on conversations of control tokens, headers and white space, drawn at random."""
     exact: list[int] = []
     pieces = st.lists(st.sampled_from([*PIECES, *model.files.control_tokens[:40]]), max_size=12).map("".join)
 
@@ -334,3 +331,26 @@ def test_hostile_conversations_keep_the_contract_on_every_tokenizer_a11_c5_m4(co
 
     check()
     assert len(exact) >= 20, "half of the conversations are exact at least"
+
+
+@pytest.mark.slow
+@pytest.mark.corpus
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("name", [*WITH_TEMPLATE, "smollm2-135m-instruct"])
+def test_hostile_conversations_keep_the_contract_on_every_tokenizer_a11_c5_m4(corpus: Path, name: str) -> None:
+    check_hostile(model_at(corpus / "models" / name))
+
+
+@pytest.mark.slow
+@pytest.mark.corpus
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("name", ["gpt-2", "falcon"])
+def test_so_they_do_on_bare_tokenizers_with_a_template_of_ours_a11_c5_m4(
+    corpus: Path, tmp_path: Path, name: str
+) -> None:
+    place = Path(shutil.copytree(corpus / "models" / name, tmp_path / "model"))
+    (place / "chat_template.jinja").write_text(
+        "{% for m in messages %}{{ m.role }}: {{ m.content }}{{ eos_token }}\n{% endfor %}"
+        "{% if add_generation_prompt %}assistant: {% endif %}"
+    )
+    check_hostile(Model(place))
