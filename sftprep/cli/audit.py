@@ -6,16 +6,15 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from pydantic import ValidationError
 
+from sftprep.cli.options import option_of, read_config
 from sftprep.config.audit import AuditConfig
-from sftprep.errors import UsageError
 
 _FIELDS = AuditConfig.model_fields
 
 
 def _option(field: str, *names: str, **settings: Any) -> Any:
-    return typer.Option(*(names or (f"--{field.replace('_', '-')}",)), help=_FIELDS[field].description, **settings)
+    return option_of(AuditConfig, field, *names, **settings)
 
 
 def audit(
@@ -46,22 +45,12 @@ def audit(
 
     Example: sftprep audit packed --diff other_trainer/prepared
     """
-    config = _config({**locals(), "allow": allow or (), "fail_on": fail_on or ()})
+    options = {**locals(), "allow": allow or (), "fail_on": fail_on or ()}
+    config = read_config(AuditConfig, options, command="audit")
     if config.diff is None:
         _run(config)
     else:
         _compare(config, config.diff)
-
-
-def _config(options: dict[str, Any]) -> AuditConfig:
-    """UsageError where options are wrong one by one or together."""
-    try:
-        return AuditConfig(**options)
-    except ValidationError as error:
-        first = error.errors()[0]
-        name = f"--{str(first['loc'][0]).replace('_', '-')}: " if first["loc"] else ""
-        what = first["msg"].removeprefix("Value error, ")
-        raise UsageError(f"{name}{what}", code="bad-option", hint="see sftprep audit --help") from error
 
 
 def _run(config: AuditConfig) -> None:

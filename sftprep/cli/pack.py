@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
-from pydantic import ValidationError
 
+from sftprep.cli.options import option_of, read_config
 from sftprep.config.pack import OverLength, PackConfig
-from sftprep.errors import UsageError
 
 if TYPE_CHECKING:
     from sftprep.sources.compressed import OnBytes
@@ -22,8 +21,7 @@ _FIELDS = PackConfig.model_fields
 
 
 def _option(field: str, *names: str, **settings: Any) -> Any:
-    """An option that says what its field says."""
-    return typer.Option(*(names or (f"--{field.replace('_', '-')}",)), help=_FIELDS[field].description, **settings)
+    return option_of(PackConfig, field, *names, **settings)
 
 
 def _default(field: str) -> Any:
@@ -69,18 +67,7 @@ def pack(
     """
     options = {**locals(), "files": files or (), "sources": sources or (), "allow": allow or ()}
     options["format"] = options.pop("row_format")
-    _run(_config(options))
-
-
-def _config(options: dict[str, Any]) -> PackConfig:
-    """UsageError where options are wrong one by one or together."""
-    try:
-        return PackConfig(**options)
-    except ValidationError as error:
-        first = error.errors()[0]
-        name = f"--{str(first['loc'][0]).replace('_', '-')}: " if first["loc"] else ""
-        what = first["msg"].removeprefix("Value error, ")
-        raise UsageError(f"{name}{what}", code="bad-option", hint="see sftprep pack --help") from error
+    _run(read_config(PackConfig, options, command="pack"))
 
 
 def _run(config: PackConfig) -> None:

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 from pydantic import ValidationError
 
+from sftprep.cli.options import option_of
 from sftprep.config.split import SplitConfig
 from sftprep.errors import UsageError
 
@@ -15,7 +16,7 @@ _FIELDS = SplitConfig.model_fields
 
 
 def _option(field: str, *names: str, **settings: Any) -> Any:
-    return typer.Option(*(names or (f"--{field.replace('_', '-')}",)), help=_FIELDS[field].description, **settings)
+    return option_of(SplitConfig, field, *names, **settings)
 
 
 def split(

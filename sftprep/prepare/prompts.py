@@ -10,10 +10,11 @@ from tokenizers import Tokenizer
 
 from sftprep.engines.model import ModelFiles
 from sftprep.errors import TemplateError
-from sftprep.prepare.prove import Prompt, Server, conversations, document_ids, first_difference
+from sftprep.prepare.prove import Prompt, Server, conversations, document_ids
 from sftprep.reports.mask_view import PromptView
 from sftprep.reports.parity_json import ParityCertificate
 from sftprep.shards.read import ShardSet
+from sftprep.stages.align import first_difference
 from sftprep.stages.turn_prompts import Turns, trained_turns
 
 TurnKey = tuple[int, int, int, int]

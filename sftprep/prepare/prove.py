@@ -28,6 +28,7 @@ from sftprep.reports.parity_json import ParityCertificate, PromptDifference, Sou
 from sftprep.shards.manifest import SourceRecord
 from sftprep.shards.read import ShardSet
 from sftprep.sources.lines import file_sha256
+from sftprep.stages.align import first_difference
 from sftprep.stages.mask_audit import readable_rows
 from sftprep.stages.turn_prompts import TURN, Turns, digest, trained_turns
 from sftprep.templates.adapt import adapt_messages, probe_form
@@ -198,13 +199,6 @@ def _difference(
         server_sends=run.server.engine.decode(sent[position : position + _SHOWN_TOKENS].tolist()),
         reason=prompt.message if isinstance(prompt, TemplateError) else "",
     )
-
-
-def first_difference(own: Prompt, sent: Prompt) -> int:
-    """The first position at which two prompts differ; the shorter one's end where one begins the other."""
-    size = min(len(own), len(sent))
-    unequal = np.flatnonzero(own[:size] != sent[:size])
-    return int(unequal[0]) if len(unequal) else size
 
 
 def document_ids(row: pa.RecordBatch, number: int) -> Prompt:

@@ -10,7 +10,7 @@ report = measure_quality(QualityConfig(files=(Path("chats.jsonl"),), against=(Pa
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -24,6 +24,7 @@ from sftprep.prepare.quality_rows import VIEWS, RowColumns, rereadable
 from sftprep.prepare.quality_sources import SourceTally, near_by_source
 from sftprep.prepare.validate import read_conversations
 from sftprep.reports.quality_json import Distinct, Diversity, Leakage, QualityReport, StockPhrase, write_quality
+from sftprep.sources.compressed import OnBytes
 from sftprep.stages.answer_phrases import BOILERPLATE, stock_phrases
 from sftprep.stages.dialogue import RowText, row_text
 from sftprep.stages.diversity import OPENING_WORDS, DistinctTally, sequence_key
@@ -33,8 +34,6 @@ from sftprep.stages.words import ngram_hashes, word_hashes, words
 
 __all__ = ["QualityReport", "measure_quality"]
 
-OnBytes = Callable[[int], None]
-"""Told how many more bytes of the files, as stored, have been read."""
 
 _DISTINCT: Final = (1, 2, 3)
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +26,7 @@ from sftprep.errors import DataError, OutputError, SourceError
 from sftprep.prepare.quality_rows import View, rereadable
 from sftprep.prepare.validate import read_conversations
 from sftprep.reports.quality_split import SplitReport
+from sftprep.sources.compressed import OnBytes
 from sftprep.sources.lines import file_sha256, read_rows
 from sftprep.stages.dialogue import RowText, row_text
 from sftprep.stages.leakage import SetIndex, build_index, similar
@@ -33,7 +34,6 @@ from sftprep.stages.near_duplicates import SHINGLE_WORDS, Hashes
 from sftprep.stages.split import draw_held_out, merge_labels
 from sftprep.stages.words import ngram_hashes, word_hashes, words
 
-OnBytes = Callable[[int], None]
 Labels = npt.NDArray[np.int64]
 Held = npt.NDArray[np.bool_]
 

@@ -13,7 +13,7 @@ from sftprep.templates.adapt import adapt_messages, probe_form
 from sftprep.templates.contract import TurnResolver
 from sftprep.templates.control import refuse_control_tokens, typed_tokens, written_tokens
 from sftprep.templates.exact import ExactTurn
-from sftprep.templates.generation import has_generation_tags, tag_remarks
+from sftprep.templates.generation import tag_remarks
 from sftprep.templates.masking import masked_fields, masked_stretches, says_more_than
 from sftprep.templates.merge import merge_consecutive
 from sftprep.templates.policy import ControlTokens, History, Mask, RenderPolicy, TrainOn
@@ -85,7 +85,7 @@ def _rendered(conversation: Conversation, template: ChatTemplate, policy: Render
     _refuse_lost_tools(conversation, groups[0][-1])
     _refuse_double_bos(template, groups, policy)
     kept = groups if policy.history is History.EXPAND else groups[:1]
-    if policy.mask is Mask.CONTRACT and has_generation_tags(template.text):
+    if policy.mask is Mask.CONTRACT and template.has_generation_blocks:
         remarks.update(remark for group in kept for remark in tag_remarks(template, messages, group))
     remarks["context-lost"] += lost_context(groups[0][-1].traced, groups[0][-1].message)
     samples = [_sample(conversation, number, group, policy) for number, group in enumerate(reversed(kept))]

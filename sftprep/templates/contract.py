@@ -133,22 +133,19 @@ class TurnResolver:
 
         `refused` is what was wrong under a switch: it says more than that the plain request contradicts itself.
         """
-        contradiction: MaskError | None = None
+        problems: list[MaskError | TemplateError] = []
         for request in (self.request, *self._switched_requests()):
             try:
                 turn = self._spliced(message, request)
-            except TemplateError:
-                continue
-            except MaskError as error:
-                contradiction = contradiction or error
+            except (MaskError, TemplateError) as error:
+                problems.append(error)
                 continue
             problem = problem_of(turn, template=self.template, allow=self.allow)
             if problem is None:
                 return turn
-            contradiction = contradiction or problem
-        if refused is not None and (contradiction is None or contradiction.code == CONTRADICTED):
-            raise refused
-        raise contradiction or mask_error(message, CONTRADICTED, "no keyword argument makes the template render it")
+            problems.append(problem)
+        # The plain request comes first: what is wrong with it is what is told.
+        raise refused if refused is not None and problems[0].code == CONTRADICTED else problems[0]
 
     def _tried(self, message: int, request: Request, kind: str) -> ExactTurn | MaskError | None:
         """The checked turn where its prompt is a prefix of its own render, what is wrong with it, or None."""

@@ -45,11 +45,7 @@ class TracingEnvironment(MeteredEnvironment):
 
     def concat(self, pieces: Iterable[str]) -> str:
         """Join what the compiled template yields."""
-        kept: list[str] = []
-        for piece in pieces:
-            self.meter.charge(len(piece))
-            kept.append(piece)
-        return self.tracer.concat(kept)
+        return self.tracer.concat(self.charged(pieces))
 
     def getattr(self, obj: Any, attribute: str) -> Any:
         """`obj.attribute`; a traced string has the attributes of `str` and no others."""
@@ -71,10 +67,6 @@ class TracingEnvironment(MeteredEnvironment):
         """A printed expression."""
         self.meter_look(value)
         return self.tracer.concat((value,))
-
-    def join_values(self, values: Iterable[object]) -> str:
-        """`a ~ b`."""
-        return self.concat(self.print_value(value) for value in values)
 
     def trace_push(self) -> None:
         """Before a loop: remember the turn."""

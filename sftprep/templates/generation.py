@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Final
 
 from sftprep.data import Json
 from sftprep.errors import TemplateError
@@ -13,14 +12,8 @@ from sftprep.templates.template import ChatTemplate, Request
 
 _OPEN, _CLOSE = "\U0010fffd", "\U000ffffd"
 """Private-use characters that stand at a block's ends for one render."""
-_TAG: Final = re.compile(r"\{%[-+]?\s*generation\b")
 
 Span = tuple[int, int]
-
-
-def has_generation_tags(text: str) -> bool:
-    """Whether a template marks what it takes for the model's text."""
-    return _TAG.search(text) is not None
 
 
 def generation_spans(template: ChatTemplate, messages: Sequence[Mapping[str, Json]], request: Request) -> list[Span]:

@@ -136,11 +136,15 @@ class MeteredEnvironment(ImmutableSandboxedEnvironment):
 
     def concat(self, pieces: Iterable[str]) -> str:
         """Join what the compiled template yields."""
+        return "".join(self.charged(pieces))
+
+    def charged(self, pieces: Iterable[str]) -> list[str]:
+        """The pieces, each charged as it comes: they are joined only when all of them fit."""
         kept: list[str] = []
         for piece in pieces:
             self.meter.charge(len(piece))
             kept.append(piece)
-        return "".join(kept)
+        return kept
 
     def meter_step(self) -> None:
         """In a loop, once a pass."""

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from sftprep.data import Json
 from sftprep.errors import MaskError
 from sftprep.templates.exact import ExactTurn
-from sftprep.templates.generation import generation_spans, has_generation_tags
+from sftprep.templates.generation import generation_spans
 from sftprep.templates.template import ChatTemplate, Request, TracedText
 from sftprep.templates.turns import End, find_end, is_supervised, owner, placed
 
@@ -25,7 +25,7 @@ def tagged_turns(
         MaskError: `no-generation-tags`, or `tags-absent` where a trained message has no block.
         TemplateError: as `generation_spans`.
     """
-    if not has_generation_tags(template.text):
+    if not template.has_generation_blocks:
         raise MaskError(
             "the template has no generation blocks",
             code="no-generation-tags",

@@ -22,6 +22,7 @@ from sftprep.templates.sandbox import MeteredEnvironment
 from sftprep.templates.trace import TracedStr, Tracer
 from sftprep.templates.values import normalise_messages, wrap, wrap_messages
 
+_GENERATION: Final = re.compile(r"\{%[-+]?\s*generation\b")
 GENERATION_PROMPT: Final = "add_generation_prompt"
 
 
@@ -151,6 +152,11 @@ class ChatTemplate:
     def control_pattern(self) -> re.Pattern[str]:
         """Matches any control token, longer ones first."""
         return re.compile("|".join(re.escape(token) for token in sorted(self.control_tokens, key=len, reverse=True)))
+
+    @functools.cached_property
+    def has_generation_blocks(self) -> bool:
+        """Whether the template marks what it takes for the model's text."""
+        return _GENERATION.search(self.text) is not None
 
     @functools.cached_property
     def switches(self) -> tuple[tuple[str, Json], ...]:

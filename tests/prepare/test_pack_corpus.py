@@ -2,26 +2,17 @@
 
 from __future__ import annotations
 
-import io
-from itertools import islice
 from pathlib import Path
 
 import pytest
-import zstandard
 from tokenizers import Tokenizer
 
 from sftprep.config.pack import PackConfig
 from sftprep.data import SpanKind
 from sftprep.prepare.pack import pack
+from tests.outside import first_rows
 
 MODELS = ("qwen3", "phi-3", "smollm2-135m-instruct", "deepseek-v3", "mistral-v3", "mistral-tekken", "gpt-oss")
-
-
-def first_rows(path: Path, *, count: int, target: Path) -> Path:
-    with path.open("rb") as file, target.open("wb") as out:
-        lines = io.BufferedReader(zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True))
-        out.writelines(islice(lines, count))
-    return target
 
 
 @pytest.mark.corpus
