@@ -267,11 +267,11 @@ def test_a_token_that_straddles_the_border_is_encoded_on_both_sides_of_it_c5() -
     whole = ENGINE.encode(["<|im_start|>harbour"])[0].ids.tolist()
     assert whole[: len(before)] != before, "this tokenizer knows the whole word"
     found = documents(STRADDLING, [user("q"), assistant("bour"), user("r"), assistant("vest")], RenderPolicy())
-    straddled = next(d for d in found if text_of(d, TRAINED_KINDS).startswith("bour"))
+    assert sorted(text_of(document, TRAINED_KINDS)[:4] for document in found) == ["bour", "vest"]
+    straddled, later = sorted(found, key=lambda document: text_of(document, TRAINED_KINDS))
     (start,) = (s.start for s in straddled.spans if s.kind is SpanKind.COMPLETION)
     assert straddled.ids[start - len(before) : start].tolist() == before, "the prompt is the server's"
     assert text_of(straddled, TRAINED_KINDS) == "bour|<|im_end|>"
-    later = next(d for d in found if text_of(d, TRAINED_KINDS).startswith("vest"))
     prompt = "<|im_start|>user\nq<|im_end|><|im_start|>harbour<|im_end|><|im_start|>user\nr<|im_end|><|im_start|>har"
     expected = ENGINE.encode([prompt])[0].ids.tolist()
     assert later.ids[: len(expected)].tolist() == expected, "the later turn sees the answer as a server encodes it"
