@@ -10,6 +10,7 @@ import polars as pl
 import pyarrow.parquet as pq
 import pytest
 import torch
+import trl
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from sftprep.config.pack import PackConfig
@@ -79,7 +80,6 @@ def our_loss(shards: ShardSet, samples: Path, *, isolated: bool = True) -> float
 
 @pytest.mark.slow
 def test_trl_trains_on_the_shards_as_they_are_with_our_loss(shards: ShardSet, samples: Path, tmp_path: Path) -> None:
-    trl = pytest.importorskip("trl")
     data = datasets.Dataset.from_parquet(paths(shards), cache_dir=str(tmp_path / "cache"))
     settings = trl.SFTConfig(
         output_dir=str(tmp_path / "out"),
