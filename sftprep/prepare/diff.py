@@ -8,9 +8,9 @@ report.rules
 
 from __future__ import annotations
 
+import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
@@ -19,67 +19,43 @@ import numpy.typing as npt
 from tokenizers import Tokenizer
 
 from sftprep.data import SpanKind
-from sftprep.prepare.audit_tally import audit_facts
-from sftprep.prepare.diff_rules import Rule, id_rule, mask_rule
+from sftprep.prepare.diff_rules import Kinds, Rule, id_rule, mask_rule
+from sftprep.prepare.diff_sides import Side, read_side
 from sftprep.reports.diff_json import Difference, DiffReport, RuleCount, SideCount
-from sftprep.shards.read import ShardSet, open_shard_set
 from sftprep.shards.schema import MANIFEST_NAME
-from sftprep.sources.prepared import read_prepared
-from sftprep.stages.align import Alignment, TokenDocuments, align, first_difference
-from sftprep.stages.mask_audit import readable_rows
+from sftprep.stages.align import Alignment, align, first_difference
 
-_COLUMNS: Final = (
-    "input_ids",
-    "assistant_masks",
-    "seq_lengths",
-    "span_starts",
-    "span_kinds",
-    "doc_files",
-    "doc_lines",
-)
 _SHOWN: Final = 10
 _SHOWN_A_RULE: Final = 2
 _SHOWN_TOKENS: Final = 12
 
-Kinds = npt.NDArray[np.int8]
-
-
-@dataclass(frozen=True, slots=True)
-class Side:
-    """One of the two sets: `kinds` int8 `[tokens]` where it is a shard set; of documents: row and origin."""
-
-    path: Path
-    docs: TokenDocuments
-    rows: npt.NDArray[np.int64]
-    kinds: Kinds | None = None
-    origins: Sequence[str] = ()
-
-    def place(self, number: int) -> str:
-        """Where a document is."""
-        row = int(self.rows[number])
-        document = number - int(np.searchsorted(self.rows, row))
-        origin = f" ({self.origins[number]})" if self.origins else ""
-        return f"row {row}, document {document}{origin}"
-
-    def kinds_of(self, number: int) -> Kinds | None:
-        """The reasons of a document's tokens."""
-        return None if self.kinds is None else self.kinds[self.docs.offsets[number] : self.docs.offsets[number + 1]]
+Pair = Sequence[int]
+"""Numbers of a document on the left and of its partner on the right."""
 
 
 def diff(left_path: Path, right_path: Path) -> DiffReport:
     """Align the documents of two sets by content, and name the first difference of each pair.
 
-    Holds ids and masks of both sets in memory (six bytes a token).
+    The tokens of both lie in files of the temporary directory meanwhile (six bytes a token); what is in memory grows
+    with the documents.
 
     Raises:
         UsageError, SourceError: as `read_prepared`, where a side is no shard set.
-        ShardError: as `open_shard_set`; `no-tokenizer`.
+        ShardError: as `open_shard_set`.
+        OutputError: `disk-full`, `output-not-writable`, of the temporary directory.
     """
-    left, right = _side(left_path), _side(right_path)
+    with tempfile.TemporaryDirectory(prefix="sftprep-diff-") as place:
+        folders = Path(place, "left"), Path(place, "right")
+        for folder in folders:
+            folder.mkdir()
+        return _report(read_side(left_path, folders[0]), read_side(right_path, folders[1]))
+
+
+def _report(left: Side, right: Side) -> DiffReport:
     tokenizer = _tokenizer(left.path) or _tokenizer(right.path)
     found = align(left.docs, right.docs)
     only = (Counter[str](), Counter[str]())
-    for pair in found.masks_differ:
+    for pair in found.masks_differ.tolist():
         _count_masks(left, right, pair, only)
     rules: Counter[Rule] = Counter()
     shown: list[Difference] = []
@@ -87,9 +63,9 @@ def diff(left_path: Path, right_path: Path) -> DiffReport:
         rules[rule] += 1
         if rules[rule] <= _SHOWN_A_RULE and len(shown) < _SHOWN:
             shown.append(_shown(left, right, pair, (rule, position, tokenizer)))
-    parted = [*found.masks_differ, *found.ids_differ, *found.only_left, *found.only_right]
+    parted = (found.masks_differ, found.ids_differ, found.only_left, found.only_right)
     return DiffReport(
-        same=not parted,
+        same=not any(len(part) for part in parted),
         left=_count(left),
         right=_count(right),
         num_identical=len(found.identical),
@@ -101,58 +77,9 @@ def diff(left_path: Path, right_path: Path) -> DiffReport:
         trained_only_right=dict(only[1].most_common()),
         rules=[RuleCount(rule=r.name, trained_by=r.trained_by, num_documents=n) for r, n in rules.most_common()],
         differences=shown,
-        only_left=[left.place(number) for number in found.only_left[:_SHOWN]],
-        only_right=[right.place(number) for number in found.only_right[:_SHOWN]],
+        only_left=[left.place(number) for number in found.only_left[:_SHOWN].tolist()],
+        only_right=[right.place(number) for number in found.only_right[:_SHOWN].tolist()],
     )
-
-
-def _side(path: Path) -> Side:
-    if (path / MANIFEST_NAME).is_file():
-        return _shard_side(open_shard_set(path))
-    parts = list(read_prepared(path))
-    return Side(
-        path=path,
-        docs=TokenDocuments(
-            ids=np.concatenate([np.zeros(0, np.int32), *(part.ids for part in parts)]),
-            trained=np.concatenate([np.zeros(0, np.bool_), *(part.trained for part in parts)]),
-            offsets=_offsets([part.doc_lengths for part in parts]),
-        ),
-        rows=np.concatenate([np.zeros(0, np.int64), *(part.doc_rows for part in parts)]),
-    )
-
-
-def _shard_side(shards: ShardSet) -> Side:
-    facts = audit_facts(shards)
-    names = [source.path for source in shards.manifest.sources]
-    ids, trained, kinds, lengths, rows = (
-        [np.zeros(0, np.int32)],
-        [np.zeros(0, np.bool_)],
-        [np.zeros(0, np.int8)],
-        [],
-        [],
-    )
-    origins: list[str] = []
-    first = 0
-    for batch in shards.iter_batches():
-        own, numbers, _ = readable_rows(batch, facts)
-        flat = {name: own[name].flatten().to_numpy() for name in _COLUMNS}
-        sizes = np.diff(own["input_ids"].offsets.to_numpy()).astype(np.int64)
-        starts = flat["span_starts"] + np.repeat(
-            np.cumsum(sizes) - sizes, np.diff(own["span_starts"].offsets.to_numpy())
-        )
-        ids.append(flat["input_ids"])
-        trained.append(flat["assistant_masks"] != 0)
-        kinds.append(np.repeat(flat["span_kinds"], np.diff(starts, append=sizes.sum())))
-        lengths.append(flat["seq_lengths"])
-        rows.append(first + np.repeat(numbers, np.diff(own["seq_lengths"].offsets.to_numpy())))
-        origins += [f"{names[f]}:{n}" for f, n in zip(flat["doc_files"], flat["doc_lines"], strict=True)]
-        first += batch.num_rows
-    docs = TokenDocuments(np.concatenate(ids), np.concatenate(trained), _offsets(lengths))
-    return Side(shards.directory, docs, np.concatenate([np.zeros(0, np.int64), *rows]), np.concatenate(kinds), origins)
-
-
-def _offsets(lengths: Sequence[npt.NDArray[np.integer]]) -> npt.NDArray[np.int64]:
-    return np.concatenate([[0], np.cumsum(np.concatenate([np.zeros(0, np.int64), *lengths]))]).astype(np.int64)
 
 
 def _tokenizer(path: Path) -> Tokenizer | None:
@@ -168,11 +95,11 @@ def _count(side: Side) -> SideCount:
     )
 
 
-def _kinds(left: Side, right: Side, pair: tuple[int, int]) -> tuple[Kinds | None, Kinds | None]:
+def _kinds(left: Side, right: Side, pair: Pair) -> tuple[Kinds | None, Kinds | None]:
     return left.kinds_of(pair[0]), right.kinds_of(pair[1])
 
 
-def _count_masks(left: Side, right: Side, pair: tuple[int, int], only: tuple[Counter[str], Counter[str]]) -> None:
+def _count_masks(left: Side, right: Side, pair: Pair, only: tuple[Counter[str], Counter[str]]) -> None:
     """Tokens of a pair of equal ids that one side trains alone, by reason."""
     one, other = left.docs.trained_of(pair[0]), right.docs.trained_of(pair[1])
     left_kinds, right_kinds = _kinds(left, right, pair)
@@ -187,18 +114,17 @@ def _count_masks(left: Side, right: Side, pair: tuple[int, int], only: tuple[Cou
 
 def _differences(
     left: Side, right: Side, found: Alignment, tokenizer: Tokenizer | None
-) -> Iterator[tuple[tuple[int, int], Rule, int]]:
+) -> Iterator[tuple[Pair, Rule, int]]:
     """Each pair that differs, its rule, and the first position."""
-    for pair in found.masks_differ:
-        one, other = left.docs.trained_of(pair[0]), right.docs.trained_of(pair[1])
-        position = first_difference(one, other)
-        yield pair, mask_rule(_kinds(left, right, pair), position, trained_left=bool(one[position])), position
-    for pair in found.ids_differ:
+    for pair in found.masks_differ.tolist():
+        trained = left.docs.trained_of(pair[0]), right.docs.trained_of(pair[1])
+        yield pair, mask_rule(_kinds(left, right, pair), trained), first_difference(*trained)
+    for pair in found.ids_differ.tolist():
         ids = left.docs.ids_of(pair[0]), right.docs.ids_of(pair[1])
         yield pair, id_rule(ids, _kinds(left, right, pair), tokenizer), first_difference(*ids)
 
 
-def _shown(left: Side, right: Side, pair: tuple[int, int], what: tuple[Rule, int, Tokenizer | None]) -> Difference:
+def _shown(left: Side, right: Side, pair: Pair, what: tuple[Rule, int, Tokenizer | None]) -> Difference:
     rule, position, tokenizer = what
     kinds = next((own for own in _kinds(left, right, pair) if own is not None and position < len(own)), None)
     before = left.docs.ids_of(pair[0])[max(0, position - _SHOWN_TOKENS) : position]

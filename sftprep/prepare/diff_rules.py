@@ -14,6 +14,7 @@ from sftprep.stages.align import first_difference
 
 Ids = npt.NDArray[np.int32]
 Kinds = npt.NDArray[np.int8]
+Mask = npt.NDArray[np.bool_]
 
 _MASK_RULES: Final = {
     SpanKind.HEADER: "scaffold-trained",
@@ -39,17 +40,23 @@ class Rule:
     trained_by: Literal["left", "right", ""] = ""
 
 
-def mask_rule(kinds: tuple[Kinds | None, Kinds | None], position: int, *, trained_left: bool) -> Rule:
-    """The rule of two masks over equal ids that differ first at `position`."""
-    side: Literal["left", "right"] = "left" if trained_left else "right"
+def mask_rule(kinds: tuple[Kinds | None, Kinds | None], trained: tuple[Mask, Mask]) -> Rule:
+    """The rule of two masks over equal ids, by the first token that one side trains alone."""
+    position = first_difference(*trained)
+    side: Literal["left", "right"] = "left" if trained[0][position] else "right"
+    more, less = trained if side == "left" else trained[::-1]
     own = next((k for k in kinds if k is not None), None)
+    if more.all():
+        return Rule("everything-trained", side)
     if position == 0:
         return Rule("first-token-trained", side)
     if own is None:
         return Rule("mask-differs", side)
     kind = SpanKind(int(own[position]))
     if kind is SpanKind.COMPLETION and own[position - 1] != SpanKind.COMPLETION:
-        return Rule("answer-start-untrained", side)
+        rest = np.flatnonzero(own[position:] != SpanKind.COMPLETION)
+        stop = position + int(rest[0]) if len(rest) else len(own)
+        return Rule("answer-start-untrained" if less[position:stop].any() else "answer-untrained", side)
     return Rule(_MASK_RULES[kind], side)
 
 

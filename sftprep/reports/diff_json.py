@@ -8,12 +8,13 @@ from typing import Final, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 RULE_TEXTS: Final[Mapping[str, str]] = {
+    "everything-trained": "one side trains every token of the document, prompts too",
     "first-token-trained": "the first token of a document, which nothing predicts, is trained on one side",
     "scaffold-trained": "text that the template writes is trained on one side",
     "separator-trained": "what the template writes after a stop token is trained on one side",
     "other-role-trained": "text of another role than assistant is trained on one side",
     "stop-untrained": "the stop token of an answer is trained on one side only",
-    "answer-start-untrained": "the first token of an answer is trained on one side only",
+    "answer-start-untrained": "the beginning of an answer, but not its end, is trained on one side only",
     "answer-untrained": "an answer, or a part of it, is trained on one side only",
     "context-trained": "history, an answer of weight 0 or a masked part is trained on one side",
     "mask-differs": "a token is trained on one side only",

@@ -72,6 +72,16 @@ def _data_files(path: Path) -> list[Path]:
     state = path / "state.json"
     if state.is_file():
         return [path / str(entry.get("filename")) for entry in _json(state, "_data_files")]
+    inner = sorted({file.parent for name in ("state.json", "dataset_dict.json") for file in path.glob(f"*/{name}")})
+    if len(inner) > 1:
+        raise UsageError(
+            f"the directory holds several datasets: {', '.join(own.name for own in inner)}",
+            code="several-splits",
+            place=str(path),
+            hint=f"name one of them: {inner[0]}",
+        )
+    if inner:
+        return _data_files(inner[0])
     found = sorted(path.glob("**/*.parquet")) or sorted(path.glob("*.arrow"))
     if not found:
         raise UsageError(
@@ -120,14 +130,32 @@ def _rows(batch: pa.RecordBatch, *, first: int, place: Path) -> PreparedRows:
     trained = _trained(columns, ids, place=place)
     starts = _document_starts(columns, lengths)
     rows = first + np.repeat(np.arange(batch.num_rows), lengths)
-    if "attention_mask" in columns:
-        kept = columns["attention_mask"].values != 0
+    kept = _kept(columns, starts, trained)
+    if not kept.all():
         # A document keeps its border where padding before it goes.
         numbers = np.cumsum(starts)[kept]
         ids, trained, rows = ids[kept], trained[kept], rows[kept]
         starts = np.diff(numbers, prepend=0) != 0
     begins = np.flatnonzero(starts)
     return PreparedRows(ids, trained, np.diff(begins, append=len(ids)).astype(np.int64), rows[begins])
+
+
+def _kept(
+    columns: dict[str, _Lists], starts: npt.NDArray[np.bool_], trained: npt.NDArray[np.bool_]
+) -> npt.NDArray[np.bool_]:
+    """All but padding: by the attention mask, and where LLaMA-Factory packs, positions of 0 up to the row's end."""
+    kept = np.ones(len(starts), np.bool_)
+    if "attention_mask" in columns:
+        kept &= columns["attention_mask"].values != 0
+    if "position_ids" in columns:
+        lengths = columns["input_ids"].lengths
+        is_alone = starts & np.append(starts[1:], True) & ~trained
+        row = np.repeat(np.arange(len(lengths)), lengths)
+        content = np.flatnonzero(~is_alone)
+        last = np.full(len(lengths), -1)
+        np.maximum.at(last, row[content], content)
+        kept &= (np.arange(len(starts)) <= last[row]) | (last[row] < 0)
+    return kept
 
 
 @dataclass(frozen=True, slots=True)

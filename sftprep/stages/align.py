@@ -1,14 +1,14 @@
 """Find for each document of one set the document of another that has the same content, and where the two part.
 
 Pure: flat arrays in, pairs of document numbers out. Documents with equal ids are paired first; the others by the runs
-of tokens that they share and few other documents have.
+of tokens that they share and few other documents have. Memory grows with the documents (a kilobyte each), not with
+their tokens, which may lie in mapped files.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -17,9 +17,17 @@ import numpy.typing as npt
 
 _RUN: Final = 5
 """Tokens of a run: long enough to be rare, short enough to survive another template between two messages."""
-_RUNS_A_DOCUMENT: Final = 32
+_RUNS_A_DOCUMENT: Final = 16
 _MAX_HOLDERS: Final = 256
 """A run that so many documents hold says nothing of any of them."""
+_MAX_PARTNERS: Final = 16
+"""Documents that one document is weighed against."""
+_BUCKETS: Final = 1 << 22
+"""Of the count of how many documents hold a run; two runs that share a bucket are taken for less rare than they are."""
+
+Numbers = npt.NDArray[np.int64]
+Pairs = npt.NDArray[np.int64]
+Words = npt.NDArray[np.uint64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,32 +52,24 @@ class TokenDocuments:
 
 @dataclass(frozen=True, slots=True)
 class Alignment:
-    """Pairs of document numbers, and the numbers of those that have no partner."""
+    """Pairs of document numbers `[pairs, 2]`, ordered by the left one, and the numbers of those without a partner."""
 
-    identical: Sequence[tuple[int, int]]
-    masks_differ: Sequence[tuple[int, int]]
-    ids_differ: Sequence[tuple[int, int]]
-    only_left: Sequence[int]
-    only_right: Sequence[int]
+    identical: Pairs
+    masks_differ: Pairs
+    ids_differ: Pairs
+    only_left: Numbers
+    only_right: Numbers
 
 
 def align(left: TokenDocuments, right: TokenDocuments) -> Alignment:
     """Pair the documents of two sets; each is in one pair at most."""
-    ids = tuple([_digest(docs.ids_of(number)) for number in range(len(docs))] for docs in (left, right))
-    masks = tuple([_digest(docs.trained_of(number)) for number in range(len(docs))] for docs in (left, right))
-    free_left, free_right = list(range(len(left))), list(range(len(right)))
-    both = tuple(list(zip(*parts, strict=True)) for parts in zip(ids, masks, strict=True))
-    identical, free_left, free_right = _paired(both, free_left, free_right)
-    masks_differ, free_left, free_right = _paired(ids, free_left, free_right)
-    similar = list(_similar(left, right, (free_left, free_right)))
-    gone = ({a for a, _ in similar}, {b for _, b in similar})
-    return Alignment(
-        identical=identical,
-        masks_differ=masks_differ,
-        ids_differ=sorted(similar),
-        only_left=[number for number in free_left if number not in gone[0]],
-        only_right=[number for number in free_right if number not in gone[1]],
-    )
+    ids = _digests(left.ids, left.offsets), _digests(right.ids, right.offsets)
+    masks = _digests(left.trained, left.offsets), _digests(right.trained, right.offsets)
+    free = np.arange(len(left)), np.arange(len(right))
+    identical, free = _paired((np.hstack([ids[0], masks[0]]), np.hstack([ids[1], masks[1]])), free)
+    masks_differ, free = _paired(ids, free)
+    ids_differ, free = _similar((left, right), ids, free)
+    return Alignment(identical, masks_differ, ids_differ, *free)
 
 
 def first_difference(left: npt.NDArray[np.generic], right: npt.NDArray[np.generic]) -> int:
@@ -79,55 +79,125 @@ def first_difference(left: npt.NDArray[np.generic], right: npt.NDArray[np.generi
     return int(unequal[0]) if len(unequal) else size
 
 
-def _digest(values: npt.NDArray[np.generic]) -> bytes:
-    return hashlib.blake2b(np.ascontiguousarray(values).tobytes(), digest_size=16).digest()
+def _digests(values: npt.NDArray[np.generic], offsets: Numbers) -> Words:
+    """Of each document, 128 bits as two numbers `[docs, 2]`."""
+    found = np.zeros((len(offsets) - 1, 2), np.uint64)
+    for number in range(len(found)):
+        content = np.ascontiguousarray(values[offsets[number] : offsets[number + 1]]).tobytes()
+        found[number] = np.frombuffer(hashlib.blake2b(content, digest_size=16).digest(), np.uint64)
+    return found
 
 
-def _paired(
-    keys: tuple[Sequence[object], ...], left: list[int], right: list[int]
-) -> tuple[list[tuple[int, int]], list[int], list[int]]:
-    """Pairs of equal keys, in order, and what is left over."""
-    waiting: defaultdict[object, list[int]] = defaultdict(list)
-    for number in reversed(right):
-        waiting[keys[1][number]].append(number)
-    pairs: list[tuple[int, int]] = []
-    over: list[int] = []
-    for number in left:
-        holders = waiting.get(keys[0][number])
-        if holders:
-            pairs.append((number, holders.pop()))
-        else:
-            over.append(number)
-    taken = {b for _, b in pairs}
-    return pairs, over, [number for number in right if number not in taken]
+def _paired(keys: tuple[Words, Words], free: tuple[Numbers, Numbers]) -> tuple[Pairs, tuple[Numbers, Numbers]]:
+    """Pairs of free documents of equal keys, the first with the first, and what is left over."""
+    groups = _groups(keys, free)
+    left, right = (group * (len(free[0]) + len(free[1])) + _ranks(group) for group in groups)
+    _, left_at, right_at = np.intersect1d(left, right, assume_unique=True, return_indices=True)
+    pairs = _ordered(np.stack([free[0][left_at], free[1][right_at]], axis=1))
+    return pairs, (np.delete(free[0], left_at), np.delete(free[1], right_at))
+
+
+def _groups(keys: tuple[Words, Words], free: tuple[Numbers, Numbers]) -> tuple[Numbers, Numbers]:
+    """For each free document a number that those of equal keys have, on either side."""
+    both = np.concatenate([own[numbers] for own, numbers in zip(keys, free, strict=True)])
+    order = np.lexsort(both.T)
+    changes = np.zeros(len(both), np.int64)
+    changes[1:] = (both[order[1:]] != both[order[:-1]]).any(axis=1)
+    group = np.empty(len(both), np.int64)
+    group[order] = np.cumsum(changes)
+    return group[: len(free[0])], group[len(free[0]) :]
+
+
+def _ranks(group: Numbers) -> Numbers:
+    """How many before each have its number."""
+    order = np.argsort(group, kind="stable")
+    ranks = np.empty(len(group), np.int64)
+    ranks[order] = np.arange(len(group)) - np.searchsorted(group[order], group[order])
+    return ranks
+
+
+def _ordered(pairs: Pairs) -> Pairs:
+    ordered: Pairs = pairs[np.argsort(pairs[:, 0], kind="stable")]
+    return ordered
 
 
 def _similar(
-    left: TokenDocuments, right: TokenDocuments, free: tuple[list[int], list[int]]
+    docs: tuple[TokenDocuments, TokenDocuments], ids: tuple[Words, Words], free: tuple[Numbers, Numbers]
+) -> tuple[Pairs, tuple[Numbers, Numbers]]:
+    """Pairs of free documents of like content; those of equal ids are weighed once and share their partner."""
+    groups = _groups(ids, free)
+    first = tuple(np.unique(group, return_index=True)[1] for group in groups)
+    distinct = tuple(numbers[at] for numbers, at in zip(free, first, strict=True))
+    partners = np.array(list(_matched(docs, (distinct[0], distinct[1]))), np.int64).reshape(-1, 2)
+    # The documents of two groups that match get one key, and are paired as equal ones are.
+    size = max((int(group.max()) + 1 for group in groups if len(group)), default=0)
+    shared = np.arange(size)
+    shared[groups[1][first[1][partners[:, 1]]]] = groups[0][first[0][partners[:, 0]]]
+    keys = tuple(np.zeros((len(side), 1), np.uint64) for side in docs)
+    for key, numbers, group in zip(keys, free, (groups[0], shared[groups[1]]), strict=True):
+        key[numbers, 0] = group
+    return _paired((keys[0], keys[1]), free)
+
+
+def _matched(
+    docs: tuple[TokenDocuments, TokenDocuments], numbers: tuple[Numbers, Numbers]
 ) -> Iterator[tuple[int, int]]:
-    """Pairs that share the most runs, the greatest number first."""
-    runs = tuple([_runs(docs.ids_of(n)) for n in numbers] for docs, numbers in zip((left, right), free, strict=True))
-    holders: defaultdict[int, list[int]] = defaultdict(list)
-    for number, own in zip(free[1], runs[1], strict=True):
-        for run in own.tolist():
-            holders[run].append(number)
-    votes: list[tuple[int, int, int, int]] = []
-    for number, own in zip(free[0], runs[0], strict=True):
-        known = sorted(
-            (len(holders[run]), run) for run in own.tolist() if 0 < len(holders.get(run, ())) <= _MAX_HOLDERS
-        )
-        shared: defaultdict[int, int] = defaultdict(int)
-        for _, run in known[:_RUNS_A_DOCUMENT]:
-            for other in holders[run]:
-                shared[other] += 1
-        size = len(left.ids_of(number))
-        votes += [(-count, abs(size - len(right.ids_of(other))), number, other) for other, count in shared.items()]
+    """Places in the two lists of numbers whose documents share the most runs, the greatest number first."""
+    if not len(numbers[0]) or not len(numbers[1]):
+        return
+    votes = _votes(docs, numbers)
     taken: tuple[set[int], set[int]] = (set(), set())
-    for _, _, number, other in sorted(votes):
-        if number not in taken[0] and other not in taken[1]:
-            taken[0].add(number)
-            taken[1].add(other)
-            yield number, other
+    for left, right in votes[np.lexsort(votes.T[::-1])][:, 2:].tolist():
+        if left not in taken[0] and right not in taken[1]:
+            taken[0].add(left)
+            taken[1].add(right)
+            yield left, right
+
+
+def _votes(docs: tuple[TokenDocuments, TokenDocuments], numbers: tuple[Numbers, Numbers]) -> npt.NDArray[np.int32]:
+    """Shared runs (negative), difference in length, left and right place: the least is the best. `[votes, 4]`."""
+    left, right = _rare_runs(docs, numbers)
+    holders = np.repeat(np.arange(len(right)), [len(own) for own in right])
+    runs = np.concatenate(right)
+    order = np.argsort(runs, kind="stable")
+    runs, holders = runs[order], holders[order]
+    lengths = tuple(np.diff(side.offsets)[own] for side, own in zip(docs, numbers, strict=True))
+    found = [np.zeros((0, 4), np.int32)]
+    for place, own in enumerate(left):
+        begins, ends = np.searchsorted(runs, own), np.searchsorted(runs, own, side="right")
+        spans = [holders[b:e] for b, e in zip(begins, ends, strict=True) if e - b <= _MAX_HOLDERS]
+        others, shared = np.unique(np.concatenate([np.zeros(0, np.int64), *spans]), return_counts=True)
+        apart = np.abs(lengths[1][others] - lengths[0][place])
+        own_votes = np.stack([-shared, apart, np.full(len(others), place), others], axis=1).astype(np.int32)
+        found.append(own_votes[np.lexsort((apart, -shared))][:_MAX_PARTNERS])
+    return np.concatenate(found)
+
+
+def _rare_runs(
+    docs: tuple[TokenDocuments, TokenDocuments], numbers: tuple[Numbers, Numbers]
+) -> tuple[list[Words], list[Words]]:
+    """Of each document the runs that the fewest documents hold, of those that both sides have."""
+    counts = tuple(_holders(side, own) for side, own in zip(docs, numbers, strict=True))
+    total = counts[0] + counts[1]
+    total[(counts[0] == 0) | (counts[1] == 0)] = 0
+    left, right = ([_rarest(side.ids_of(n), total) for n in own] for side, own in zip(docs, numbers, strict=True))
+    return left, right
+
+
+def _holders(docs: TokenDocuments, numbers: Numbers) -> npt.NDArray[np.uint32]:
+    counts = np.zeros(_BUCKETS, np.uint32)
+    for number in numbers:
+        counts[_runs(docs.ids_of(number)) % _BUCKETS] += 1
+    return counts
+
+
+def _rarest(ids: npt.NDArray[np.int32], total: npt.NDArray[np.uint32]) -> Words:
+    runs = _runs(ids)
+    counts = total[runs % _BUCKETS]
+    runs, counts = runs[counts > 0], counts[counts > 0]
+    # Equally rare ones in the order of their hashes: both documents of a pair choose the same.
+    chosen: Words = runs[np.argsort(counts, kind="stable")][:_RUNS_A_DOCUMENT]
+    return chosen
 
 
 def _runs(ids: npt.NDArray[np.int32]) -> npt.NDArray[np.uint64]:

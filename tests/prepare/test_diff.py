@@ -6,6 +6,7 @@ import itertools
 import json
 import subprocess
 import sys
+import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from tokenizers import Tokenizer
 
 from sftprep.config.pack import PackConfig
 from sftprep.data import IGNORE_INDEX, SpanKind
@@ -25,6 +27,7 @@ from sftprep.reports.diff_json import RULE_TEXTS, DiffReport
 from sftprep.shards.read import ShardSet, open_shard_set
 
 Row = dict[str, Any]
+SAMPLES = Path(__file__).resolve().parent.parent.parent / "data_samples"
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +55,27 @@ def written(rows: list[Row], path: Path, *names: str) -> Path:
     columns = {name: [row[name] for row in rows] for name in names or ("input_ids", "labels")}
     pq.write_table(pa.table(columns), path)
     return path
+
+
+def peak_of_diff(folder: Path, *, count: int, length: int = 512) -> int:
+    """Bytes that Python and numpy hold at most while two sets are compared that differ in every document."""
+    ids = np.random.default_rng(0).integers(0, 1000, (count, length), dtype=np.int32)
+    labels = np.full((count, length), IGNORE_INDEX, np.int32)
+    paths = folder / f"left-{count}.parquet", folder / f"right-{count}.parquet"
+    for path in paths:
+        pq.write_table(pa.table({"input_ids": list(ids), "labels": list(labels)}), path)
+        labels[:, -1] = ids[:, -1]
+    tracemalloc.start()
+    assert diff(*paths).num_masks_differ == count
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return peak
+
+
+def test_memory_grows_with_the_documents_a_little_and_not_with_their_tokens(tmp_path: Path) -> None:
+    peak_of_diff(tmp_path, count=8)  # what is loaded once
+    small, large = peak_of_diff(tmp_path, count=512), peak_of_diff(tmp_path, count=2560)
+    assert (large - small) / 2048 < 1024, "ids, masks and both sides' parts of 512 tokens would be five kilobytes"
 
 
 def test_a_set_is_the_same_as_itself_and_as_its_rows_in_any_order(shards: ShardSet, tmp_path: Path) -> None:
@@ -87,6 +111,20 @@ def mask_the_stop_token(row: Row) -> None:
 
 def train_everything(row: Row) -> None:
     row["labels"] = list(row["input_ids"])
+
+
+def train_the_first_token(row: Row) -> None:
+    train(row, 0)
+
+
+def train_a_message_of_weight_0(row: Row) -> None:
+    train(row, at(row, SpanKind.WEIGHT_ZERO))
+
+
+def mask_an_answer(row: Row) -> None:
+    first = at(row, SpanKind.COMPLETION)
+    size = [*row["kinds"][first:], -1].index(SpanKind.STOP)
+    row["labels"][first : first + size] = [IGNORE_INDEX] * size
 
 
 def train_the_header(row: Row) -> None:
@@ -134,9 +172,24 @@ def change_the_answer(row: Row) -> None:
     train(row, where)
 
 
+def spell_out_a_token(row: Row) -> None:
+    """A token of an answer as the tokens of its characters."""
+    tokenizer = Tokenizer.from_file(str(SAMPLES / "model" / "tokenizer.json"))
+    where = at(row, SpanKind.COMPLETION)
+    text = tokenizer.decode([row["input_ids"][where]])
+    spelled = [i for character in text for i in tokenizer.encode(character, add_special_tokens=False).ids]
+    assert len(spelled) > 1
+    assert tokenizer.decode(spelled) == text
+    row["input_ids"][where : where + 1] = spelled
+    row["labels"][where : where + 1] = spelled
+
+
 RULES: dict[str, tuple[Edit, str, str]] = {
     "stop token masked (B1, B2)": (mask_the_stop_token, "stop-untrained", "left"),
-    "everything trained (A3)": (train_everything, "first-token-trained", "right"),
+    "everything trained (A3)": (train_everything, "everything-trained", "right"),
+    "first token trained (F4)": (train_the_first_token, "first-token-trained", "right"),
+    "a message of weight 0 trained (L1)": (train_a_message_of_weight_0, "context-trained", "right"),
+    "an answer untrained": (mask_an_answer, "answer-untrained", "left"),
     "mask starts in the header (A7)": (train_the_header, "scaffold-trained", "right"),
     "user trained (A2)": (train_the_user, "other-role-trained", "right"),
     "first answer token lost (A9)": (mask_the_first_answer_token, "answer-start-untrained", "left"),
@@ -145,6 +198,7 @@ RULES: dict[str, tuple[Edit, str, str]] = {
     "double first token (C3)": (double_the_first_token, "token-prepended", ""),
     "stop token appended (B6)": (append_a_stop_token, "token-appended", ""),
     "truncated (G1)": (truncate, "truncated", ""),
+    "other tokens of the same text (A6)": (spell_out_a_token, "tokenised-differently", ""),
     "another template (C1)": (write_another_header, "template-text-differs", ""),
     "another answer": (change_the_answer, "content-differs", ""),
 }
@@ -152,7 +206,8 @@ RULES: dict[str, tuple[Edit, str, str]] = {
 
 def compared(shards: ShardSet, path: Path, edit: Edit) -> DiffReport:
     rows = list(documents(shards))
-    edited = next(row for row in rows if len(row["input_ids"]) > 40 and SpanKind.SEPARATOR in row["kinds"])
+    wanted = {SpanKind.SEPARATOR} | ({SpanKind.WEIGHT_ZERO} if edit is train_a_message_of_weight_0 else set())
+    edited = next(row for row in rows if len(row["input_ids"]) > 40 and wanted <= set(row["kinds"]))
     edit(edited)
     return diff(shards.directory, written(rows, path))
 
@@ -167,7 +222,13 @@ def test_the_rule_behind_each_difference_is_named_c7(shards: ShardSet, tmp_path:
     assert report.num_only_left == report.num_only_right == 0
 
 
-FROM_THE_START = {"first-token-trained", "token-prepended", "template-text-differs"}
+FROM_THE_START = {
+    "tokenised-differently",
+    "everything-trained",
+    "first-token-trained",
+    "token-prepended",
+    "template-text-differs",
+}
 
 
 @pytest.mark.parametrize("name", [name for name, (_, rule, _) in RULES.items() if rule not in FROM_THE_START])
@@ -210,6 +271,18 @@ def with_positions(row: Row) -> Row:
     return {**row, "position_ids": [n for size in row["seq_lengths"] for n in range(size)]}
 
 
+def with_padded_positions(row: Row) -> Row:
+    """Packed and padded as LLaMA-Factory does without neat_packing: padding is attended to, at positions of 0."""
+    packed = with_positions(row)
+    pad = 512 - len(row["input_ids"])
+    return {
+        "input_ids": row["input_ids"] + [0] * pad,
+        "assistant_masks": row["assistant_masks"] + [0] * pad,
+        "position_ids": packed["position_ids"] + [0] * pad,
+        "attention_mask": [1] * 512,
+    }
+
+
 def with_numbered_mask(row: Row) -> Row:
     """Documents numbered in the attention mask, and padding on the right."""
     mask = [number for number, size in enumerate(row["seq_lengths"], 1) for _ in range(size)]
@@ -227,9 +300,10 @@ def with_numbered_mask(row: Row) -> Row:
     [
         (dict, ("input_ids", "assistant_masks", "seq_lengths")),
         (with_positions, ("input_ids", "assistant_masks", "position_ids")),
+        (with_padded_positions, ("input_ids", "assistant_masks", "position_ids", "attention_mask")),
         (with_numbered_mask, ("input_ids", "labels", "attention_mask")),
     ],
-    ids=["seq_lengths", "position_ids", "attention_mask"],
+    ids=["seq_lengths", "position_ids", "padded_positions", "attention_mask"],
 )
 def test_packed_rows_of_other_trainers_are_cut_into_their_documents(
     shards: ShardSet, tmp_path: Path, change: Callable[[Row], Row], names: tuple[str, ...]
@@ -269,6 +343,17 @@ def test_a_directory_that_datasets_saved_is_read(shards: ShardSet, tmp_path: Pat
     assert diff(shards.directory, tmp_path / "two" / "train").same
 
 
+def test_a_directory_that_holds_one_saved_dataset_stands_for_it(shards: ShardSet, tmp_path: Path) -> None:
+    """As Axolotl's dataset_prepared_path does, under the name of a hash."""
+    rows = [{"input_ids": row["input_ids"], "labels": row["labels"]} for row in documents(shards)]
+    datasets.Dataset.from_list(rows).save_to_disk(str(tmp_path / "prepared" / "0a1b"))
+    assert diff(shards.directory, tmp_path / "prepared").same
+    datasets.Dataset.from_list(rows[:1]).save_to_disk(str(tmp_path / "prepared" / "2c3d"))
+    with pytest.raises(SftprepError) as caught:
+        diff(shards.directory, tmp_path / "prepared")
+    assert (caught.value.code, "0a1b, 2c3d" in str(caught.value)) == ("several-splits", True)
+
+
 BAD: dict[str, tuple[list[Row], tuple[str, ...], str]] = {
     "no ids": ([{"labels": [1]}], ("labels",), "no-input-ids"),
     "no labels": ([{"input_ids": [1]}], ("input_ids",), "no-labels"),
@@ -299,7 +384,23 @@ def test_no_dataset_and_a_broken_one_are_errors_with_names(tmp_path: Path) -> No
 
 
 def test_every_rule_has_a_text() -> None:
-    assert {rule for _, rule, _ in RULES.values()} <= set(RULE_TEXTS)
+    assert {rule for _, rule, _ in RULES.values()} | {"mask-differs", "ids-differ"} == set(RULE_TEXTS)
+
+
+@pytest.mark.parametrize(
+    ("edit", "rule"), [(mask_the_stop_token, "mask-differs"), (change_the_answer, "ids-differ")], ids=str
+)
+def test_without_a_shard_set_the_reasons_are_unknown_and_the_place_is_not_c7(
+    shards: ShardSet, tmp_path: Path, edit: Edit, rule: str
+) -> None:
+    plain = written(list(documents(shards)), tmp_path / "plain.parquet")
+    rows = list(documents(shards))
+    edit(rows[0])
+    report = diff(plain, written(rows, tmp_path / "edited.parquet"))
+    assert [(found.rule, found.num_documents) for found in report.rules] == [(rule, 1)]
+    kinds = next(documents(shards))["kinds"]
+    place = kinds.index(SpanKind.STOP) if rule == "mask-differs" else kinds.index(SpanKind.COMPLETION) + 1
+    assert [found.position for found in report.differences] == [place]
 
 
 def test_the_command_compares_writes_json_and_exits_by_the_result(shards: ShardSet, tmp_path: Path) -> None:

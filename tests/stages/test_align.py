@@ -22,8 +22,8 @@ DOCUMENTS = st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=8), max_si
 def test_each_document_is_in_one_place(left: list[list[int]], right: list[list[int]]) -> None:
     found = align(of(left), of(right))
     pairs = [*found.identical, *found.masks_differ, *found.ids_differ]
-    assert sorted([a for a, _ in pairs] + list(found.only_left)) == list(range(len(left)))
-    assert sorted([b for _, b in pairs] + list(found.only_right)) == list(range(len(right)))
+    assert sorted([a for a, _ in pairs] + found.only_left.tolist()) == list(range(len(left)))
+    assert sorted([b for _, b in pairs] + found.only_right.tolist()) == list(range(len(right)))
     assert all(left[a] == right[b] for a, b in found.identical)
 
 
