@@ -23,7 +23,7 @@ from sftprep.prepare.pack import pack
 from sftprep.shards.read import ShardSet
 
 SAMPLES = Path(__file__).resolve().parent.parent / "data_samples"
-SAMPLE_TOKENS = 5_289
+SAMPLE_TOKENS = 7_322
 ROUNDS = 5
 
 
