@@ -14,9 +14,12 @@ from typing import Any, Final, cast
 import torch
 from torch.autograd.function import once_differentiable
 
-_TILE_ELEMENTS: Final = 2**25
-"""Logits of a tile: 128 MiB in float32."""
-_MIN_TILE_ROWS: Final = 64
+_MIN_TILE_ELEMENTS: Final = 2**20
+_MAX_TILE_ELEMENTS: Final = 2**27
+"""Logits of a tile: 4 MiB to 512 MiB in float32."""
+_TILES: Final = 12
+"""At most two and a half tiles are alive at a time: together less than a quarter of the full logits."""
+_MIN_TILE_ROWS: Final = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,11 +34,17 @@ class HeadTransform:
         logits = product if self.scale == 1.0 else product * self.scale
         return torch.tanh(logits / self.softcap) * self.softcap if self.softcap else logits
 
-    def pull_back(self, gradient: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-        """The product's gradient from the logits' gradient. Both `[rows, vocab]`."""
-        if self.softcap:
-            gradient = gradient * (1.0 - (logits / self.softcap) ** 2)
-        return gradient if self.scale == 1.0 else gradient * self.scale
+    def apply_(self, product: torch.Tensor) -> torch.Tensor:
+        """The same in place."""
+        if self.scale != 1.0:
+            product.mul_(self.scale)
+        return product.div_(self.softcap).tanh_().mul_(self.softcap) if self.softcap else product
+
+    def slope(self, logits: torch.Tensor) -> torch.Tensor | float:
+        """How logits move with the head's product: `[rows, vocab]` where it depends on them."""
+        if not self.softcap:
+            return self.scale
+        return (logits / self.softcap).square_().neg_().add_(1.0).mul_(self.scale)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,8 +132,10 @@ class _Tiles:
         )
 
     def slices(self) -> Iterator[slice]:
-        rows = max(_MIN_TILE_ROWS, _TILE_ELEMENTS // self.weight.shape[0])
-        for start in range(0, self.hidden.shape[0], rows):
+        columns, total = self.weight.shape[0], self.hidden.shape[0]
+        elements = min(_MAX_TILE_ELEMENTS, max(_MIN_TILE_ELEMENTS, total * columns // _TILES))
+        rows = max(_MIN_TILE_ROWS, elements // columns)
+        for start in range(0, total, rows):
             yield slice(start, start + rows)
 
     def add(
@@ -132,13 +143,16 @@ class _Tiles:
     ) -> torch.Tensor:
         """One tile: its losses, float32 `[rows]`; the gradients are added."""
         hidden = self.hidden[rows]
-        logits = transform.apply(torch.nn.functional.linear(hidden, self.weight, self.bias).float())
+        # In place from here on: the tile is what decides how much memory the loss takes.
+        logits = transform.apply_(torch.nn.functional.linear(hidden, self.weight, self.bias).float())
         log_total = logits.logsumexp(dim=-1)
         index = targets[:, None]
         nll = log_total - logits.gather(1, index).squeeze(1)
-        gradient = torch.exp(logits - log_total[:, None])
+        slope = transform.slope(logits)
+        gradient = logits.sub_(log_total[:, None]).exp_()
         gradient.scatter_add_(1, index, torch.full_like(index, -1, dtype=gradient.dtype))
-        gradient = transform.pull_back(gradient.mul_(weights[:, None]), logits)
+        gradient.mul_(weights[:, None]).mul_(slope)
+        del slope
         low = gradient.to(self.weight.dtype)
         torch.mm(low, self.weight, out=self.d_hidden[rows])
         if self.d_weight is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import accumulate as accumulate_sums
 from itertools import pairwise
 from pathlib import Path
 
@@ -38,7 +39,7 @@ SMALL = {
 def test_loss_and_gradients_equal_a_float64_reference(
     monkeypatch: pytest.MonkeyPatch, transform: HeadTransform, *, bias: bool
 ) -> None:
-    monkeypatch.setattr(loss, "_TILE_ELEMENTS", 1)
+    monkeypatch.setattr(loss, "_MIN_TILE_ELEMENTS", 1)
     torch.manual_seed(0)
     head = torch.nn.Linear(16, 50, bias=bias)
     hidden = torch.randn(150, 16, requires_grad=True)
@@ -56,6 +57,54 @@ def test_loss_and_gradients_equal_a_float64_reference(
     torch.testing.assert_close(head.weight.grad.double(), reference.weight.grad, rtol=1e-4, atol=1e-5)
     if bias:
         torch.testing.assert_close(head.bias.grad.double(), reference.bias.grad, rtol=1e-4, atol=1e-5)
+
+
+def _peak_bytes(run: Callable[[], None]) -> int:
+    """The most that tensors took at a time while `run` ran, by the allocator's own events."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        run()
+    events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
+    sizes = [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
+    return max(accumulate_sums(sizes))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("transform", [HeadTransform(), HeadTransform(scale=2.0, softcap=30.0)])
+def test_the_loss_takes_a_quarter_of_the_full_logits_at_most_n1(transform: HeadTransform, dtype: torch.dtype) -> None:
+    rows, columns, width = 1024, 16384, 16
+    head = torch.nn.Linear(width, columns, bias=False)
+    hidden = torch.randn(rows, width, requires_grad=True)
+    targets, weights = torch.randint(0, columns, (rows,)), torch.ones(rows) / rows
+    full = rows * columns * 4
+
+    def tiled() -> None:
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype is torch.bfloat16):
+            found = linear_cross_entropy(hidden, head, targets=targets, weights=weights, transform=transform)
+        found.objective.backward()
+
+    def whole() -> None:
+        logits = transform.apply(head(hidden))
+        (torch.nn.functional.cross_entropy(logits, targets, reduction="none") * weights).sum().backward()
+
+    assert _peak_bytes(whole) >= full
+    assert _peak_bytes(tiled) <= 0.25 * full
+
+
+def test_the_head_s_gradient_is_summed_in_float32_under_bfloat16() -> None:
+    torch.manual_seed(0)
+    head, hidden = torch.nn.Linear(8, 40, bias=False), torch.randn(4000, 8)
+    targets, weights = torch.randint(0, 40, (4000,)), torch.ones(4000)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        linear_cross_entropy(
+            hidden, head, targets=targets, weights=weights, transform=HeadTransform()
+        ).objective.backward()
+    low = [tensor.bfloat16().double() for tensor in (hidden, head.weight.detach())]
+    probabilities = (low[0] @ low[1].t()).softmax(dim=-1)
+    probabilities[torch.arange(4000), targets] -= 1.0
+    wanted = probabilities.t() @ low[0]
+    assert head.weight.grad is not None
+    assert head.weight.grad.dtype is torch.float32
+    assert float((head.weight.grad.double() - wanted).norm() / wanted.norm()) <= 2e-3
 
 
 def test_a_frozen_head_gets_no_gradient() -> None:

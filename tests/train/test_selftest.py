@@ -47,6 +47,15 @@ FALLBACK: dict[str, dict[str, Any]] = {
     "mamba2": {"num_heads": 8, "state_size": 16, "n_groups": 1},
     "lfm2": {"layer_types": ["conv", "full_attention", "conv"]},
     "stablelm": {},
+    "qwen3_next": EXPERTS
+    | {
+        "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+        "linear_num_key_heads": 2,
+        "linear_num_value_heads": 4,
+        "linear_key_head_dim": 8,
+        "linear_value_head_dim": 8,
+        "shared_expert_intermediate_size": 32,
+    },
 }
 
 
