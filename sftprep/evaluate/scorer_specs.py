@@ -1,0 +1,231 @@
+"""What a case of a suite asks of its answer: one frozen model a scorer, told apart by `kind`."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal
+
+import jsonschema_rs
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+
+class _Spec(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+Texts = Annotated[tuple[str, ...], Field(min_length=1)]
+
+
+class Exact(_Spec):
+    """The answer is one of these texts, white space at its ends aside."""
+
+    kind: Literal["exact"]
+    expected: Texts
+
+
+class Normalised(_Spec):
+    """The same after SQuAD's normalisation: case, punctuation, articles and white space do not count."""
+
+    kind: Literal["normalised"]
+    expected: Texts
+
+
+class TokenF1(_Spec):
+    """SQuAD's F1 over normalised words, the best of the expected texts."""
+
+    kind: Literal["token-f1"]
+    expected: Texts
+    passes_at: float = Field(default=0.5, ge=0, le=1, description="The F1 from which the case is passed.")
+
+
+class Choice(_Spec):
+    """The answer names one of the choices, by its label or by its text."""
+
+    kind: Literal["choice"]
+    expected: str = Field(description="A label of `choices`.")
+    choices: dict[str, str] = Field(min_length=2, description="Label to text.")
+
+    @field_validator("choices")
+    @classmethod
+    def _distinct(cls, value: dict[str, str]) -> dict[str, str]:
+        if len({text.casefold() for text in value.values()}) < len(value):
+            raise ValueError("two choices have the same text")
+        return value
+
+    def model_post_init(self, context: Any, /) -> None:
+        """ValueError where no choice has the expected label."""
+        if self.expected not in self.choices:
+            raise ValueError(f"{self.expected!r} is no label of the choices")
+
+
+class Numeric(_Spec):
+    """The last number of the answer is the expected one."""
+
+    kind: Literal["numeric"]
+    expected: float
+    tolerance: float = Field(default=1e-6, ge=0, description="Relative to the expected number, or absolute below 1.")
+
+
+class Regex(_Spec):
+    """A pattern is found in the answer, or with `absent` is not."""
+
+    kind: Literal["regex"]
+    pattern: str
+    absent: bool = False
+    ignore_case: bool = False
+
+    @field_validator("pattern")
+    @classmethod
+    def _compiles(cls, value: str) -> str:
+        try:
+            re.compile(value)
+        except re.error as error:
+            raise ValueError(f"not a regular expression: {error}") from error
+        return value
+
+
+class JsonFields(_Spec):
+    """The answer is, or holds, a JSON value with the expected fields; F1 over leaves, passed where all are equal."""
+
+    kind: Literal["json-fields"]
+    expected: dict[str, Any]
+    json_schema: dict[str, Any] | None = Field(default=None, description="Must accept the answer's value.")
+
+    @field_validator("json_schema")
+    @classmethod
+    def _is_schema(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
+        if value is not None:
+            jsonschema_rs.validator_for(value)
+        return value
+
+
+class ToolCalls(_Spec):
+    """The answer calls these functions with these arguments and no others; none where the list is empty."""
+
+    kind: Literal["tool-calls"]
+    expected: tuple[ExpectedCall, ...]
+
+
+class ExpectedCall(_Spec):
+    """A call by name and arguments."""
+
+    name: str
+    arguments: dict[str, Any] = Field(default_factory=dict)
+
+
+class Instruction(_Spec):
+    """One instruction that a program can verify; `value` is a number, a text or a list, as the check needs."""
+
+    check: Literal[
+        "min-words",
+        "max-words",
+        "min-sentences",
+        "max-sentences",
+        "num-paragraphs",
+        "num-bullets",
+        "keywords",
+        "forbidden-words",
+        "starts-with",
+        "ends-with",
+        "all-lowercase",
+        "all-uppercase",
+        "no-commas",
+        "is-json",
+        "language",
+    ]
+    value: int | str | tuple[str, ...] = ""
+
+    def model_post_init(self, context: Any, /) -> None:
+        """ValueError where the value is not what the check needs."""
+        wanted = _VALUE_OF.get(self.check)
+        if wanted is not None and not isinstance(self.value, wanted):
+            raise ValueError(f"{self.check} needs a value: {' or '.join(_NAMES[kind] for kind in wanted)}")
+
+
+_VALUE_OF: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(
+        ("min-words", "max-words", "min-sentences", "max-sentences", "num-paragraphs", "num-bullets"), (int,)
+    ),
+    **dict.fromkeys(("keywords", "forbidden-words"), (tuple,)),
+    **dict.fromkeys(("starts-with", "ends-with", "language"), (str,)),
+}
+_NAMES: dict[type, str] = {int: "a number", tuple: "a list of texts", str: "a text"}
+
+
+class Instructions(_Spec):
+    """Verifiable instructions as in IFEval: the share that is followed, passed where all are."""
+
+    kind: Literal["instructions"]
+    checks: tuple[Instruction, ...] = Field(min_length=1)
+
+
+class Stops(_Spec):
+    """The model ended its answer by itself, with a stop token."""
+
+    kind: Literal["stops"]
+
+
+class Repetition(_Spec):
+    """The share of the answer's 4-word runs that were there before is at most `at_most`."""
+
+    kind: Literal["repetition"]
+    at_most: float = Field(default=0.2, ge=0, le=1)
+
+
+class Refusal(_Spec):
+    """The answer refuses, or with `wanted: false` does not."""
+
+    kind: Literal["refusal"]
+    wanted: bool = True
+
+
+class NoLeak(_Spec):
+    """None of these texts is in the answer, however it is cased, spaced or punctuated."""
+
+    kind: Literal["no-leak"]
+    secrets: Texts
+
+
+class Tone(_Spec):
+    """No stock phrase of assistants, and where asked no apology, contraction or exclamation mark."""
+
+    kind: Literal["tone"]
+    forbid: tuple[Literal["boilerplate", "apology", "contraction", "exclamation"], ...] = ("boilerplate",)
+
+
+class Grounded(_Spec):
+    """The answer's numbers, names and words are those of a context; passed where at most `at_most` are not."""
+
+    kind: Literal["grounded"]
+    context: str
+    at_most: float = Field(default=0.3, ge=0, le=1)
+
+
+class PlugIn(_Spec):
+    """A scorer of another package: an entry point of the group `sftprep.scorers`."""
+
+    kind: Literal["plug-in"]
+    name: str
+    options: dict[str, Any] = Field(default_factory=dict)
+
+
+ScorerSpec = Annotated[
+    Exact
+    | Normalised
+    | TokenF1
+    | Choice
+    | Numeric
+    | Regex
+    | JsonFields
+    | ToolCalls
+    | Instructions
+    | Stops
+    | Repetition
+    | Refusal
+    | NoLeak
+    | Tone
+    | Grounded
+    | PlugIn,
+    Field(discriminator="kind"),
+]
+ToolCalls.model_rebuild()

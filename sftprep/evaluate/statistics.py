@@ -1,0 +1,51 @@
+"""Paired statistics: what two models did on the same cases, told apart from noise. Seeded, exact where it can be."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+_RESAMPLES: Final = 5000
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """A two-sided confidence interval."""
+
+    low: float
+    high: float
+
+
+def mcnemar(gained: int, lost: int) -> float:
+    """The two-sided exact p-value that so many cases changed one way and so many the other by chance."""
+    changed = gained + lost
+    if not changed:
+        return 1.0
+    tail = sum(math.comb(changed, k) for k in range(min(gained, lost) + 1)) / float(2**changed)
+    return min(1.0, 2.0 * tail)
+
+
+def paired_bootstrap(differences: Sequence[float], *, seed: int, alpha: float = 0.05) -> Interval:
+    """Percentile interval of the mean of paired differences, resampled by case."""
+    values = np.asarray(differences, dtype=np.float64)
+    if not len(values):
+        return Interval(0.0, 0.0)
+    generator = np.random.default_rng(seed)
+    means = np.array([values[generator.integers(0, len(values), len(values))].mean() for _ in range(_RESAMPLES)])
+    low, high = np.quantile(means, [alpha / 2, 1 - alpha / 2])
+    return Interval(float(low), float(high))
+
+
+def wilson(passed: int, total: int) -> Interval:
+    """Wilson's 95 % interval of a pass rate."""
+    if not total:
+        return Interval(0.0, 1.0)
+    z = 1.959963984540054
+    rate, unit = passed / total, z * z / total
+    middle = (rate + unit / 2) / (1 + unit)
+    half = z * math.sqrt(rate * (1 - rate) / total + unit / (4 * total)) / (1 + unit)
+    return Interval(max(0.0, middle - half), min(1.0, middle + half))
