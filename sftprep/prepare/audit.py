@@ -44,7 +44,7 @@ class Audit:
     shards: ShardSet
     config: AuditConfig
     notable: Mapping[int, str]
-    """Rows that are worth a look, and why."""
+    """Rows that are worth a look, and why: reasons with a comma between them."""
     prompts: Prompts | None = None
     """The server's, of the page's rows, where a proof was asked for."""
 
@@ -106,7 +106,7 @@ def audit(config: AuditConfig) -> Audit:
         certificate = prove(shards, model=model)
         write_report(certificate, shards.directory / CERTIFICATE_NAME)
         report = proven(report, certificate)
-        notable = {**{found.row: "prompt differs" for found in certificate.differences}, **notable}
+        notable = total.notable(found.row for found in certificate.differences)
         shown = _page_rows(shards, notable, config) if config.html is not None else []
         batches = [readable_rows(shards.row(index), audit_facts(shards))[0] for index in shown]
         prompts = server_prompts(shards, batches, model=model, certificate=certificate)

@@ -128,15 +128,17 @@ class Tally:
         """Rows that have a fault."""
         self.found.setdefault(code, FoundRows()).add(rows)
 
-    def notable(self) -> Mapping[int, str]:
-        """Rows that are worth a look, and why: faults first, then the greatest and the least."""
-        reasons: dict[int, str] = {}
-        for code, rows in sorted(self.found.items(), key=lambda item: -item[1].count):
-            reasons.update({row: code for row in rows.first if row not in reasons})
-        named = (("longest document", self.longest), ("least trained", self.least_trained))
-        for name, extremes in (*named, ("most trained", self.most_trained)):
-            reasons.update({row: name for row in extremes.rows if row not in reasons})
-        return reasons
+    def notable(self, differing: Iterable[int] = ()) -> Mapping[int, str]:
+        """Rows that are worth a look, and why: faults, prompts that differ, the greatest and the least."""
+        ranked = sorted(self.found.items(), key=lambda item: -item[1].count)
+        named: list[tuple[str, Iterable[int]]] = [(code, rows.first) for code, rows in ranked]
+        named += [("prompt differs", dict.fromkeys(differing)), ("longest document", self.longest.rows)]
+        named += [("least trained", self.least_trained.rows), ("most trained", self.most_trained.rows)]
+        reasons: dict[int, list[str]] = {}
+        for name, rows in named:
+            for row in rows:
+                reasons.setdefault(row, []).append(name)
+        return {row: ", ".join(names) for row, names in reasons.items()}
 
 
 def tally(shards: ShardSet) -> Tally:

@@ -86,7 +86,10 @@ class PromptView:
 
 @dataclass(frozen=True, slots=True)
 class RowView:
-    """A shard row; `chosen` says why it is shown. `prompts` are there where the set was proven."""
+    """A shard row; `chosen` says why it is shown, reasons with a comma between them.
+
+    `prompts` are there where the set was proven.
+    """
 
     index: int
     num_tokens: int

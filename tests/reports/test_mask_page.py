@@ -34,7 +34,7 @@ def found(samples: Path, tmp_path_factory: pytest.TempPathFactory) -> Audit:
     table = pq.read_table(path)
     damaged = table.to_pylist()
     damaged[1]["input_ids"][1] = 65
-    damaged[2]["assistant_masks"][1] = 1
+    damaged[2]["assistant_masks"][:2] = [1, 1]
     pq.write_table(pa.Table.from_pylist(damaged, schema=table.schema), path)
     config = AuditConfig(
         directory=out.directory, html=folder / "page.html", prove=True, checksums=False, html_rows=out.num_rows
@@ -144,8 +144,12 @@ def test_filters_by_text_file_role_length_and_finding(page: Any, found: Audit) -
     assert 0 < shown_count(page) < long < everything
     page.fill("#least", "")
     page.fill("#most", "")
-    page.select_option("#code", "scaffold-trained")
-    assert "row 2 · document 0" in page.inner_text("#list")
+    for code in ("scaffold-trained", "border-trained", "scalar-mismatch"):
+        page.select_option("#code", code)
+        assert "row 2 · document 0" in page.inner_text("#list"), "a row of several faults is found by each"
+    page.select_option("#code", "prompt differs")
+    assert "row 1 · document 0" in page.inner_text("#list")
+    assert "row 2" not in page.inner_text("#list")
     page.select_option("#code", "")
     page.select_option("#file", index=1)
     assert 0 < shown_count(page) < everything
@@ -194,7 +198,8 @@ def test_the_servers_prompt_stands_beside_the_row_with_the_first_difference_mark
     cells = page.locator("#aligned tr.diff").first.locator("td").all_inner_texts()
     assert cells[0] == "1"
     assert cells[1] != cells[2]
-    assert page.locator("#aligned tr:not(.diff)").count() == 1
+    assert page.locator("#aligned tr.diff").count() == 1, "of what follows, only what differs too"
+    assert page.locator("#aligned tr").count() > 5
 
 
 def test_an_address_opens_its_document(page: Any) -> None:

@@ -22,13 +22,13 @@ function fillChoices() {
   };
   add("file", documents.map((item) => item.doc.file));
   add("role", documents.flatMap((item) => item.doc.spans.map((span) => span.role)));
-  add("code", documents.map((item) => item.row.chosen));
+  add("code", documents.flatMap((item) => item.row.chosen.split(", ")));
 }
 
 function matches(item) {
   const wanted = $("search").value.toLowerCase(), { doc, row } = item;
   return (!$("file").value || doc.file === $("file").value)
-    && (!$("code").value || row.chosen === $("code").value)
+    && (!$("code").value || row.chosen.split(", ").includes($("code").value))
     && (!$("role").value || doc.spans.some((span) => span.role === $("role").value))
     && (!$("least").value || doc.num_tokens >= Number($("least").value))
     && (!$("most").value || doc.num_tokens <= Number($("most").value))
@@ -103,12 +103,13 @@ function show(number, spoken) {
   chip.classList.add("at");
   if (spoken) chip.scrollIntoView({ block: "nearest" });
   const bytes = [...new TextEncoder().encode(own.text)].map((byte) => byte.toString(16).padStart(2, "0")).join(" ");
-  const facts = [["why", span.reason], ["text", JSON.stringify(own.shown)], ["id", own.ids.join(" ")], ["bytes", bytes],
-    ["position", own.position], ["label", own.trained ? own.ids.at(-1) : data.ignore_index], ["weight", own.weight],
-    ["reason", span.kind], ["role", span.role], ["message", span.message < 0 ? "none" : span.message],
-    ["document", current.number], ["origin", span.origin]];
-  $("detail").replaceChildren(...facts.map(([name, value]) => element("div", ["why", "origin", "text", "bytes"].includes(name) ? { class: name === "why" ? "why wide" : "wide" } : {},
-    element("dt", {}, name), element("dd", {}, String(value)))));
+  const wide = [["why", span.reason], ["origin", span.origin], ["text", JSON.stringify(own.shown)], ["bytes", bytes]];
+  const narrow = [["id", own.ids.join(" ")], ["label", own.trained ? own.ids.at(-1) : data.ignore_index],
+    ["weight", own.weight], ["position", own.position], ["reason", span.kind], ["role", span.role],
+    ["message", span.message < 0 ? "none" : span.message], ["document", current.number]];
+  const fact = (kinds) => ([name, value]) => element("div", { class: name === "why" ? `why ${kinds}` : kinds },
+    element("dt", {}, name), element("dd", {}, String(value)));
+  $("detail").replaceChildren(...wide.map(fact("wide")), ...narrow.map(fact("narrow")));
   if (spoken) $("spoken").textContent = `${own.shown}, id ${own.ids.join(" ")}, ${span.reason}`;
 }
 
@@ -133,7 +134,7 @@ function align() {
   $("verdict").textContent = told[prompt.state];
   const own = chips.filter(({ own }) => own.position < prompt.num_tokens).map(({ own }) => own);
   for (const [at, left, right] of pairs(own, prompt)) {
-    const differs = prompt.state === "differing" && at >= prompt.position;
+    const differs = prompt.state === "differing" && (at === prompt.position || at > prompt.position && left !== right);
     $("aligned").append(element("tr", differs ? { class: "diff" } : {}, element("td", {}, String(at)),
       element("td", {}, oneLine(left)), element("td", {}, oneLine(right))));
   }
