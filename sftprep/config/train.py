@@ -45,6 +45,16 @@ class TrainConfig(BaseModel):
         description="`segments` isolates packed documents in attention, `unpack` gives each a row; "
         "auto unpacks where the self-test fails.",
     )
+    lora_rank: int = Field(
+        default=0, ge=0, description="Train adapters of this rank on all linear layers; 0 trains the whole model."
+    )
+    lora_alpha: float | None = Field(
+        default=None, gt=0, description="Adapters count alpha / rank (default: alpha is twice the rank)."
+    )
+    lora_dropout: float = Field(default=0.0, ge=0, lt=1, description="Dropout before the adapters.")
+    lora_embeddings: bool = Field(
+        default=False, description="With LoRA, train the embeddings too; only the merged model is then written."
+    )
     gradient_checkpointing: bool = Field(default=False, description="Less memory, about a third more time.")
     threads: int | None = Field(default=None, ge=1, description="CPU threads (default: torch's own choice).")
 

@@ -23,6 +23,7 @@ from sftprep.config.train import TrainConfig
 from sftprep.errors import OutputError, ShardError, TrainError
 from sftprep.shards.place import replace_directory, sync_directory
 from sftprep.shards.read import ShardSet
+from sftprep.train import lora
 
 _GENERATION_CONFIG: Final = "generation_config.json"
 _MODEL_CONFIG: Final = "config.json"
@@ -116,6 +117,7 @@ def save_checkpoint(
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         save_model(model, partial, shards=shards)
+        lora.save_trainable(model, partial)
         torch.save({"position": asdict(position), "optimizer": optimizer.state_dict()}, partial / _STATE)
         _flush(partial)
         shutil.rmtree(final, ignore_errors=True)
@@ -164,7 +166,7 @@ def save_model(model: PreTrainedModel, directory: Path, *, shards: ShardSet) -> 
         setattr(model.config, name, value)
     # The model's own generation settings may be ones that transformers refuses to save; the file is written below.
     model.generation_config = GenerationConfig(**tokens)
-    model.save_pretrained(directory)
+    model.save_pretrained(directory, state_dict=lora.merged_state(model))
     source = shards.directory / "model"
     for path in sorted(path for path in source.rglob("*") if path.is_file() and path.name not in _NOT_COPIED):
         target = directory / path.relative_to(source)

@@ -88,7 +88,7 @@ def find_head(model: torch.nn.Module) -> Head | None:
     products = torch.randn(1, 4, linear.weight.shape[0], generator=generator) * 8
     for position, value in enumerate((_TINY, 1.0, _HUGE)):
         products[0, position] = value
-    logits = _logits_of(model, linear, products=products.to(linear.weight))
+    logits = _logits_of(model, linear, products=products.to(linear.weight.device))
     if logits.shape != products.shape:
         return None
     transform = _transform(*logits[0, :3, 0].tolist())
@@ -107,7 +107,7 @@ def _logits_of(model: torch.nn.Module, linear: torch.nn.Linear, *, products: tor
     """What the model makes of head products `[1, n, vocab]`, float32 on the CPU."""
 
     def fixed(hidden: torch.Tensor) -> torch.Tensor:
-        return products.to(hidden.dtype)
+        return products
 
     ids = torch.zeros(1, products.shape[1], dtype=torch.int64, device=products.device)
     object.__setattr__(linear, "forward", fixed)

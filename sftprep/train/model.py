@@ -82,17 +82,17 @@ def check_fit(place: ModelPlace, manifest: Manifest) -> None:
             )
 
 
-def load(place: ModelPlace, config: TrainConfig) -> PreTrainedModel:
-    """The model in float32, in training mode; the weights are all there, or all random and seeded.
+def load(place: ModelPlace, config: TrainConfig, *, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """The model in `dtype`, in training mode; the weights are all there, or all random and seeded.
 
     Raises:
         ModelFilesError: `no-weights`, `missing-weights`.
     """
     try:
         if config.init == "random":
-            return _random(place.directory, seed=config.seed).train()
+            return _random(place.directory, seed=config.seed).to(dtype).train()
         model, report = AutoModelForCausalLM.from_pretrained(
-            place.directory, dtype=torch.float32, output_loading_info=True, **_source(place)
+            place.directory, dtype=dtype, output_loading_info=True, **_source(place)
         )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise ModelFilesError(

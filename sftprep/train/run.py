@@ -22,7 +22,7 @@ from sftprep.config.train import TrainConfig
 from sftprep.errors import ShardError, TrainError
 from sftprep.reports.loss_curve import write_loss_curve
 from sftprep.shards.read import Scalars, ShardSet, open_shard_set
-from sftprep.train import attention
+from sftprep.train import attention, lora
 from sftprep.train.checkpoint import (
     Position,
     Workspace,
@@ -178,6 +178,8 @@ def _publish(
         )
     with writing(workspace.directory):
         save_model(trainee.model, workspace.directory, shards=shards)
+        if config.lora_rank and not config.lora_embeddings:
+            lora.save_adapter(trainee.model, workspace.directory / lora.ADAPTER_DIRECTORY, config=config)
         write_loss_curve(workspace.metrics, workspace.directory / "loss.html", title=f"Training of {config.model}")
     report: dict[str, Any] = {
         "config": config.model_dump(mode="json"),
@@ -193,7 +195,15 @@ def _publish(
 
 
 def _model(config: TrainConfig, *, shards: ShardSet, where: _Where, resumed: Path | None) -> PreTrainedModel:
-    if resumed is None:
+    if config.lora_rank:
+        # Frozen weights need no float32 master.
+        model = load(where.place, config, dtype=where.dtype)
+        if not config.lora_embeddings:
+            lora.check_tokens(model, shards)
+        lora.adapt(model, config)
+        if resumed is not None:
+            lora.restore_trainable(model, resumed)
+    elif resumed is None:
         model = load(where.place, config)
     else:
         whole = config.model_copy(update={"init": "pretrained"})
