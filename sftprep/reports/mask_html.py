@@ -71,7 +71,7 @@ def _cards(report: AuditReport) -> list[tuple[str, str]]:
         (f"{report.num_turns:,}", "trained turns"),
         (f"{report.num_documents:,}", f"documents, {report.documents_a_row:.1f} a row"),
         (f"{report.num_rows:,}", f"rows of {report.max_length:,}, {report.row_fill:.1%} full"),
-        (f"{report.num_left_out:,}", "rows left out"),
+        (f"{report.num_left_out:,}", f"of {report.num_taken:,} rows left out"),
     ]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from io import TextIOWrapper
 
 from rich import box
@@ -41,6 +42,7 @@ def print_summary(report: AuditReport, console: Console) -> None:
         f"packed {waste.packing:.1%}",
         soft_wrap=True,
     )
+    console.print(f"by role: {_roles(report)}", soft_wrap=True)
     stops = ", ".join(f"{visible(stop.token) or stop.id} {stop.num_turns:,}" for stop in report.stops)
     console.print(
         f"trained turns that end in a trained stop token: {report.num_stopped:,} of {report.num_turns:,}"
@@ -61,8 +63,23 @@ def print_summary(report: AuditReport, console: Console) -> None:
         )
     if report.left_out:
         codes = ", ".join(f"{code} {count:,}" for code, count in sorted(report.left_out.items()))
-        console.print(f"rows left out when packing: {codes} (all in left_out.jsonl)", soft_wrap=True)
+        share = report.num_left_out / max(report.num_taken, 1)
+        told_rows = f"{report.num_left_out:,} of {report.num_taken:,} ({share:.1%})"
+        console.print(f"rows left out when packing: {told_rows}: {codes} (all in left_out.jsonl)", soft_wrap=True)
     _print_verdict(report, console)
+
+
+def _roles(report: AuditReport) -> str:
+    """Tokens and share of each role, the most first, and how many of them are trained."""
+    tokens, trained = Counter[str](), Counter[str]()
+    for kind in report.kinds:
+        tokens[kind.role] += kind.num_tokens
+        trained[kind.role] += kind.num_trained
+    return ", ".join(
+        f"{role} {count:,} ({count / max(report.num_tokens, 1):.1%}"
+        + (f", {trained[role]:,} trained)" if trained[role] else ")")
+        for role, count in tokens.most_common()
+    )
 
 
 def _print_verdict(report: AuditReport, console: Console) -> None:

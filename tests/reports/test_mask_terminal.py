@@ -91,3 +91,14 @@ def test_the_command_survives_poor_terminals_m1(found: Audit, environment: dict[
     if "PYTHONIOENCODING" in environment:
         assert b"[[" in done.stdout
         assert b"\\u6f6e" in done.stdout, "what the encoding lacks is escaped"
+
+
+def test_roles_and_rows_left_out_are_told_with_their_shares_g4(found: Audit) -> None:
+    report = found.report.model_copy(update={"num_left_out": 3, "num_taken": 40, "left_out": {"over-length": 3}})
+    file = io.StringIO()
+    print_summary(report, Console(file=file, width=200, highlight=False))
+    told = file.getvalue()
+    of_assistant = sum(kind.num_tokens for kind in report.kinds if kind.role == "assistant")
+    share = f"{of_assistant / report.num_tokens:.1%}"
+    assert f"assistant {of_assistant:,} ({share}, {report.num_trained:,} trained)" in told
+    assert "rows left out when packing: 3 of 40 (7.5%): over-length 3" in told
