@@ -1,36 +1,36 @@
-"""A page with the loss of a run: one self-contained HTML file, no scripts, no network."""
+"""A page with the numbers of a run: one self-contained HTML file, no scripts, no network."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
-_WIDTH: Final = 860
-_HEIGHT: Final = 320
-_MARGIN: Final = 56
+from sftprep.reports.line_plot import COLOURS, WIDTH, Line, line_plot
+
 _SMOOTHING: Final = 0.9
-"""Share of the running mean that a new step keeps, in the bold line."""
+"""Share of the running mean that a new step keeps, in the bold lines."""
+_MAX_SOURCES: Final = len(COLOURS)
 
 _PAGE: Final = """<!doctype html>
-<html lang="en"><meta charset="utf-8"><title>{title}</title>
+<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{title}</title>
 <style>
-body {{ font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: {width}px; padding: 0 1rem; }}
-svg {{ width: 100%; height: auto; font-size: 12px; fill: currentColor; color: inherit; }}
-.axis {{ stroke: #8888; fill: none; }} .raw {{ stroke: #88a8; fill: none; }}
-.mean {{ stroke: #c0392b; stroke-width: 2; fill: none; }}
 :root {{ color-scheme: light dark; }}
+body {{ font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: {width}px; padding: 0 1rem; }}
+h1 {{ font-size: 1.5rem; overflow-wrap: anywhere; }} h2 {{ font-size: 1.05rem; margin: 2rem 0 .3rem; }}
+svg {{ width: 100%; height: auto; font-size: 12px; fill: currentColor; }}
+.grid {{ stroke: #8884; fill: none; }}
+.legend span {{ margin-right: 1.4rem; overflow-wrap: anywhere; }} .legend {{ margin: 0; font-size: 13px; }}
+.legend i {{ display: inline-block; width: 1.1rem; height: .25rem; margin-right: .4rem; vertical-align: middle; }}
+table {{ border-collapse: collapse; }} td, th {{ padding: .15rem .9rem .15rem 0; text-align: right; }}
+td:first-child, th:first-child {{ text-align: left; overflow-wrap: anywhere; }}
+th {{ border-bottom: 1px solid #8888; font-weight: 600; }}
 </style>
 <h1>{title}</h1>
 <p>{summary}</p>
-<h2>Nats a trained token</h2>
-{loss}
-<h2>Learning rate</h2>
-{rate}
-<h2>Gradient norm, before clipping</h2>
-{norm}
+{sections}
 </html>
 """
 
@@ -39,19 +39,10 @@ def write_loss_curve(metrics: Path, page: Path, *, title: str) -> None:
     """Draw the steps of a metrics.jsonl; skipped steps are left out."""
     lines = metrics.read_text(encoding="utf-8").splitlines()
     records = [record for record in map(json.loads, lines) if not record["skipped"]]
-    steps = [record["step"] for record in records]
-    nll = [record["nll"] for record in records]
-    page.write_text(
-        _PAGE.format(
-            title=escape(title),
-            width=_WIDTH,
-            summary=escape(_summary(records)),
-            loss=_plot(steps, nll, mean=running_mean(nll)),
-            rate=_plot(steps, [record["lr"] for record in records]),
-            norm=_plot(steps, [record["grad_norm"] for record in records]),
-        ),
-        encoding="utf-8",
+    text = _PAGE.format(
+        title=escape(title), width=WIDTH, summary=escape(_summary(records)), sections=_sections(records)
     )
+    page.write_text(text, encoding="utf-8")
 
 
 def running_mean(values: Sequence[float]) -> list[float]:
@@ -64,44 +55,105 @@ def running_mean(values: Sequence[float]) -> list[float]:
     return means
 
 
-def _summary(records: Sequence[dict[str, float]]) -> str:
+Record = Mapping[str, Any]
+
+
+def _sections(records: Sequence[Record]) -> str:
+    sources = _sources(records)
+    plots = (
+        ("Nats a trained token", [*_smoothed(records, [r["nll"] for r in records]), *_held_out(records)]),
+        ("Nats a trained token, by source", _source_lines(records, sources)),
+        (
+            "Loss: weighted mean, what is optimised",
+            _smoothed(records, [r["loss"] for r in records]) if _differs(records) else [],
+        ),
+        ("Learning rate", [Line("", _steps(records), [r["lr"] for r in records])]),
+        ("Gradient norm, before clipping", _smoothed(records, [r["grad_norm"] for r in records])),
+        ("Tokens a second", _smoothed(records, [r["num_tokens"] / r["seconds"] for r in records])),
+    )
+    drawn = [(name, svg) for name, lines in plots if (svg := line_plot(lines, label=name))]
+    sections = [f"<h2>{name}</h2>\n{svg}" for name, svg in drawn]
+    return "\n".join([*sections, *_source_table(records, sources)])
+
+
+def _steps(records: Sequence[Record]) -> list[int]:
+    return [record["step"] for record in records]
+
+
+def _smoothed(records: Sequence[Record], values: Sequence[float]) -> list[Line]:
+    return [
+        Line("each step", _steps(records), values, faint=True),
+        Line("running mean", _steps(records), running_mean(values)),
+    ]
+
+
+def _held_out(records: Sequence[Record]) -> list[Line]:
+    measured = [record for record in records if record.get("eval_nll") is not None]
+    values = [record["eval_nll"] for record in measured]
+    return [Line("held out", _steps(measured), values, colour=COLOURS[1], dotted=True)] if measured else []
+
+
+def _differs(records: Sequence[Record]) -> bool:
+    """With weights or another normalisation, the loss is another number than the nats of a token."""
+    return any(abs(record.get("loss", record["nll"]) - record["nll"]) > 1e-4 * abs(record["nll"]) for record in records)
+
+
+def _sources(records: Sequence[Record]) -> dict[str, int]:
+    """Trained tokens by source, the most first."""
+    totals: dict[str, int] = {}
+    for record in records:
+        for name, number in record.get("trained_by_source", {}).items():
+            totals[name] = totals.get(name, 0) + number
+    return dict(sorted(totals.items(), key=lambda item: (-item[1], item[0])))
+
+
+def _source_lines(records: Sequence[Record], sources: Mapping[str, int]) -> list[Line]:
+    if len(sources) < 2:
+        return []
+    lines = []
+    for name, colour in zip(list(sources)[:_MAX_SOURCES], COLOURS, strict=False):
+        seen = [record for record in records if name in record["nll_by_source"]]
+        means = running_mean([record["nll_by_source"][name] for record in seen])
+        lines.append(Line(name, _steps(seen), means, colour=colour))
+    return lines
+
+
+def _source_table(records: Sequence[Record], sources: Mapping[str, int]) -> list[str]:
+    if len(sources) < 2:
+        return []
+    rows = "".join(
+        f"<tr><td>{escape(name)}</td><td>{number:,}</td><td>{first:.4f}</td><td>{last:.4f}</td></tr>"
+        for name, number in sources.items()
+        for first, last in [_ends(records, name)]
+    )
+    head = "<tr><th>source</th><th>trained tokens</th><th>first tenth</th><th>last tenth</th></tr>"
+    return [f"<h2>Nats a trained token, by source, at the start and at the end</h2>\n<table>{head}{rows}</table>"]
+
+
+def _ends(records: Sequence[Record], name: str) -> tuple[float, float]:
+    """Mean nats a trained token of one source, in the first and the last tenth of the steps that have it."""
+    seen = [
+        (record["nll_by_source"][name], record["trained_by_source"][name])
+        for record in records
+        if record["trained_by_source"].get(name)
+    ]
+    size = max(1, len(seen) // 10)
+    first, last = (
+        sum(nll * number for nll, number in part) / sum(number for _, number in part)
+        for part in (seen[:size], seen[-size:])
+    )
+    return first, last
+
+
+def _summary(records: Sequence[Record]) -> str:
     if not records:
         return "No step trained anything."
     tokens = sum(int(record["num_tokens"]) for record in records)
     trained = sum(int(record["num_trained"]) for record in records)
     seconds = sum(record["seconds"] for record in records)
+    measured = [record["eval_nll"] for record in records if record.get("eval_nll") is not None]
+    held_out = f" Held out: from {measured[0]:.4f} to {measured[-1]:.4f}." if measured else ""
     return (
         f"{len(records)} steps, {tokens:,} tokens, {trained:,} of them trained, {seconds:.0f} s; "
-        f"from {records[0]['nll']:.4f} to {records[-1]['nll']:.4f} nats a trained token."
+        f"from {records[0]['nll']:.4f} to {records[-1]['nll']:.4f} nats a trained token.{held_out}"
     )
-
-
-def _plot(steps: Sequence[int], values: Sequence[float], *, mean: Sequence[float] = ()) -> str:
-    if not steps:
-        return ""
-    low, high = min(values), max(values)
-    span = (high - low) or 1.0
-    first, length = steps[0], max(1, steps[-1] - steps[0])
-
-    def points(line: Sequence[float]) -> str:
-        pairs = (
-            (_MARGIN + (step - first) / length * (_WIDTH - 2 * _MARGIN), _y((value - low) / span))
-            for step, value in zip(steps, line, strict=True)
-        )
-        return " ".join(f"{x:.1f},{y:.1f}" for x, y in pairs)
-
-    bold = f'<polyline class="mean" points="{points(mean)}"/>' if mean else ""
-    return (
-        f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img">'
-        f'<path class="axis" d="M{_MARGIN},{_y(1):.1f} V{_y(0):.1f} H{_WIDTH - _MARGIN}"/>'
-        f'<text x="{_MARGIN - 6}" y="{_y(1) + 4:.1f}" text-anchor="end">{high:.3g}</text>'
-        f'<text x="{_MARGIN - 6}" y="{_y(0) + 4:.1f}" text-anchor="end">{low:.3g}</text>'
-        f'<text x="{_MARGIN}" y="{_HEIGHT - 20}">step {first}</text>'
-        f'<text x="{_WIDTH - _MARGIN}" y="{_HEIGHT - 20}" text-anchor="end">step {steps[-1]}</text>'
-        f'<polyline class="raw" points="{points(values)}"/>{bold}</svg>'
-    )
-
-
-def _y(share: float) -> float:
-    """The height of a value: 0 is the axis, 1 the top."""
-    return _HEIGHT - _MARGIN + 10 - share * (_HEIGHT - _MARGIN - 10)

@@ -1,0 +1,121 @@
+"""Line plots as SVG text, for pages without scripts and without a network."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+from typing import Final
+
+WIDTH: Final = 860
+_HEIGHT: Final = 300
+_LEFT: Final = 64
+_RIGHT: Final = 16
+_TOP: Final = 14
+_BOTTOM: Final = 34
+_NUM_TICKS: Final = 5
+_MAX_POINTS: Final = 1200
+"""More would not be seen, and would make the page of a long run too heavy to open."""
+COLOURS: Final = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+"""Told apart by colour-blind readers too."""
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A line of a plot; `faint` for the noisy values behind their mean, `dotted` for single measurements."""
+
+    name: str
+    steps: Sequence[int]
+    values: Sequence[float]
+    colour: str = COLOURS[0]
+    faint: bool = False
+    dotted: bool = False
+
+
+def line_plot(lines: Sequence[Line], *, label: str) -> str:
+    """An SVG with axes and a legend; values that are not finite are left out. Empty where there is nothing to draw."""
+    drawn = [line for line in map(_thinned, lines) if line.steps]
+    if not drawn:
+        return ""
+    steps = [step for line in drawn for step in line.steps]
+    ticks = nice_ticks([value for line in drawn for value in line.values])
+    frame = _Frame(first=min(steps), last=max(steps), low=ticks[0], high=ticks[-1])
+    named = [line for line in drawn if line.name]
+    return (
+        f'<svg viewBox="0 0 {WIDTH} {_HEIGHT}" role="img" aria-label="{escape(label)}">'
+        f"{''.join(_tick(tick, frame) for tick in ticks)}{_step_labels(frame)}"
+        f"{''.join(_shape(line, frame) for line in drawn)}</svg>" + (_legend(named) if len(named) > 1 else "")
+    )
+
+
+def nice_ticks(values: Sequence[float]) -> list[float]:
+    """Round numbers, evenly apart, that enclose the values."""
+    low, high = min(values), max(values)
+    rough = (high - low) / (_NUM_TICKS - 1) or abs(high) / 10 or 1.0
+    magnitude = 10.0 ** math.floor(math.log10(rough))
+    step = next(size for size in (1, 2, 2.5, 5, 10) if size * magnitude >= rough * 0.999) * magnitude
+    first, last = math.floor(low / step), math.ceil(high / step)
+    return [number * step for number in range(first, max(last, first + 1) + 1)]
+
+
+@dataclass(frozen=True, slots=True)
+class _Frame:
+    first: int
+    last: int
+    low: float
+    high: float
+
+    def x(self, step: float) -> float:
+        return _LEFT + (step - self.first) / max(1, self.last - self.first) * (WIDTH - _LEFT - _RIGHT)
+
+    def y(self, value: float) -> float:
+        return _HEIGHT - _BOTTOM - (value - self.low) / (self.high - self.low) * (_HEIGHT - _TOP - _BOTTOM)
+
+
+def _thinned(line: Line) -> Line:
+    """At most so many points, the last one among them."""
+    pairs = [pair for pair in zip(line.steps, line.values, strict=True) if math.isfinite(pair[1])]
+    stride = -(-len(pairs) // _MAX_POINTS) or 1
+    kept = pairs[::-1][::stride][::-1]
+    return Line(
+        name=line.name,
+        steps=[step for step, _ in kept],
+        values=[value for _, value in kept],
+        colour=line.colour,
+        faint=line.faint,
+        dotted=line.dotted,
+    )
+
+
+def _shape(line: Line, frame: _Frame) -> str:
+    points = [(frame.x(step), frame.y(value)) for step, value in zip(line.steps, line.values, strict=True)]
+    dots = "".join(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{line.colour}"/>' for x, y in points)
+    path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
+    style = 'stroke-width="1" opacity=".35"' if line.faint else 'stroke-width="2"'
+    stroke = f'<polyline points="{path}" fill="none" stroke="{line.colour}" {style}/>'
+    return stroke + (dots if line.dotted or len(points) == 1 else "")
+
+
+def _tick(value: float, frame: _Frame) -> str:
+    y = frame.y(value)
+    return (
+        f'<path class="grid" d="M{_LEFT},{y:.1f} H{WIDTH - _RIGHT}"/>'
+        f'<text x="{_LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{value:.4g}</text>'
+    )
+
+
+def _step_labels(frame: _Frame) -> str:
+    y = _HEIGHT - 10
+    return (
+        f'<text x="{_LEFT}" y="{y}">step {frame.first:,}</text>'
+        f'<text x="{WIDTH - _RIGHT}" y="{y}" text-anchor="end">step {frame.last:,}</text>'
+    )
+
+
+def _legend(lines: Sequence[Line]) -> str:
+    entries = "".join(
+        f'<span><i style="background:{line.colour}{"59" if line.faint else ""}"></i>{escape(line.name)}</span>'
+        for line in lines
+    )
+    return f'<p class="legend">{entries}</p>'
