@@ -9,6 +9,7 @@ import typer
 from sftprep import __version__
 from sftprep.cli.audit import audit
 from sftprep.cli.demo import demo
+from sftprep.cli.evaluate import evaluate
 from sftprep.cli.pack import pack
 from sftprep.cli.schema import schema
 from sftprep.cli.split import split
@@ -43,6 +44,7 @@ def root(
 
 app.command("audit")(audit)
 app.command("demo")(demo)
+app.command("evaluate")(evaluate)
 app.command("pack")(pack)
 app.command("schema")(schema)
 app.command("split")(split)

@@ -49,14 +49,17 @@ def _models() -> dict[str, tuple[type[BaseModel], JsonSchemaMode]]:
     # These import pyarrow and polars, 0.3 s and more that `sftprep --help` must not wait for.
     from sftprep.config.audit import AuditConfig
     from sftprep.config.demo import DemoConfig
+    from sftprep.config.evaluate import EvaluateConfig
     from sftprep.config.pack import PackConfig
     from sftprep.config.quality import QualityConfig
     from sftprep.config.split import SplitConfig
     from sftprep.config.train import TrainConfig
     from sftprep.config.validate import ValidateConfig
+    from sftprep.evaluate.suite import Case, Suite
     from sftprep.prepare.pack_report import PackReport
     from sftprep.records.openai import ChatRow
     from sftprep.reports.diff_json import DiffReport
+    from sftprep.reports.evaluate_json import EvaluateReport
     from sftprep.reports.findings import ValidationReport
     from sftprep.reports.mask_json import AuditReport
     from sftprep.reports.parity_json import ParityCertificate
@@ -66,9 +69,12 @@ def _models() -> dict[str, tuple[type[BaseModel], JsonSchemaMode]]:
 
     return {
         "chat-row": (ChatRow, "validation"),
+        "suite": (Suite, "validation"),
+        "suite-case": (Case, "validation"),
         "manifest": (Manifest, "serialization"),
         "audit-report": (AuditReport, "serialization"),
         "diff-report": (DiffReport, "serialization"),
+        "evaluate-report": (EvaluateReport, "serialization"),
         "parity-certificate": (ParityCertificate, "serialization"),
         "pack-report": (PackReport, "serialization"),
         "quality-report": (QualityReport, "serialization"),
@@ -76,6 +82,7 @@ def _models() -> dict[str, tuple[type[BaseModel], JsonSchemaMode]]:
         "validation-report": (ValidationReport, "serialization"),
         "audit-config": (AuditConfig, "validation"),
         "demo-config": (DemoConfig, "validation"),
+        "evaluate-config": (EvaluateConfig, "validation"),
         "pack-config": (PackConfig, "validation"),
         "quality-config": (QualityConfig, "validation"),
         "split-config": (SplitConfig, "validation"),

@@ -1,0 +1,115 @@
+"""Options of `sftprep evaluate`."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+GateKind = Literal[
+    "pass-rate", "stops", "repetition", "regression", "nll", "nll-regression", "contamination", "parity", "provenance"
+]
+_AT_LEAST: Final = frozenset({"pass-rate", "stops"})
+_AT_MOST: Final = frozenset({"repetition", "nll"})
+_PLAIN: Final = frozenset({"regression", "nll-regression", "contamination", "parity", "provenance"})
+_GATE: Final = re.compile(r"([a-z-]+)(?:\.([^=]+))?(?:=(\d+(?:\.\d+)?)(%?))?")
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluateGate:
+    """One condition of `--fail-on`: `NAME`, `NAME=VALUE`, or `NAME.WHERE=VALUE` for one suite or tag."""
+
+    kind: str
+    where: str
+    value: float
+    text: str
+
+    @classmethod
+    def parse(cls, text: str) -> EvaluateGate:
+        """ValueError where there is no such gate, or its value is missing or not wanted."""
+        found = _GATE.fullmatch(text)
+        kind = found[1] if found else text
+        if found is None or kind not in _AT_LEAST | _AT_MOST | _PLAIN:
+            raise ValueError(f"no such gate: {text}")
+        if (found[3] is None) != (kind in _PLAIN):
+            raise ValueError(
+                f"{kind} {'takes no value' if kind in _PLAIN else 'needs a value, as in ' + kind + '=0.9'}"
+            )
+        value = float(found[3] or 0) / (100 if found[4] else 1)
+        if kind != "nll" and value > 1:
+            raise ValueError(f"{text}: the value is a share, from 0 to 1 or a percentage")
+        return cls(kind, found[2] or "", value, text)
+
+    def holds(self, measured: float) -> bool:
+        """Whether a measured share or loss is on the right side of the value."""
+        return measured >= self.value if self.kind in _AT_LEAST else measured <= self.value
+
+
+class EvaluateConfig(BaseModel):
+    """What to evaluate, on what, and what makes it fail."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: str = Field(description="The model to judge: a directory or hub id.")
+    baseline: str | None = Field(default=None, description="The model to compare with, case by case.")
+    suite: tuple[str, ...] = Field(
+        default=(), description="A suite's YAML file, or the name of one that comes with sftprep; again for more."
+    )
+    held_out: Path | None = Field(
+        default=None, description="A packed set of held-out rows: their loss per token, byte and category."
+    )
+    trained_on: Path | None = Field(
+        default=None,
+        description="The packed set that the model was trained on: its audit, its template and stop tokens, and "
+        "whether its rows hold the suites' cases.",
+    )
+    against: tuple[Path, ...] = Field(
+        default=(), description="Files of training rows in which to look for the suites' cases; again for more."
+    )
+    fail_on: tuple[str, ...] = Field(
+        default=(),
+        description="A gate: pass-rate=0.8, stops=0.95, repetition=0.2 (each also for one suite or tag: "
+        "pass-rate.safety=1), regression, nll=2.5, nll-regression, contamination, parity, provenance. "
+        "Those that can be checked without a value always are.",
+    )
+    max_new_tokens: int | None = Field(default=None, ge=1, description="Of every answer, in place of the suites'.")
+    batch_size: int = Field(default=8, ge=1, description="Answers generated together; they do not depend on it.")
+    temperature: float = Field(default=0.0, ge=0, description="0 takes the most probable token; above, it is sampled.")
+    seed: int = Field(default=0, ge=0, lt=2**63, description="Of sampling and of the bootstrap.")
+    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="Where to generate.")
+    threads: int | None = Field(default=None, ge=1, description="CPU threads (default: torch's own choice).")
+    json_file: Path | None = Field(default=None, description="Write the report as JSON.")
+    html: Path | None = Field(default=None, description="Write the report as one page, answers side by side.")
+
+    @field_validator("fail_on")
+    @classmethod
+    def _known(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for text in value:
+            EvaluateGate.parse(text)
+        return value
+
+    @model_validator(mode="after")
+    def _possible(self) -> EvaluateConfig:
+        kinds = {gate.kind for gate in self.gates}
+        needs = {
+            "regression": ("--baseline and --suite", self.baseline is not None and bool(self.suite)),
+            "nll": ("--held-out", self.held_out is not None),
+            "nll-regression": ("--held-out and --baseline", self.held_out is not None and self.baseline is not None),
+            "contamination": ("--trained-on or --against", self.trained_on is not None or bool(self.against)),
+            "parity": ("--trained-on", self.trained_on is not None),
+            "provenance": ("--trained-on", self.trained_on is not None),
+        }
+        for kind, (what, is_given) in needs.items():
+            if kind in kinds and not is_given:
+                raise ValueError(f"--fail-on {kind} needs {what}")
+        if not self.suite and self.held_out is None:
+            raise ValueError("nothing to evaluate: give --suite or --held-out")
+        return self
+
+    @property
+    def gates(self) -> tuple[EvaluateGate, ...]:
+        """The conditions of --fail-on."""
+        return tuple(EvaluateGate.parse(text) for text in self.fail_on)

@@ -1,0 +1,78 @@
+"""Cases to groups: pass rates with intervals, and what is shown to be better or worse than the baseline."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from sftprep.evaluate.statistics import mcnemar, paired_bootstrap, wilson
+from sftprep.reports.evaluate_json import AnswerRecord, CaseRecord, Comparison, GroupRecord
+
+_ALPHA = 0.05
+
+Verdict = Literal["worse", "better", "no difference shown"]
+
+
+def groups(cases: Sequence[CaseRecord], *, by: Literal["suite", "tag"], seed: int) -> list[GroupRecord]:
+    """The cases of each suite, or of each tag, in order of name."""
+    members: dict[str, list[CaseRecord]] = {}
+    for case in cases:
+        for name in [case.suite] if by == "suite" else case.tags:
+            members.setdefault(name, []).append(case)
+    alpha = _ALPHA / max(len(members), 1)
+    return [_group(name, members[name], alpha=alpha, seed=seed) for name in sorted(members)]
+
+
+def _group(name: str, cases: Sequence[CaseRecord], *, alpha: float, seed: int) -> GroupRecord:
+    answers = [case.answer for case in cases]
+    num_passed = sum(answer.passed for answer in answers)
+    interval = wilson(num_passed, len(cases))
+    pairs = [(case.answer, case.baseline) for case in cases if case.baseline is not None]
+    return GroupRecord(
+        name=name,
+        num_cases=len(cases),
+        num_passed=num_passed,
+        pass_rate=num_passed / len(cases),
+        low=interval.low,
+        high=interval.high,
+        mean_value=_mean([answer.value for answer in answers]),
+        stops=_mean([float(answer.stopped) for answer in answers]),
+        repetition=_mean([answer.repetition for answer in answers]),
+        against_baseline=compared(pairs, alpha=alpha, seed=seed) if pairs else None,
+    )
+
+
+def compared(pairs: Sequence[tuple[AnswerRecord, AnswerRecord]], *, alpha: float, seed: int) -> Comparison:
+    """New answers against the baseline's on the same cases."""
+    gained = sum(new.passed and not old.passed for new, old in pairs)
+    lost = sum(old.passed and not new.passed for new, old in pairs)
+    differences = [new.value - old.value for new, old in pairs]
+    interval = paired_bootstrap(differences, seed=seed, alpha=alpha)
+    p_value = mcnemar(gained, lost)
+    # Fewer changed cases than a sign test could ever call significant are no evidence, whatever a resample shows.
+    is_shown = 2 / 2 ** sum(value != 0 for value in differences) < alpha
+    return Comparison(
+        pass_rate=_mean([float(old.passed) for _, old in pairs]),
+        mean_value=_mean([old.value for _, old in pairs]),
+        gained=gained,
+        lost=lost,
+        p_value=p_value,
+        difference=_mean(differences),
+        low=interval.low,
+        high=interval.high,
+        confidence=1 - alpha,
+        verdict=_verdict(
+            worse=(lost > gained and p_value < alpha) or (is_shown and interval.high < 0),
+            better=(gained > lost and p_value < alpha) or (is_shown and interval.low > 0),
+        ),
+    )
+
+
+def _verdict(*, worse: bool, better: bool) -> Verdict:
+    if worse:
+        return "worse"
+    return "better" if better else "no difference shown"
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else 0.0

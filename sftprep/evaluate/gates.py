@@ -1,0 +1,133 @@
+"""The conditions of `--fail-on` and of the suites, judged on a report's parts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from sftprep.config.evaluate import EvaluateGate
+from sftprep.errors import UsageError
+from sftprep.reports.evaluate_json import Contamination, GateRecord, GroupRecord, LikelihoodRecord
+
+_SHOWN: Final = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What gates look at. `parity` and `provenance` hold what is wrong; None where nothing could be checked."""
+
+    suites: Sequence[GroupRecord]
+    tags: Sequence[GroupRecord]
+    likelihood: LikelihoodRecord | None
+    contamination: Contamination | None
+    parity: Sequence[str] | None
+    provenance: Sequence[str] | None
+
+
+def judged(gates: Sequence[EvaluateGate], measured: Measured) -> list[GateRecord]:
+    """Every gate asked for, and those that need no value and can be checked.
+
+    Raises:
+        UsageError: `bad-option`: a gate names no suite and no tag.
+    """
+    asked = {gate.text: gate for gate in gates}
+    for text in _checkable(measured):
+        asked.setdefault(text, EvaluateGate.parse(text))
+    return [_judge(gate, measured) for gate in asked.values()]
+
+
+def _checkable(measured: Measured) -> Iterator[str]:
+    likelihood = measured.likelihood
+    if any(group.against_baseline is not None for group in measured.suites):
+        yield "regression"
+    if likelihood is not None and likelihood.difference is not None:
+        yield "nll-regression"
+    for name in ("contamination", "parity", "provenance"):
+        if getattr(measured, name) is not None:
+            yield name
+
+
+def _judge(gate: EvaluateGate, measured: Measured) -> GateRecord:
+    judge = _JUDGES.get(gate.kind, _shares)
+    passed, what = judge(gate, measured)
+    return GateRecord(gate=gate.text, passed=passed, what=what)
+
+
+def _chosen(gate: EvaluateGate, measured: Measured) -> Sequence[GroupRecord]:
+    if not gate.where:
+        return measured.suites
+    found = [group for group in (*measured.suites, *measured.tags) if group.name == gate.where]
+    if not found:
+        names = ", ".join(group.name for group in (*measured.suites, *measured.tags))
+        raise UsageError(
+            f"--fail-on {gate.text}: no suite and no tag is called {gate.where!r}",
+            code="bad-option",
+            hint=f"there are: {names}",
+        )
+    return found
+
+
+def _shares(gate: EvaluateGate, measured: Measured) -> tuple[bool, str]:
+    values = {group.name: getattr(group, gate.kind.replace("-", "_")) for group in _chosen(gate, measured)}
+    failed = {name: value for name, value in values.items() if not gate.holds(value)}
+    return not failed, _listed([f"{name} {value:.1%}" for name, value in (failed or values).items()])
+
+
+def _regression(gate: EvaluateGate, measured: Measured) -> tuple[bool, str]:
+    pairs = [(group.name, group.against_baseline) for group in _chosen(gate, measured)]
+    compared = [(name, found) for name, found in pairs if found is not None]
+    worse = [
+        f"{name} {found.difference:+.3f} ({found.confidence:.1%} interval {found.low:+.3f} to {found.high:+.3f}, "
+        f"{found.lost} lost, {found.gained} gained, p = {found.p_value:.2g})"
+        for name, found in compared
+        if found.verdict == "worse"
+    ]
+    return not worse, _listed(worse) or f"none of {len(compared)} is shown to be worse"
+
+
+def _nll(gate: EvaluateGate, measured: Measured) -> tuple[bool, str]:
+    found = _likelihood(measured).total.per_token
+    return gate.holds(found), f"{found:.4f} nats per token"
+
+
+def _nll_regression(gate: EvaluateGate, measured: Measured) -> tuple[bool, str]:
+    found = _likelihood(measured)
+    low, high = found.low or 0.0, found.high or 0.0
+    what = f"{found.difference or 0.0:+.4f} nats per token (95 % interval {low:+.4f} to {high:+.4f})"
+    return low <= 0, what
+
+
+def _likelihood(measured: Measured) -> LikelihoodRecord:
+    if measured.likelihood is None:
+        raise UsageError("a suite's gate needs --held-out", code="bad-option", hint="see sftprep evaluate --help")
+    return measured.likelihood
+
+
+def _contamination(gate: EvaluateGate, measured: Measured) -> tuple[bool, str]:
+    if measured.contamination is None:
+        raise UsageError("a suite's gate needs --against", code="bad-option", hint="see sftprep evaluate --help")
+    found = measured.contamination.found
+    return not found, _listed(found) or f"no case is in {measured.contamination.num_rows:,} training rows"
+
+
+def _faults(gate: EvaluateGate, measured: Measured) -> tuple[bool, str]:
+    faults = getattr(measured, gate.kind)
+    if faults is None:
+        raise UsageError("a suite's gate needs --trained-on", code="bad-option", hint="see sftprep evaluate --help")
+    return not faults, _listed(faults) or "nothing is wrong"
+
+
+def _listed(found: Sequence[str]) -> str:
+    more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
+    return "; ".join(found[:_SHOWN]) + more
+
+
+_JUDGES: Final[Mapping[str, Callable[[EvaluateGate, Measured], tuple[bool, str]]]] = {
+    "regression": _regression,
+    "nll": _nll,
+    "nll-regression": _nll_regression,
+    "contamination": _contamination,
+    "parity": _faults,
+    "provenance": _faults,
+}

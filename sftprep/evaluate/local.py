@@ -1,0 +1,116 @@
+"""A model in this process: greedy or seeded answers to prompts of ids, in left-padded batches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
+from transformers.utils.logging import disable_progress_bar
+
+from sftprep.engines.load import load_model
+from sftprep.engines.model import ModelFiles
+from sftprep.engines.reference import ReferenceEngine
+from sftprep.errors import ModelFilesError, UsageError
+from sftprep.evaluate.answer import Answer
+
+_HUB_FILES = ("*.json", "*.jinja", "*.safetensors")
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How a token is chosen: the most probable one at temperature 0."""
+
+    max_new_tokens: int
+    temperature: float = 0.0
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class LocalModel:
+    """A model's weights and files. `stop_ids` end an answer."""
+
+    files: ModelFiles
+    directory: Path
+    network: PreTrainedModel
+    engine: ReferenceEngine
+    stop_ids: tuple[int, ...]
+
+    def answers(self, prompts: Sequence[Sequence[int]], *, sampling: Sampling, batch_size: int) -> list[Answer]:
+        """One answer a prompt, in the prompts' order; prompts of similar length are asked together."""
+        order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+        found: dict[int, Answer] = {}
+        for start in range(0, len(order), batch_size):
+            batch = order[start : start + batch_size]
+            ids = self._generate([prompts[i] for i in batch], sampling)
+            found.update(zip(batch, map(self._answer, ids), strict=True))
+        return [found[i] for i in range(len(prompts))]
+
+    @torch.inference_mode()
+    def _generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[list[int]]:
+        width = max(map(len, prompts))
+        device = self.network.device
+        pad = self.files.pad_id
+        ids = torch.tensor([[pad] * (width - len(p)) + list(p) for p in prompts], device=device)
+        mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
+        torch.manual_seed(sampling.seed)
+        # A configuration of its own: the model's files may ask for penalties that are no part of the model.
+        settings: dict[str, Any] = {"temperature": sampling.temperature} if sampling.temperature else {}
+        config = GenerationConfig(
+            do_sample=bool(sampling.temperature),
+            max_new_tokens=sampling.max_new_tokens,
+            eos_token_id=list(self.stop_ids),
+            pad_token_id=pad,
+            **settings,
+        )
+        output = self.network.generate(ids, attention_mask=mask, generation_config=config)
+        return [row[width:].tolist() for row in output]
+
+    def _answer(self, ids: list[int]) -> Answer:
+        """The answer of generated ids; what follows the first stop token is padding."""
+        stops = [position for position, i in enumerate(ids) if i in self.stop_ids]
+        own = ids[: stops[0]] if stops else ids
+        return Answer(text=self.engine.decode(own), num_tokens=len(own) + bool(stops), stopped=bool(stops))
+
+
+def open_local(name: str, *, device: str, stop_ids: Sequence[int] | None) -> LocalModel:
+    """A model directory or hub id, in float32; stop tokens are the model's own unless given.
+
+    Raises:
+        ModelFilesError: `not-found`, `no-weights`, `missing-weights`, and those of its text files.
+        UsageError: `no-cuda`.
+    """
+    files = load_model(name)
+    directory = Path(name) if Path(name).is_dir() else Path(snapshot_download(name, allow_patterns=list(_HUB_FILES)))
+    has_cuda = torch.cuda.is_available()
+    if device == "cuda" and not has_cuda:
+        raise UsageError("there is no CUDA device", code="no-cuda", hint="use --device cpu")
+    disable_progress_bar()
+    try:
+        network, report = AutoModelForCausalLM.from_pretrained(
+            directory, dtype=torch.float32, output_loading_info=True, local_files_only=True
+        )
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise ModelFilesError(
+            f"the model cannot be opened: {str(error).strip().partition(chr(10))[0]}",
+            code="no-weights",
+            place=name,
+            hint="a directory needs config.json and *.safetensors",
+        ) from error
+    absent = sorted(map(str, [*report.get("missing_keys", ()), *report.get("mismatched_keys", ())]))
+    if absent:
+        raise ModelFilesError(
+            f"{len(absent)} weights are not in the files, the first: {absent[0]}", code="missing-weights", place=name
+        )
+    place = "cuda" if has_cuda and device != "cpu" else "cpu"
+    return LocalModel(
+        files,
+        directory,
+        network.eval().to(place),
+        ReferenceEngine(files.tokenizer_json),
+        tuple(stop_ids or files.stop_ids),
+    )

@@ -1,0 +1,68 @@
+"""The ids that a model is asked with: rendered as for packing, and proven equal to those of transformers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer
+
+from sftprep.data import Conversation
+from sftprep.engines.model import ModelFiles
+from sftprep.engines.reference import ReferenceEngine
+from sftprep.errors import MaskError, TemplateError
+from sftprep.prepare.chat_templates import ChatTemplates
+from sftprep.templates.adapt import adapt_messages, probe_form
+from sftprep.templates.control import refuse_control_tokens
+from sftprep.templates.template import Request
+
+
+def prompt_ids(
+    model: ModelFiles, directory: Path, conversations: Sequence[Conversation], *, now: datetime
+) -> list[list[int]]:
+    """The ids of each conversation with the generation prompt.
+
+    Raises:
+        TemplateError: `template-raised`, `template-syntax`.
+        MaskError: `prompt-differs` where transformers would send other ids; `control-token`.
+    """
+    templates = ChatTemplates.of(model, now)
+    engine = ReferenceEngine(model.tokenizer_json)
+    served = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+    found = []
+    for conversation in conversations:
+        template = templates.for_tools(conversation.tools)
+        if template.control_tokens:
+            refuse_control_tokens(conversation, template.control_pattern)
+        messages = adapt_messages(conversation.messages, probe_form(template))
+        request = Request(tools=conversation.tools, kwargs=conversation.template_kwargs)
+        try:
+            text = template.trace(messages, request, prompt=True).text
+        except TemplateError as error:
+            raise TemplateError(
+                error.message, code=error.code, place=str(conversation.address), hint=error.hint
+            ) from error
+        ids = [int(i) for i in engine.encode([text])[0].ids]
+        if ids != _served(served, messages, conversation):
+            raise MaskError(
+                "transformers would send other ids for this conversation",
+                code="prompt-differs",
+                place=str(conversation.address),
+                hint="the model's tokenizer files do not agree with each other; save them again with transformers",
+            )
+        found.append(ids)
+    return found
+
+
+def _served(tokenizer: Any, messages: Sequence[Any], conversation: Conversation) -> list[int]:
+    ids = tokenizer.apply_chat_template(
+        list(messages),
+        tools=conversation.tools,
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=False,
+        **conversation.template_kwargs,
+    )
+    return [int(i) for i in ids]

@@ -1,0 +1,233 @@
+"""Evaluate a model: suites answered and scored, held-out loss, comparison with a baseline, gates.
+
+from sftprep.config.evaluate import EvaluateConfig
+from sftprep.evaluate.run import evaluate
+
+report = evaluate(EvaluateConfig(model="tuned", baseline="base", suite=("harbour.yaml",)))
+assert report.passed
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+import torch
+
+from sftprep.config.evaluate import EvaluateConfig, EvaluateGate
+from sftprep.data import Conversation
+from sftprep.evaluate.answer import Answer, Score
+from sftprep.evaluate.behaviour_scorers import repetition_rate
+from sftprep.evaluate.compare import groups
+from sftprep.evaluate.contamination import contamination
+from sftprep.evaluate.gates import Measured, judged
+from sftprep.evaluate.likelihood import HeldOutLoss, LossSum, held_out_loss
+from sftprep.evaluate.local import LocalModel, Sampling, open_local
+from sftprep.evaluate.prompts import prompt_ids
+from sftprep.evaluate.provenance import parity_faults, provenance_faults
+from sftprep.evaluate.score import score
+from sftprep.evaluate.statistics import paired_bootstrap
+from sftprep.evaluate.suite import LoadedCase, read_suite
+from sftprep.reports.evaluate_json import (
+    AnswerRecord,
+    CaseRecord,
+    Contamination,
+    EvaluateReport,
+    LikelihoodRecord,
+    LossRecord,
+    ModelRecord,
+    ScoreRecord,
+)
+from sftprep.shards.read import ShardSet, open_shard_set
+from sftprep.stages.dialogue import content_text
+
+OnProgress = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """What one model did: its answers in the cases' order, and its held-out loss."""
+
+    record: ModelRecord
+    answers: Sequence[Answer]
+    loss: HeldOutLoss | None
+    parity: Sequence[str] | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """What every model of a run is given."""
+
+    config: EvaluateConfig
+    cases: Sequence[LoadedCase]
+    now: datetime
+    tell: OnProgress
+
+    def see(self, name: str, trained_on: ShardSet | None) -> _Seen:
+        """Open a model, let it answer and read; `trained_on` says what ends its answers, and is compared with it."""
+        config, cases = self.config, self.cases
+        stop_ids = None if trained_on is None else trained_on.manifest.model.stop_ids
+        self.tell(f"opening {name}")
+        model = open_local(name, device=config.device, stop_ids=stop_ids)
+        prompts = prompt_ids(model.files, model.directory, [case.conversation for case in cases], now=self.now)
+        self.tell(f"{name} answers {len(cases)} cases")
+        answers = _answers(config, model, prompts, cases)
+        loss = None
+        if config.held_out is not None:
+            self.tell(f"{name} reads {config.held_out}")
+            loss = held_out_loss(model, open_shard_set(config.held_out), batch_size=config.batch_size)
+        return _Seen(
+            record=ModelRecord(
+                name=name,
+                num_prompts_proven=len(prompts),
+                stop_tokens=[model.engine.decode([i]) for i in model.stop_ids],
+                tokenizer_sha256=model.files.tokenizer_sha256,
+                template_sha256=model.files.template_sha256,
+            ),
+            answers=answers,
+            loss=loss,
+            parity=None if trained_on is None else parity_faults(model.files, model.directory, trained_on),
+        )
+
+
+def evaluate(config: EvaluateConfig, *, on_progress: OnProgress | None = None) -> EvaluateReport:
+    """Everything that the configuration asks for, judged by its gates and those of its suites.
+
+    Raises:
+        SourceError: a suite or a file of rows cannot be used.
+        ModelFilesError, TemplateError, MaskError, ShardError: a model or a packed set cannot.
+        UsageError: a gate names nothing that was evaluated.
+    """
+    suites = [read_suite(name) for name in config.suite]
+    cases = [case for suite in suites for case in suite.cases]
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    trained_on = None if config.trained_on is None else open_shard_set(config.trained_on)
+    run = _Run(config, cases, datetime.now(), on_progress or (lambda what: None))
+    new = run.see(config.model, trained_on)
+    old = None if config.baseline is None else run.see(config.baseline, None)
+    records = _case_records(cases, new, old)
+    measured = Measured(
+        suites=groups(records, by="suite", seed=config.seed),
+        tags=groups(records, by="tag", seed=config.seed),
+        likelihood=_likelihood(config, new, old),
+        contamination=_contamination(config, cases, trained_on),
+        parity=new.parity,
+        provenance=None if trained_on is None else provenance_faults(trained_on),
+    )
+    own = [EvaluateGate.parse(_placed(text, suite.suite.name)) for suite in suites for text in suite.suite.gates]
+    gates = judged([*config.gates, *own], measured)
+    return EvaluateReport(
+        passed=all(gate.passed for gate in gates),
+        model=new.record,
+        baseline=None if old is None else old.record,
+        suites=list(measured.suites),
+        tags=list(measured.tags),
+        likelihood=measured.likelihood,
+        contamination=measured.contamination,
+        gates=gates,
+        cases=records,
+    )
+
+
+def _placed(gate: str, suite: str) -> str:
+    """A suite's gate is of that suite, unless it names a tag."""
+    parsed = EvaluateGate.parse(gate)
+    is_of_groups = parsed.kind in {"pass-rate", "stops", "repetition", "regression"}
+    if parsed.where or not is_of_groups:
+        return gate
+    return gate.replace(parsed.kind, f"{parsed.kind}.{suite}", 1)
+
+
+def _answers(
+    config: EvaluateConfig, model: LocalModel, prompts: Sequence[Sequence[int]], cases: Sequence[LoadedCase]
+) -> list[Answer]:
+    """Cases with the same limit are asked together."""
+    limits = [config.max_new_tokens or case.max_new_tokens for case in cases]
+    found: dict[int, Answer] = {}
+    for limit in sorted(set(limits)):
+        own = [i for i, other in enumerate(limits) if other == limit]
+        sampling = Sampling(limit, config.temperature, config.seed)
+        answers = model.answers([prompts[i] for i in own], sampling=sampling, batch_size=config.batch_size)
+        found.update(zip(own, answers, strict=True))
+    return [found[i] for i in range(len(cases))]
+
+
+def _case_records(cases: Sequence[LoadedCase], new: _Seen, old: _Seen | None) -> list[CaseRecord]:
+    others: Sequence[Answer | None] = [None] * len(cases) if old is None else old.answers
+    return [
+        CaseRecord(
+            suite=loaded.suite,
+            id=loaded.case.id,
+            tags=list(loaded.case.tags),
+            prompt=shown_prompt(loaded.conversation),
+            reference=loaded.case.reference,
+            answer=answer_record(loaded, own),
+            baseline=None if other is None else answer_record(loaded, other),
+        )
+        for loaded, own, other in zip(cases, new.answers, others, strict=True)
+    ]
+
+
+def shown_prompt(conversation: Conversation) -> str:
+    """The messages as lines of role and text."""
+    return "\n".join(f"{message['role']}: {content_text(message)}" for message in conversation.messages)
+
+
+def answer_record(loaded: LoadedCase, answer: Answer) -> AnswerRecord:
+    """An answer and what each scorer of its case says of it."""
+    found: list[tuple[str, Score]] = [(spec.kind, score(spec, answer)) for spec in loaded.scorers]
+    return AnswerRecord(
+        text=answer.text,
+        num_tokens=answer.num_tokens,
+        stopped=answer.stopped,
+        repetition=repetition_rate(answer.text),
+        value=sum(one.value for _, one in found) / len(found),
+        passed=all(one.passed for _, one in found),
+        scores=[ScoreRecord(kind=kind, value=one.value, passed=one.passed, note=one.note) for kind, one in found],
+    )
+
+
+def _likelihood(config: EvaluateConfig, new: _Seen, old: _Seen | None) -> LikelihoodRecord | None:
+    if new.loss is None or config.held_out is None:
+        return None
+    before = None if old is None else old.loss
+    difference = interval = None
+    if before is not None:
+        mean = new.loss.total.num_tokens / len(new.loss.documents)
+        # Each document's nats over the mean document's tokens: the mean of these is the difference per token.
+        pairs = zip(new.loss.documents, before.documents, strict=True)
+        changes = [(own.nats - other.nats) / mean for own, other in pairs]
+        difference = sum(changes) / len(changes)
+        interval = paired_bootstrap(changes, seed=config.seed)
+    return LikelihoodRecord(
+        directory=str(config.held_out),
+        num_documents=len(new.loss.documents),
+        total=_loss_record(new.loss.total),
+        categories={name: _loss_record(loss) for name, loss in new.loss.categories.items()},
+        baseline=None if before is None else _loss_record(before.total),
+        difference=difference,
+        low=None if interval is None else interval.low,
+        high=None if interval is None else interval.high,
+    )
+
+
+def _loss_record(loss: LossSum) -> LossRecord:
+    return LossRecord(
+        num_tokens=loss.num_tokens,
+        num_bytes=loss.num_bytes,
+        nats=loss.nats,
+        per_token=loss.nats / loss.num_tokens,
+        per_byte=loss.nats / loss.num_bytes if loss.num_bytes else None,
+    )
+
+
+def _contamination(
+    config: EvaluateConfig, cases: Sequence[LoadedCase], trained_on: ShardSet | None
+) -> Contamination | None:
+    """Over the files given, and the sources of the set that the model was trained on where they are still there."""
+    named = [] if trained_on is None else [Path(source.path) for source in trained_on.manifest.sources]
+    files = [*config.against, *(path for path in named if path.is_file() and path not in config.against)]
+    return contamination(cases, files) if files and cases else None

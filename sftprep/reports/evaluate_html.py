@@ -1,0 +1,140 @@
+"""An evaluation as one self-contained page: no network, no script, everything escaped, answers side by side."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+import jinja2
+
+from sftprep.reports.evaluate_json import EvaluateReport
+from sftprep.reports.findings import publishing
+
+_LABEL: Final = 190
+_PLOT: Final = 520
+_ROW: Final = 30
+
+_PAGE: Final = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>Evaluation: {{ 'passed' if report.passed else 'failed' }}</title>
+<style>
+:root { color-scheme: light dark; --ink: #1c2330; --page: #fbfbf9; --card: #fff; --line: #d9dce3; --soft: #5a6475;
+  --bad: #b3261e; --fine: #1d6b38; --new: #2f62b3; --old: #9aa5b5; }
+@media (prefers-color-scheme: dark) { :root { --ink: #e6e9ef; --page: #14171c; --card: #1c2128; --line: #343b46;
+  --soft: #9aa5b5; --bad: #ff8a80; --fine: #7fd196; --new: #85aef0; --old: #5a6475; } }
+* { box-sizing: border-box; }
+body { margin: 0 auto; max-width: 76rem; padding: 1.5rem; background: var(--page); color: var(--ink);
+  font: 15px/1.5 system-ui, sans-serif; }
+h1 { font-size: 1.4rem; margin: 0 0 .2rem; } h2 { font-size: 1.05rem; margin: 2rem 0 .6rem; }
+.bad { color: var(--bad); } .fine { color: var(--fine); } .soft { color: var(--soft); }
+svg { max-width: 100%; height: auto; } svg text { font: 13px ui-monospace, monospace; fill: var(--ink); }
+.new { fill: var(--new); } .old { fill: var(--old); } svg line { stroke: var(--ink); stroke-width: 1.5; }
+table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
+.wide { overflow-x: auto; }
+th, td { text-align: right; padding: .25rem .6rem; border-bottom: 1px solid var(--line); }
+th:first-child, td:first-child, td.text, th.text { text-align: left; overflow-wrap: anywhere; }
+details { background: var(--card); border: 1px solid var(--line); border-radius: .5rem; padding: .5rem .9rem;
+  margin-bottom: .6rem; }
+summary { cursor: pointer; overflow-wrap: anywhere; }
+.sides { display: grid; grid-template-columns: repeat(auto-fit, minmax(18rem, 1fr)); gap: .7rem; }
+pre { margin: .3rem 0; padding: .5rem .7rem; background: var(--page); border-radius: .4rem; white-space: pre-wrap;
+  overflow-wrap: anywhere; font: 13px/1.5 ui-monospace, monospace; }
+</style>
+</head>
+<body>
+<h1>Evaluation: <span class="{{ 'fine' if report.passed else 'bad' }}">{{ 'passed' if report.passed else 'failed' }}
+</span></h1>
+<p class="soft">{{ report.model.name }}{% if report.baseline %} against {{ report.baseline.name }}{% endif %};
+{{ report.model.num_prompts_proven }} prompts proven equal to those that transformers sends; answers end with
+{{ report.model.stop_tokens | join(' or ') }}.</p>
+<h2>Gates</h2>
+<table><thead><tr><th>gate</th><th class="text">measured</th><th>verdict</th></tr></thead><tbody>
+{% for gate in report.gates %}<tr><td>{{ gate.gate }}</td><td class="text">{{ gate.what }}</td>
+<td class="{{ 'fine' if gate.passed else 'bad' }}">{{ 'passed' if gate.passed else 'failed' }}</td></tr>
+{% else %}<tr><td colspan="3">none was asked for</td></tr>{% endfor %}</tbody></table>
+{% for title, groups in (('Suites', report.suites), ('Tags', report.tags)) if groups %}
+<h2>{{ title }}</h2>
+<svg viewBox="0 0 {{ width }} {{ groups | length * row }}" width="{{ width }}" role="img"
+ aria-label="Pass rate by {{ title | lower }}">
+{% for group in groups %}<g transform="translate(0 {{ loop.index0 * row }})"><text x="{{ label - 8 }}" y="17"
+ text-anchor="end">{{ group.name | truncate(22, true, '…') }}</text>{% if group.against_baseline %}<rect class="old"
+ x="{{ label }}" y="16" width="{{ group.against_baseline.pass_rate * plot }}" height="7"/>{% endif %}<rect
+ class="new" x="{{ label }}" y="5" width="{{ group.pass_rate * plot }}" height="10"/><line
+ x1="{{ label + group.low * plot }}" x2="{{ label + group.high * plot }}" y1="10" y2="10"/><text
+ x="{{ label + plot + 10 }}" y="17">{{ '{:.0%}'.format(group.pass_rate) }} of {{ group.num_cases }}</text></g>
+{% endfor %}</svg>
+<p class="soft">Share of cases passed, with its 95 % interval{% if report.baseline %}; the thin bar is the
+baseline's{% endif %}.</p>
+<div class="wide"><table><thead><tr><th>{{ title }}</th><th>cases</th><th>passed</th><th>value</th><th>stops</th>
+<th>repeats</th>{% if report.baseline %}<th>baseline</th><th>lost</th><th>gained</th><th>p</th><th>difference</th>
+<th>verdict</th>{% endif %}</tr></thead><tbody>
+{% for group in groups %}<tr><td>{{ group.name }}</td><td>{{ group.num_cases }}</td>
+<td>{{ '{:.1%}'.format(group.pass_rate) }}</td><td>{{ '{:.3f}'.format(group.mean_value) }}</td>
+<td>{{ '{:.0%}'.format(group.stops) }}</td><td>{{ '{:.1%}'.format(group.repetition) }}</td>
+{% set other = group.against_baseline %}{% if other %}<td>{{ '{:.1%}'.format(other.pass_rate) }}</td>
+<td>{{ other.lost }}</td><td>{{ other.gained }}</td><td>{{ '{:.2g}'.format(other.p_value) }}</td>
+<td>{{ '{:+.3f} ({:+.3f} to {:+.3f})'.format(other.difference, other.low, other.high) }}</td>
+<td class="{{ 'bad' if other.verdict == 'worse' else 'fine' if other.verdict == 'better' else '' }}">{{ other.verdict
+}}</td>{% endif %}</tr>
+{% endfor %}</tbody></table></div>
+{% endfor %}
+{% if report.likelihood %}<h2>Held-out loss</h2>
+<table><thead><tr><th>category</th><th>tokens</th><th>nats per token</th><th>nats per byte</th></tr></thead><tbody>
+{% for name, loss in losses.items() %}<tr><td>{{ name }}</td><td>{{ '{:,}'.format(loss.num_tokens) }}</td>
+<td>{{ '{:.4f}'.format(loss.per_token) }}</td>
+<td>{{ '' if loss.per_byte is none else '{:.4f}'.format(loss.per_byte) }}</td></tr>
+{% endfor %}</tbody></table>{% endif %}
+{% if report.suites %}<h2>Training data</h2>
+<p>{% if report.contamination %}{{ '{:,}'.format(report.contamination.num_rows) }} training rows were compared;
+{{ report.contamination.found | length }} matches.{% else %}Not checked: no training rows were given.{% endif %}</p>
+{% for found in (report.contamination.found if report.contamination else []) %}<p class="bad">{{ found }}</p>
+{% endfor %}{% endif %}
+{% for title, cases, is_open in sections if cases %}<h2>{{ title }}: {{ cases | length }}</h2>
+{% for case in cases %}<details{{ ' open' if is_open and loop.index <= 5 }}><summary>
+<b class="{{ 'fine' if case.answer.passed else 'bad' }}">{{ '{:.2f}'.format(case.answer.value) }}</b>
+{% if case.baseline %}<span class="soft">was {{ '{:.2f}'.format(case.baseline.value) }}</span>{% endif %}
+{{ case.suite }}/{{ case.id }} <span class="soft">{{ case.tags | join(', ') }}</span></summary>
+<pre>{{ case.prompt }}</pre>{% if case.reference is not none %}<p class="soft">Reference: {{ case.reference }}</p>
+{% endif %}<div class="sides">{% for name, answer in (('new', case.answer), ('baseline', case.baseline)) if answer %}
+<div><b>{{ name }}</b> <span class="soft">{{ answer.num_tokens }} tokens, {{ 'ended by itself' if answer.stopped
+else 'did not end by itself' }}</span><pre>{{ answer.text }}</pre>
+{% for score in answer.scores %}<div class="{{ 'fine' if score.passed else 'bad' }}">{{ score.kind }}
+{{ '{:.2f}'.format(score.value) }} {{ score.note }}</div>{% endfor %}</div>{% endfor %}</div></details>
+{% endfor %}{% endfor %}
+</body>
+</html>
+"""
+
+
+def evaluation_page(report: EvaluateReport) -> str:
+    """The report as HTML. What a model or a suite says is text on the page and never markup."""
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    worse = report.regressions
+    known = {(case.suite, case.id) for case in worse}
+    rest = [case for case in report.cases if (case.suite, case.id) not in known]
+    found = report.likelihood
+    losses = {} if found is None else {"all": found.total, **found.categories}
+    if found is not None and found.baseline is not None:
+        losses["baseline"] = found.baseline
+    return environment.from_string(_PAGE).render(
+        report=report,
+        losses=losses,
+        sections=[
+            ("Worse than the baseline", worse, True),
+            ("Not passed", [case for case in rest if not case.answer.passed], not worse),
+            ("Passed", [case for case in rest if case.answer.passed], False),
+        ],
+        label=_LABEL,
+        plot=_PLOT,
+        row=_ROW,
+        width=_LABEL + _PLOT + 130,
+    )
+
+
+def write_evaluation_page(report: EvaluateReport, path: Path) -> None:
+    """Write the page, whole or not at all. OutputError where it cannot be written."""
+    with publishing([path]) as publication:
+        publication.files[0].write(evaluation_page(report).encode("utf-8", "backslashreplace"))

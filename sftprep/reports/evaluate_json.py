@@ -1,0 +1,158 @@
+"""What an evaluation found: the report as a value and as JSON."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from sftprep.reports.findings import publishing
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ScoreRecord(_Frozen):
+    """What one scorer said of one answer."""
+
+    kind: str
+    value: float = Field(ge=0, le=1)
+    passed: bool
+    note: str
+
+
+class AnswerRecord(_Frozen):
+    """One model's answer to a case, and how it was judged."""
+
+    text: str
+    num_tokens: int = Field(description="Generated tokens, the stop token included.")
+    stopped: bool = Field(description="The model ended the answer by itself.")
+    repetition: float = Field(description="Share of the answer's 4-word runs that stood there before.")
+    value: float = Field(description="Mean of the scorers' values.")
+    passed: bool = Field(description="Every scorer passed it.")
+    scores: list[ScoreRecord]
+
+
+class CaseRecord(_Frozen):
+    """One case, and the answers side by side."""
+
+    suite: str
+    id: str
+    tags: list[str]
+    prompt: str = Field(description="The messages, as `role: text` lines.")
+    reference: str | None
+    answer: AnswerRecord
+    baseline: AnswerRecord | None
+
+
+class Comparison(_Frozen):
+    """A group's cases against the baseline's, paired by case."""
+
+    pass_rate: float = Field(description="The baseline's.")
+    mean_value: float = Field(description="The baseline's.")
+    gained: int = Field(description="Cases that only the new model passes.")
+    lost: int = Field(description="Cases that only the baseline passes.")
+    p_value: float = Field(description="McNemar's exact two-sided test of gained against lost.")
+    difference: float = Field(description="Mean of new value minus baseline's.")
+    low: float = Field(description="Lower end of its interval, by paired bootstrap over cases.")
+    high: float = Field(description="Upper end.")
+    confidence: float = Field(description="Of the interval: 0.95, corrected for the number of groups compared.")
+    verdict: Literal["worse", "better", "no difference shown"]
+
+
+class GroupRecord(_Frozen):
+    """All cases of a suite, or of a tag."""
+
+    name: str
+    num_cases: int
+    num_passed: int
+    pass_rate: float
+    low: float = Field(description="Wilson's 95 % interval of the pass rate.")
+    high: float
+    mean_value: float
+    stops: float = Field(description="Share of answers that the model ended by itself.")
+    repetition: float = Field(description="Mean share of repeated 4-word runs.")
+    against_baseline: Comparison | None
+
+
+class LossRecord(_Frozen):
+    """A held-out loss: nats summed over trained tokens."""
+
+    num_tokens: int
+    num_bytes: int
+    nats: float
+    per_token: float
+    per_byte: float | None = Field(description="None where the category has no text, such as stop tokens.")
+
+
+class LikelihoodRecord(_Frozen):
+    """Held-out loss over trained tokens."""
+
+    directory: str
+    num_documents: int
+    total: LossRecord
+    categories: dict[str, LossRecord] = Field(description="`kind:…` by span kind, `source:…` by source.")
+    baseline: LossRecord | None
+    difference: float | None = Field(description="Nats per token, new minus baseline.")
+    low: float | None = Field(description="Its 95 % interval, by paired bootstrap over documents.")
+    high: float | None
+
+
+class Contamination(_Frozen):
+    """Whether training rows hold the suites' cases."""
+
+    files: list[str] = Field(description="Training rows that were compared.")
+    num_rows: int
+    ngram: int = Field(description="Words of the n-grams that were compared.")
+    found: list[str] = Field(description="`case: row (code, score)`, the worst first.")
+
+
+class GateRecord(_Frozen):
+    """One condition and whether it holds."""
+
+    gate: str
+    passed: bool
+    what: str = Field(description="What was measured.")
+
+
+class ModelRecord(_Frozen):
+    """A model that answered."""
+
+    name: str
+    num_prompts_proven: int = Field(description="Prompts whose ids are those that transformers would send.")
+    stop_tokens: list[str]
+    tokenizer_sha256: str
+    template_sha256: str
+
+
+class EvaluateReport(_Frozen):
+    """The outcome of `sftprep evaluate`."""
+
+    passed: bool = Field(description="Every gate holds.")
+    model: ModelRecord
+    baseline: ModelRecord | None
+    suites: list[GroupRecord]
+    tags: list[GroupRecord]
+    likelihood: LikelihoodRecord | None
+    contamination: Contamination | None = Field(description="None where no training rows were given: not checked.")
+    gates: list[GateRecord]
+    cases: list[CaseRecord]
+
+    @property
+    def regressions(self) -> list[CaseRecord]:
+        """Cases whose value fell, or that are no longer passed, the largest fall first."""
+        compared = [(case, case.baseline) for case in self.cases if case.baseline is not None]
+        fallen = [
+            (case.answer.value - old.value, case)
+            for case, old in compared
+            if case.answer.value < old.value or (old.passed and not case.answer.passed)
+        ]
+        return [case for _, case in sorted(fallen, key=lambda item: (item[0], item[1].suite, item[1].id))]
+
+
+def write_evaluation(report: EvaluateReport, path: Path) -> None:
+    """Write the report as JSON, whole or not at all. OutputError where it cannot be written."""
+    with publishing([path]) as publication:
+        publication.files[0].write((report.model_dump_json(indent=2) + "\n").encode("utf-8", "backslashreplace"))

@@ -1,0 +1,91 @@
+"""An evaluation on a terminal: groups, held-out loss, what got worse by case, gates."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from rich.console import Console
+from rich.table import Table
+
+from sftprep.reports.evaluate_json import CaseRecord, EvaluateReport, GroupRecord, LikelihoodRecord
+
+_SHOWN_CASES: Final = 12
+_SHOWN_CHARACTERS: Final = 72
+
+
+def print_evaluation(report: EvaluateReport, console: Console) -> None:
+    """The report; texts of models and suites are never read as markup."""
+    against = f" against {report.baseline.name}" if report.baseline else ""
+    proven = f"{report.model.num_prompts_proven} prompts proven equal to those that transformers sends"
+    console.print(f"{report.model.name}{against}: {proven}", markup=False)
+    for what, groups in (("suite", report.suites), ("tag", report.tags)):
+        if groups:
+            console.print(_groups(groups, what))
+        if any(group.against_baseline for group in groups):
+            console.print(_comparisons(groups, what))
+    if report.likelihood is not None:
+        _print_likelihood(report.likelihood, console)
+    if report.contamination is None and report.suites:
+        console.print("not checked: whether training rows hold these cases (--trained-on, --against)", markup=False)
+    _print_failures(report, console)
+    for gate in report.gates:
+        console.print(f"{'passed' if gate.passed else 'FAILED'}  {gate.gate}: {gate.what}", markup=False)
+    console.print("passed" if report.passed else "failed", style="green" if report.passed else "red")
+
+
+def _groups(groups: list[GroupRecord], what: str) -> Table:
+    table = _table(what, "cases", "passed", "95 % interval", "value", "stops", "repeats")
+    for group in groups:
+        rate = f"{group.low:.0%} to {group.high:.0%}"
+        own = [group.name, str(group.num_cases), f"{group.pass_rate:.1%}", rate, f"{group.mean_value:.3f}"]
+        table.add_row(*own, f"{group.stops:.0%}", f"{group.repetition:.1%}")
+    return table
+
+
+def _comparisons(groups: list[GroupRecord], what: str) -> Table:
+    table = _table(f"{what}, against", "baseline", "lost", "gained", "change of value", "verdict")
+    for group in groups:
+        found = group.against_baseline
+        if found is not None:
+            interval = f"{found.difference:+.3f} ({found.low:+.2f} to {found.high:+.2f})"
+            own = [group.name, f"{found.pass_rate:.1%}", str(found.lost), str(found.gained), interval]
+            table.add_row(*own, found.verdict)
+    return table
+
+
+def _table(first: str, *others: str) -> Table:
+    table = Table(first)
+    for name in others:
+        table.add_column(name, justify="right")
+    return table
+
+
+def _print_likelihood(found: LikelihoodRecord, console: Console) -> None:
+    table = _table("held-out loss", "tokens", "nats per token", "nats per byte")
+    for name, loss in {"all": found.total, **found.categories}.items():
+        per_byte = "" if loss.per_byte is None else f"{loss.per_byte:.4f}"
+        table.add_row(name, f"{loss.num_tokens:,}", f"{loss.per_token:.4f}", per_byte)
+    if found.baseline is not None:
+        table.add_row("baseline", f"{found.baseline.num_tokens:,}", f"{found.baseline.per_token:.4f}", "")
+    console.print(table)
+
+
+def _print_failures(report: EvaluateReport, console: Console) -> None:
+    """What got worse against the baseline; without one, what was not passed."""
+    compared = report.baseline is not None
+    cases = report.regressions if compared else [case for case in report.cases if not case.answer.passed]
+    if not cases:
+        return
+    console.print(f"\n{'worse than the baseline' if compared else 'not passed'}: {len(cases)} cases", markup=False)
+    for case in cases[:_SHOWN_CASES]:
+        console.print(_case_line(case), markup=False, soft_wrap=True)
+    if len(cases) > _SHOWN_CASES:
+        console.print(f"  and {len(cases) - _SHOWN_CASES} more (--json and --html have all)", markup=False)
+
+
+def _case_line(case: CaseRecord) -> str:
+    before = f"{case.baseline.value:.2f} to " if case.baseline else ""
+    why = "; ".join(f"{score.kind}: {score.note}" for score in case.answer.scores if not score.passed)
+    text = " ".join(case.answer.text.split())
+    short = text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}…"
+    return f"  {case.suite}/{case.id}  {before}{case.answer.value:.2f}  {why}\n      {short!r}"
