@@ -4,6 +4,7 @@
     ├── UsageError              the call is wrong: arguments, paths, options        exit 2
     │   ├── ModelFilesError     the model directory lacks a tokenizer or a template
     │   └── OutputError         the output place cannot be used
+    ├── StoppedError            a signal asked the run to stop; what it did is saved  exit 143
     └── DataError               the data is wrong, or cannot be made exact           exit 1
         ├── SourceError         a source cannot be read
         ├── TemplateError       the chat template cannot be compiled or it raised
@@ -53,6 +54,12 @@ class ModelFilesError(UsageError):
 
 class OutputError(UsageError):
     """The output directory exists, is not empty, or cannot be written."""
+
+
+class StoppedError(SftprepError):
+    """A run was asked to stop by SIGTERM: the step was finished and saved."""
+
+    exit_code = 143
 
 
 class DataError(SftprepError):

@@ -26,6 +26,9 @@ class _Schedule(StrEnum):
     CONSTANT = "constant"
 
 
+_Loss = StrEnum("_Loss", ["token", "sample", "turn"])
+
+
 class _Device(StrEnum):
     AUTO = "auto"
     CPU = "cpu"
@@ -66,6 +69,7 @@ def train(
     beta1: Annotated[float, _option("beta1")] = _FIELDS["beta1"].default,
     beta2: Annotated[float, _option("beta2")] = _FIELDS["beta2"].default,
     max_grad_norm: Annotated[float, _option("max_grad_norm")] = _FIELDS["max_grad_norm"].default,
+    loss: Annotated[_Loss, _option("loss")] = _Loss(_FIELDS["loss"].default),
     seed: Annotated[int, _option("seed")] = _FIELDS["seed"].default,
     device: Annotated[_Device, _option("device")] = _Device(_FIELDS["device"].default),
     dtype: Annotated[_Dtype, _option("dtype")] = _Dtype(_FIELDS["dtype"].default),
@@ -76,7 +80,10 @@ def train(
     lora_embeddings: Annotated[bool, _option("lora_embeddings")] = False,
     gradient_checkpointing: Annotated[bool, _option("gradient_checkpointing")] = False,
     threads: Annotated[int | None, _option("threads")] = _FIELDS["threads"].default,
+    eval_shards: Annotated[Path | None, _option("eval_shards")] = _FIELDS["eval_shards"].default,
+    eval_every: Annotated[int, _option("eval_every")] = _FIELDS["eval_every"].default,
     save_every: Annotated[int | None, _option("save_every")] = _FIELDS["save_every"].default,
+    keep_last: Annotated[int, _option("keep_last")] = _FIELDS["keep_last"].default,
     log_every: Annotated[int, _option("log_every")] = _FIELDS["log_every"].default,
     resume: Annotated[bool, _option("resume")] = False,
     overwrite: Annotated[bool, _option("overwrite")] = False,

@@ -33,6 +33,9 @@ class TrainConfig(BaseModel):
     beta1: float = Field(default=0.9, ge=0, lt=1, description="AdamW's first decay rate.")
     beta2: float = Field(default=0.999, ge=0, lt=1, description="AdamW's second decay rate.")
     max_grad_norm: float = Field(default=1.0, gt=0, description="Gradients are scaled down to this norm.")
+    loss: Literal["token", "sample", "turn"] = Field(
+        default="token", description="What counts alike in a step: trained tokens, documents, or trained messages."
+    )
     seed: int = Field(default=0, ge=0, lt=2**63, description="Of the data order, dropout and random weights.")
 
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="Where to train.")
@@ -58,7 +61,12 @@ class TrainConfig(BaseModel):
     gradient_checkpointing: bool = Field(default=False, description="Less memory, about a third more time.")
     threads: int | None = Field(default=None, ge=1, description="CPU threads (default: torch's own choice).")
 
+    eval_shards: Path | None = Field(
+        default=None, description="A held-out shard set: its loss a trained token is measured, and the best step kept."
+    )
+    eval_every: int = Field(default=100, ge=1, description="Steps between two measurements; the last step always is.")
     save_every: int | None = Field(default=None, ge=1, description="Write a checkpoint every so many steps.")
+    keep_last: int = Field(default=2, ge=1, description="Checkpoints that are kept, beside the best one.")
     log_every: int = Field(default=10, ge=1, description="Print a line every so many steps where no bar is shown.")
     resume: bool = Field(default=False, description="Go on from the last checkpoint of an unfinished run.")
     overwrite: bool = Field(

@@ -6,9 +6,10 @@ too, and the directory is renamed to `OUT`.
 
 from __future__ import annotations
 
-import errno
 import json
+import math
 import shutil
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -16,27 +17,34 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-from safetensors import SafetensorError
-from transformers import GenerationConfig, PreTrainedModel
+from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
+from transformers import PreTrainedModel
 
 from sftprep.config.train import TrainConfig
 from sftprep.errors import OutputError, ShardError, TrainError
 from sftprep.shards.place import replace_directory, sync_directory
 from sftprep.shards.read import ShardSet
 from sftprep.train import lora
+from sftprep.train.distributed import World, fsdp_parts
+from sftprep.train.export import save_model, writing
 
-_GENERATION_CONFIG: Final = "generation_config.json"
 _MODEL_CONFIG: Final = "config.json"
-_STATE: Final = "trainer_state.pt"
-_NOT_COPIED: Final = frozenset({_GENERATION_CONFIG, _MODEL_CONFIG})
-"""Of the packed set's `model/`: these two are the trained model's own."""
+_POSITION: Final = "position.json"
+_OPTIMIZER: Final = "optimizer"
 
 
 @dataclass(frozen=True, slots=True)
 class Position:
     """How far a run is, and what decides its data; a checkpoint of other data or batches is refused.
 
-    `epoch_trained` counts the targets seen since the epoch began.
+    `epoch_trained` counts the targets seen since the epoch began. `best_step` has the lowest held-out loss so far,
+    `best_nll`; 0 and infinity before any was measured.
     """
 
     step: int
@@ -44,6 +52,9 @@ class Position:
     seed: int
     rows_per_step: int
     fingerprint: str
+    loss: str = "token"
+    best_step: int = 0
+    best_nll: float = math.inf
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +72,10 @@ class Workspace:
     def metrics(self) -> Path:
         """One JSON object a step."""
         return self.directory / "metrics.jsonl"
+
+    def checkpoint(self, step: int) -> Path:
+        """Where the checkpoint after a step is, or would be."""
+        return self.directory / "checkpoints" / f"step-{step:08d}"
 
     def checkpoints(self) -> list[Path]:
         """Whole checkpoints, the oldest first."""
@@ -102,40 +117,65 @@ def open_workspace(config: TrainConfig) -> Workspace:
     return workspace
 
 
-def save_checkpoint(
-    workspace: Workspace,
-    model: PreTrainedModel,
-    *,
-    optimizer: torch.optim.Optimizer,
-    position: Position,
-    shards: ShardSet,
-) -> Path:
-    """A model directory with the optimizer's state, renamed into place when it is whole."""
-    final = workspace.directory / "checkpoints" / f"step-{position.step:08d}"
+@dataclass(frozen=True, slots=True)
+class State:
+    """What a checkpoint holds beside the position: a model and its optimizer, split among processes or not."""
+
+    model: PreTrainedModel
+    optimizer: torch.optim.Optimizer
+    world: World
+
+
+def save_checkpoint(workspace: Workspace, state: State, *, position: Position, shards: ShardSet) -> Path:
+    """A model directory with the optimizer's state, renamed into place when all of it is on the disk."""
+    final = workspace.checkpoint(position.step)
     partial = final.with_name(f".{final.name}")
+    state.world.on_first(lambda: _make_empty(partial))
+    weights = whole_weights(state)
     with writing(final):
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        save_model(model, partial, shards=shards)
-        lora.save_trainable(model, partial)
-        torch.save({"position": asdict(position), "optimizer": optimizer.state_dict()}, partial / _STATE)
-        _flush(partial)
-        shutil.rmtree(final, ignore_errors=True)
-        partial.rename(final)
+        _write_optimizer(state, partial / _OPTIMIZER)
+
+    def finish() -> None:
+        with writing(final):
+            save_model(state.model, partial, shards=shards, weights=weights)
+            if lora.is_adapted(state.model):
+                lora.save_trainable(state.model, partial)
+            (partial / _POSITION).write_text(json.dumps(asdict(position)), encoding="utf-8")
+            _flush(partial)
+            shutil.rmtree(final, ignore_errors=True)
+            partial.rename(final)
+            sync_directory(final.parent)
+
+    state.world.on_first(finish)
     return final
 
 
-def load_checkpoint(
-    directory: Path, optimizer: torch.optim.Optimizer, *, wanted: Position, device: torch.device
-) -> Position:
-    """The position of a checkpoint, after its optimizer state is loaded.
+def prune_checkpoints(workspace: Workspace, *, keep_last: int, best_step: int) -> None:
+    """Remove all checkpoints but the last ones and the best."""
+    for path in workspace.checkpoints()[:-keep_last]:
+        if path != workspace.checkpoint(best_step):
+            # Under its own name it would look whole while it is being removed.
+            leaving = path.rename(path.with_name(f".{path.name}.old"))
+            shutil.rmtree(leaving)
+
+
+def load_checkpoint(directory: Path, state: State, *, wanted: Position) -> Position:
+    """The position of a checkpoint, after its optimizer state is loaded; it may be of another number of processes.
 
     Raises:
         TrainError: `resume-differs`: it was made with other data, seed or batches.
+        ShardError: `damaged-checkpoint`.
     """
-    state = torch.load(directory / _STATE, map_location=device, weights_only=True)
-    position = Position(**state["position"])
-    for name in ("fingerprint", "seed", "rows_per_step"):
+    try:
+        position = Position(**json.loads((directory / _POSITION).read_bytes()))
+    except (OSError, ValueError, TypeError) as error:
+        raise ShardError(
+            f"the checkpoint cannot be read: {error}",
+            code="damaged-checkpoint",
+            place=str(directory),
+            hint="remove it, and --resume takes the one before",
+        ) from error
+    for name in ("fingerprint", "seed", "rows_per_step", "loss"):
         if getattr(position, name) != getattr(wanted, name):
             raise TrainError(
                 f"the checkpoint was made with another {name}: {getattr(position, name)}",
@@ -143,8 +183,44 @@ def load_checkpoint(
                 place=str(directory),
                 hint="resume with the options and the shard set of the first run",
             )
-    optimizer.load_state_dict(state["optimizer"])
+    _read_optimizer(state, directory / _OPTIMIZER)
     return position
+
+
+def whole_weights(state: State) -> dict[str, Any] | None:
+    """The split model's weights gathered in the first process (empty in the others); None where nothing is split."""
+    if not fsdp_parts(state.model):
+        return None
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    return get_model_state_dict(state.model, options=options)
+
+
+def _write_optimizer(state: State, directory: Path) -> None:
+    """Each process writes its part; any number of processes can read it."""
+    held = {_OPTIMIZER: get_optimizer_state_dict(state.model, state.optimizer)}
+    with _quiet_alone():
+        state_dict_saver.save(held, checkpoint_id=directory, no_dist=state.world.size == 1)
+
+
+def _read_optimizer(state: State, directory: Path) -> None:
+    held = {_OPTIMIZER: get_optimizer_state_dict(state.model, state.optimizer)}
+    with _quiet_alone():
+        state_dict_loader.load(held, checkpoint_id=directory, no_dist=state.world.size == 1)
+    set_optimizer_state_dict(state.model, state.optimizer, optim_state_dict=held[_OPTIMIZER])
+
+
+@contextmanager
+def _quiet_alone() -> Iterator[None]:
+    """One process is no mistake, and torch warns that it could be."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        yield
+
+
+def _make_empty(directory: Path) -> None:
+    with writing(directory):
+        shutil.rmtree(directory, ignore_errors=True)
+        directory.mkdir(parents=True)
 
 
 def publish(workspace: Workspace, *, report: Mapping[str, object]) -> None:
@@ -153,52 +229,6 @@ def publish(workspace: Workspace, *, report: Mapping[str, object]) -> None:
         (workspace.directory / "train.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
         _flush(workspace.directory)
         replace_directory(workspace.directory, target=workspace.out)
-
-
-def save_model(model: PreTrainedModel, directory: Path, *, shards: ShardSet) -> None:
-    """Weights and configuration of the model, text files of the packed set byte for byte, stop ids as trained."""
-    stop_ids = list(shards.manifest.model.stop_ids)
-    tokens = {
-        "eos_token_id": stop_ids[0] if len(stop_ids) == 1 else stop_ids,
-        "pad_token_id": shards.manifest.model.pad_id,
-    }
-    for name, value in tokens.items():
-        setattr(model.config, name, value)
-    # The model's own generation settings may be ones that transformers refuses to save; the file is written below.
-    model.generation_config = GenerationConfig(**tokens)
-    model.save_pretrained(directory, state_dict=lora.merged_state(model))
-    source = shards.directory / "model"
-    for path in sorted(path for path in source.rglob("*") if path.is_file() and path.name not in _NOT_COPIED):
-        target = directory / path.relative_to(source)
-        target.parent.mkdir(exist_ok=True)
-        shutil.copyfile(path, target)
-    settings = _generation_settings(shards) | tokens
-    (directory / _GENERATION_CONFIG).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-
-
-@contextmanager
-def writing(place: Path) -> Iterator[None]:
-    """A failure of the file system inside is an OutputError: `disk-full`, `output-not-writable`."""
-    try:
-        yield
-    except (OSError, SafetensorError) as error:
-        full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
-        raise OutputError(
-            f"cannot write: {error}",
-            code="disk-full" if full else "output-not-writable",
-            place=str(place),
-            hint="free some space or name another place" if full else "name a directory that can be written",
-        ) from error
-
-
-def _generation_settings(shards: ShardSet) -> dict[str, Any]:
-    path = shards.directory / "model" / _GENERATION_CONFIG
-    if not path.is_file():
-        return {}
-    settings = json.loads(path.read_bytes())
-    if not isinstance(settings, dict):
-        raise ShardError("not a JSON object", code="damaged-model-file", place=str(path), hint="pack again")
-    return settings
 
 
 def _check_out(out: Path, *, overwrite: bool) -> None:
@@ -228,5 +258,5 @@ def _check_out(out: Path, *, overwrite: bool) -> None:
 
 def _flush(directory: Path) -> None:
     """What is in the directory is on the disk before it gets its name."""
-    for path in (*directory.iterdir(), directory):
+    for path in (*directory.rglob("*"), directory):
         sync_directory(path)

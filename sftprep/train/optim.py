@@ -7,6 +7,8 @@ import math
 import torch
 
 from sftprep.config.train import TrainConfig
+from sftprep.errors import TrainError
+from sftprep.train.distributed import whole
 
 
 def build_optimizer(model: torch.nn.Module, config: TrainConfig) -> torch.optim.AdamW:
@@ -38,3 +40,30 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
     """The rate of the next step, for all groups."""
     for group in optimizer.param_groups:
         group["lr"] = rate
+
+
+def clip_and_step(optimizer: torch.optim.Optimizer, *, max_norm: float, place: str, loss: float) -> float:
+    """Clip, step, and forget the gradient; its norm before clipping.
+
+    Raises:
+        TrainError: `not-finite`, `no-gradient`.
+    """
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    norm = float(whole(torch.nn.utils.clip_grad_norm_(parameters, max_norm)))
+    if not math.isfinite(norm) or not math.isfinite(loss):
+        raise TrainError(
+            f"the loss is {loss}, the gradient norm {norm}",
+            code="not-finite",
+            place=place,
+            hint="lower --lr, lengthen --warmup, or look at these rows with sftprep audit --row",
+        )
+    if norm == 0:
+        raise TrainError(
+            "the gradient is zero although tokens are trained",
+            code="no-gradient",
+            place=place,
+            hint="are all weights frozen?",
+        )
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return norm

@@ -14,14 +14,19 @@ from rich.table import Table
 
 from sftprep.data import TRAINED_KINDS, SpanKind
 from sftprep.shards.manifest import Counts
-from sftprep.train.checkpoint import writing
+from sftprep.train.export import writing
 from sftprep.train.loop import StepRecord
 
 
 class Reporter:
-    """Takes every step's record; a context manager, because the bar and the file must be closed."""
+    """Takes every step's record; a context manager, because the bar and the file must be closed.
 
-    def __init__(self, metrics: Path, *, num_steps: int, first_step: int, log_every: int, console: Console) -> None:
+    Without `metrics` nothing is written: one process of a run writes for all.
+    """
+
+    def __init__(
+        self, metrics: Path | None, *, num_steps: int, first_step: int, log_every: int, console: Console
+    ) -> None:
         self._metrics = metrics
         self._num_steps = num_steps
         self._first_step = first_step
@@ -40,9 +45,10 @@ class Reporter:
         self._seconds = 0.0
 
     def __enter__(self) -> Self:
-        with writing(self._metrics):
-            _keep_steps(self._metrics, before=self._first_step)
-            self._file = self._metrics.open("a", encoding="utf-8")
+        if self._metrics is not None:
+            with writing(self._metrics):
+                _keep_steps(self._metrics, before=self._first_step)
+                self._file = self._metrics.open("a", encoding="utf-8")
         self._progress.start()
         self._task = self._progress.add_task("", total=self._num_steps, completed=self._first_step, numbers="")
         return self
@@ -51,18 +57,20 @@ class Reporter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._progress.stop()
-        self._file.close()
+        if self._metrics is not None:
+            self._file.close()
 
     def step(self, record: StepRecord) -> None:
         """Write the record, and show it."""
-        with writing(self._metrics):
-            self._file.write(json.dumps(asdict(record)) + "\n")
-            self._file.flush()
+        if self._metrics is not None:
+            with writing(self._metrics):
+                self._file.write(json.dumps(asdict(record)) + "\n")
+                self._file.flush()
         self._seconds += record.seconds
         numbers = _numbers(record)
         self._progress.update(self._task, completed=record.step, numbers=numbers)
         due = record.step % self._log_every == 0 or record.step in (self._first_step + 1, self._num_steps)
-        if record.skipped or (not self._console.is_terminal and due):
+        if record.skipped or record.eval_nll is not None or (not self._console.is_terminal and due):
             done = record.step - self._first_step
             left = self._seconds / done * (self._num_steps - record.step)
             self._console.print(f"step {record.step}/{self._num_steps} · {numbers} · {left:.0f} s left", soft_wrap=True)
@@ -88,8 +96,9 @@ def _numbers(record: StepRecord) -> str:
     if record.skipped:
         return "skipped: no trained token of this step has weight"
     speed, trained = record.num_tokens / record.seconds, record.num_trained / record.seconds
+    held_out = "" if record.eval_nll is None else f" · held out {record.eval_nll:.4f}"
     return (
-        f"nll {record.nll:.4f} · lr {record.lr:.2e} · grad {record.grad_norm:.3f} · "
+        f"nll {record.nll:.4f}{held_out} · lr {record.lr:.2e} · grad {record.grad_norm:.3f} · "
         f"{speed:,.0f} tok/s, {trained:,.0f} trained"
     )
 

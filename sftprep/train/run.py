@@ -8,43 +8,43 @@ train(TrainConfig(data="packed", model="SmolLM2", out="tuned")).nll[-1]
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-import numpy as np
 import torch
 from rich.console import Console
-from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from sftprep.config.train import TrainConfig
-from sftprep.errors import ShardError, TrainError
+from sftprep.errors import StoppedError, TrainError
 from sftprep.reports.loss_curve import write_loss_curve
-from sftprep.shards.read import Scalars, ShardSet, open_shard_set
-from sftprep.train import attention, lora
+from sftprep.shards.read import ShardSet, open_shard_set
+from sftprep.train import lora
 from sftprep.train.checkpoint import (
     Position,
+    State,
     Workspace,
     load_checkpoint,
     open_workspace,
+    prune_checkpoints,
     publish,
     save_checkpoint,
-    save_model,
-    writing,
+    whole_weights,
 )
 from sftprep.train.device import choose_device
-from sftprep.train.forward import find_head
-from sftprep.train.loop import Feed, Trainee, run_steps
-from sftprep.train.model import ModelPlace, check_fit, check_lengths, load, locate
-from sftprep.train.optim import build_optimizer
+from sftprep.train.distributed import World, joined
+from sftprep.train.export import save_model, writing
+from sftprep.train.heldout import HeldOut, held_out_nll, measured, open_held_out
+from sftprep.train.loop import Feed, StepRecord, Trainee, run_steps
+from sftprep.train.model import check_fit, locate
 from sftprep.train.progress import Reporter, show_counts
 from sftprep.train.rows import RowReader
-from sftprep.train.selftest import check_rows, check_segments, probe_documents
-from sftprep.train.stream import Layout, Row, Schedule
+from sftprep.train.setup import Where, build_model, build_trainee, check_processes, checked_scalars
+from sftprep.train.signals import StopRequest
+from sftprep.train.stream import Schedule
 
-_PROBE_ROWS = 8
-"""Rows of the set that the self-test may choose its documents from."""
+_COUNTED: Final = {"token": "token", "sample": "document", "turn": "message"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,47 +63,47 @@ class TrainResult:
 def train(config: TrainConfig, *, console: Console | None = None) -> TrainResult:
     """Train, and publish the model at `config.out`. What cannot be trained exactly is refused before the first step.
 
+    Under `torchrun` all processes call this, and each returns the same.
+
     Raises:
-        UsageError, ShardError, TrainError.
+        UsageError, ShardError, TrainError, StoppedError.
     """
-    console = console or Console(stderr=True)
+    with joined() as world:
+        shown = console or Console(stderr=True)
+        return _train_among(config, world=world, console=shown if world.rank == 0 else Console(quiet=True))
+
+
+def _train_among(config: TrainConfig, *, world: World, console: Console) -> TrainResult:
     device, dtype = choose_device(config)
+    check_processes(config, world)
     shards = open_shard_set(config.data)
     shards.verify()
-    scalars = _checked_scalars(shards)
     place = locate(config.model)
     check_fit(place, shards.manifest)
-    workspace = open_workspace(config)
+    where = Where(place, device, dtype, console, world)
+    held = open_held_out(config, trained=shards.manifest)
+    workspace = world.on_first(lambda: open_workspace(config))
     try:
-        return _train(
-            config, shards=shards, scalars=scalars, workspace=workspace, where=_Where(place, device, dtype, console)
-        )
+        return _train(config, shards=shards, held=held, workspace=workspace, where=where)
     except KeyboardInterrupt:
         console.print(_interruption(workspace), markup=False, soft_wrap=True)
         raise
     finally:
-        if workspace.directory.exists() and not workspace.checkpoints():
+        if world.rank == 0 and workspace.directory.exists() and not workspace.checkpoints():
             workspace.discard()
 
 
-@dataclass(frozen=True, slots=True)
-class _Where:
-    place: ModelPlace
-    device: torch.device
-    dtype: torch.dtype
-    console: Console
-
-
 def _train(
-    config: TrainConfig, *, shards: ShardSet, scalars: Scalars, workspace: Workspace, where: _Where
+    config: TrainConfig, *, shards: ShardSet, held: HeldOut | None, workspace: Workspace, where: Where
 ) -> TrainResult:
     _quieten()
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    resumed = workspace.checkpoints()[-1] if config.resume else None
-    model = _model(config, shards=shards, where=where, resumed=resumed)
-    reader = RowReader(shards)
-    trainee = _trainee(config, model=model, shards=shards, reader=reader, where=where)
+    scalars = checked_scalars(shards)
+    resumed = where.world.on_first(lambda: workspace.checkpoints()[-1]) if config.resume else None
+    model = build_model(config, shards=shards, where=where, resumed=resumed)
+    reader = RowReader(shards, with_messages=config.loss == "turn")
+    trainee = build_trainee(config, model=model, shards=shards, reader=reader, where=where)
     schedule = Schedule(num_rows=shards.num_rows, rows_per_step=config.rows_per_step, seed=config.seed)
     feed = Feed(
         reader=reader,
@@ -112,12 +112,13 @@ def _train(
         manifest=shards.manifest,
         num_steps=schedule.num_steps(epochs=config.epochs, max_steps=config.max_steps),
     )
-    start = Position(0, 0, config.seed, config.rows_per_step, shards.manifest.fingerprint)
+    start = Position(0, 0, config.seed, config.rows_per_step, shards.manifest.fingerprint, loss=config.loss)
     if resumed is not None:
-        start = load_checkpoint(resumed, trainee.optimizer, wanted=start, device=where.device)
+        start = load_checkpoint(resumed, _state(trainee), wanted=start)
     show_counts(shards.manifest.counts, where.console)
-    result = _steps(trainee, feed, start=start, config=config, edges=_Edges(shards, workspace, where.console))
-    _publish(trainee, result, config=config, shards=shards, workspace=workspace)
+    edges = _Edges(shards, held, workspace, where.console)
+    result = _steps(trainee, feed, start=start, config=config, edges=edges)
+    _publish(trainee, result, config=config, edges=edges)
     where.console.print(f"the model is in {config.out}; its loss curve: {config.out / 'loss.html'}", soft_wrap=True)
     return result
 
@@ -125,6 +126,7 @@ def _train(
 @dataclass(frozen=True, slots=True)
 class _Edges:
     shards: ShardSet
+    held: HeldOut | None
     workspace: Workspace
     console: Console
 
@@ -132,29 +134,36 @@ class _Edges:
 def _steps(trainee: Trainee, feed: Feed, *, start: Position, config: TrainConfig, edges: _Edges) -> TrainResult:
     epoch, steps = feed.schedule.steps_per_epoch, feed.num_steps
     edges.console.print(
-        f"{steps} steps of {feed.schedule.rows_per_step} rows ({epoch} an epoch); loss: mean over trained tokens",
+        f"{steps} steps of {feed.schedule.rows_per_step} rows ({epoch} an epoch); "
+        f"loss: every trained {_COUNTED[config.loss]} of a step counts alike",
         soft_wrap=True,
     )
-    records = []
+    records, position = [], start
     reporter = Reporter(
-        edges.workspace.metrics,
+        edges.workspace.metrics if trainee.world.rank == 0 else None,
         num_steps=steps,
         first_step=start.step,
         log_every=config.log_every,
         console=edges.console,
     )
-    with reporter:
-        for record, position in run_steps(trainee, feed, start=start, config=config):
+    with reporter, StopRequest() as stop:
+        for stepped, reached in run_steps(trainee, feed, start=start, config=config):
+            now = replace(reached, best_step=position.best_step, best_nll=position.best_nll)
+            record, position = _measure(trainee, (stepped, now), last=now.step == steps, config=config, edges=edges)
             reporter.step(record)
             records.append(record)
-            if config.save_every and position.step % config.save_every == 0 and position.step < steps:
-                save_checkpoint(
-                    edges.workspace,
-                    trainee.model,
-                    optimizer=trainee.optimizer,
-                    position=position,
-                    shards=edges.shards,
-                )
+            stopping = bool(trainee.world.largest(int(stop.wanted))) and position.step < steps
+            if stopping or _save_due(position, steps=steps, config=config):
+                _save(trainee, position, config=config, edges=edges)
+            if stopping:
+                raise _stopped(position)
+    if not start.step and all(record.skipped for record in records):
+        raise TrainError(
+            "no trained token has weight: nothing was trained",
+            code="nothing-trained",
+            place=str(config.data),
+            hint="sftprep audit shows why",
+        )
     return TrainResult(
         out=config.out,
         num_steps=steps,
@@ -166,122 +175,65 @@ def _steps(trainee: Trainee, feed: Feed, *, start: Position, config: TrainConfig
     )
 
 
-def _publish(
-    trainee: Trainee, result: TrainResult, *, config: TrainConfig, shards: ShardSet, workspace: Workspace
-) -> None:
-    if not result.nll:
-        raise TrainError(
-            "no trained token has weight: nothing was trained",
-            code="nothing-trained",
-            place=str(config.data),
-            hint="sftprep audit shows why",
-        )
-    with writing(workspace.directory):
-        save_model(trainee.model, workspace.directory, shards=shards)
-        if config.lora_rank and not config.lora_embeddings:
-            lora.save_adapter(trainee.model, workspace.directory / lora.ADAPTER_DIRECTORY, config=config)
-        write_loss_curve(workspace.metrics, workspace.directory / "loss.html", title=f"Training of {config.model}")
+def _measure(
+    trainee: Trainee, done: tuple[StepRecord, Position], *, last: bool, config: TrainConfig, edges: _Edges
+) -> tuple[StepRecord, Position]:
+    """The step with its held-out loss where one is due."""
+    record, position = done
+    if edges.held is None or not (last or position.step % config.eval_every == 0):
+        return record, position
+    nll = held_out_nll(trainee, edges.held, batch_size=config.batch_size)
+    return replace(record, eval_nll=nll), measured(position, nll)
+
+
+def _save_due(position: Position, *, steps: int, config: TrainConfig) -> bool:
+    best = position.best_step == position.step
+    regular = config.save_every is not None and position.step % config.save_every == 0 and position.step < steps
+    return best or regular
+
+
+def _save(trainee: Trainee, position: Position, *, config: TrainConfig, edges: _Edges) -> None:
+    save_checkpoint(edges.workspace, _state(trainee), position=position, shards=edges.shards)
+    if trainee.world.rank == 0:
+        prune_checkpoints(edges.workspace, keep_last=config.keep_last, best_step=position.best_step)
+
+
+def _state(trainee: Trainee) -> State:
+    return State(trainee.model, trainee.optimizer, trainee.world)
+
+
+def _publish(trainee: Trainee, result: TrainResult, *, config: TrainConfig, edges: _Edges) -> None:
+    weights = whole_weights(_state(trainee))
     report: dict[str, Any] = {
         "config": config.model_dump(mode="json"),
-        "fingerprint": shards.manifest.fingerprint,
+        "fingerprint": edges.shards.manifest.fingerprint,
         "num_steps": result.num_steps,
         "num_tokens": result.num_tokens,
         "num_trained": result.num_trained,
         "seconds": result.seconds,
         "layout": result.layout,
+        "num_processes": trainee.world.size,
         "versions": {"torch": torch.__version__},
     }
-    publish(workspace, report=report)
+
+    def write() -> None:
+        place, shards = edges.workspace.directory, edges.shards
+        with writing(place):
+            save_model(trainee.model, place, shards=shards, weights=weights)
+            if config.lora_rank and not config.lora_embeddings:
+                lora.save_adapter(trainee.model, place / lora.ADAPTER_DIRECTORY, config=config)
+            write_loss_curve(edges.workspace.metrics, place / "loss.html", title=f"Training of {config.model}")
+        publish(edges.workspace, report=report)
+
+    trainee.world.on_first(write)
 
 
-def _model(config: TrainConfig, *, shards: ShardSet, where: _Where, resumed: Path | None) -> PreTrainedModel:
-    if config.lora_rank:
-        # Frozen weights need no float32 master.
-        model = load(where.place, config, dtype=where.dtype)
-        if not config.lora_embeddings:
-            lora.check_tokens(model, shards)
-        lora.adapt(model, config)
-        if resumed is not None:
-            lora.restore_trainable(model, resumed)
-    elif resumed is None:
-        model = load(where.place, config)
-    else:
-        whole = config.model_copy(update={"init": "pretrained"})
-        model = load(ModelPlace(name=str(resumed), directory=resumed, gguf=None), whole)
-    check_lengths(model, shards.manifest)
-    model.config.use_cache = False
-    return model.to(where.device)
-
-
-def _trainee(
-    config: TrainConfig, *, model: PreTrainedModel, shards: ShardSet, reader: RowReader, where: _Where
-) -> Trainee:
-    # First, while the model still has its own attention: ours refuses to run without segments.
-    head = find_head(model)
-    probes = [reader.row(index) for index in range(min(_PROBE_ROWS, shards.num_rows))]
-    with torch.autocast(where.device.type, dtype=torch.bfloat16, enabled=where.dtype is torch.bfloat16):
-        layout = _layout(config, model=model, probes=probes, shards=shards, where=where)
-    if head is None:
-        where.console.print("this model's head has a form of its own: its full logits are computed", soft_wrap=True)
-    if config.gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    return Trainee(
-        model=model,
-        optimizer=build_optimizer(model, config),
-        head=head,
-        layout=layout,
-        device=where.device,
-        dtype=where.dtype,
-        pad_id=shards.manifest.model.pad_id,
+def _stopped(position: Position) -> StoppedError:
+    return StoppedError(
+        f"asked to stop after step {position.step}; it is saved",
+        code="terminated",
+        hint="the same command with --resume goes on",
     )
-
-
-def _layout(
-    config: TrainConfig, *, model: PreTrainedModel, probes: list[Row], shards: ShardSet, where: _Where
-) -> Layout:
-    """How rows are batched, after a test on the real model; packed rows stay packed only where that is proven."""
-    window = getattr(model.config.get_text_config(), "sliding_window", None) or 0
-    documents = probe_documents(probes, window=window)
-    if not documents:
-        raise ShardError("no row has two tokens to train on", code="nothing-to-train", place=str(shards.directory))
-    if shards.manifest.packing and config.attention != "unpack":
-        attention.register()
-        verdict = check_segments(model, documents, dtype=where.dtype)
-        if verdict.isolated:
-            where.console.print(
-                f"self-test: packed documents do not see each other (logits differ by {verdict.difference:.1e} "
-                f"standard deviations from a document's own, move by {verdict.moved:.1e})",
-                soft_wrap=True,
-            )
-            return Layout.SEGMENTS
-        if config.attention == "segments":
-            raise TrainError(verdict.reason, code="not-isolated", place=config.model, hint="use --attention auto")
-        where.console.print(
-            f"self-test: {verdict.reason}; each document is trained in a row of its own", soft_wrap=True
-        )
-    check_rows(model, documents, dtype=where.dtype, pad_id=shards.manifest.model.pad_id)
-    return Layout.UNPACKED if shards.manifest.packing else Layout.PADDED
-
-
-def _checked_scalars(shards: ShardSet) -> Scalars:
-    scalars, counts = shards.scalars(), shards.manifest.counts
-    for name, found, wanted in (
-        ("rows", shards.num_rows, counts.num_packs),
-        ("tokens", int(scalars.num_tokens.sum()), counts.num_tokens),
-        ("trained tokens", int(scalars.num_trained.sum()), counts.num_trained),
-    ):
-        if found != wanted:
-            raise ShardError(
-                f"the shards hold {found} {name}, the manifest says {wanted}",
-                code="shard-count",
-                place=str(shards.directory),
-                hint="copy the set again, or write it again with sftprep pack",
-            )
-    if not np.isclose(scalars.weight_sum.sum(), counts.weight_sum):
-        raise ShardError(
-            "the shards' weights do not sum to the manifest's", code="shard-count", place=str(shards.directory)
-        )
-    return scalars
 
 
 def _interruption(workspace: Workspace) -> str:

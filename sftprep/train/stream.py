@@ -7,7 +7,7 @@ where it stopped without reading what it skips.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import lru_cache
 from itertools import pairwise
@@ -28,7 +28,8 @@ _FIRST_BUCKET_SHARE = 0.5
 class Row:
     """One row of a shard: `ids` int32 `[T]`, `trained` bool `[T]` (not shifted), `lengths` int32 `[documents]`.
 
-    `weights` is float32 `[T]`, 1 where the shards have none.
+    `weights` is float32 `[T]`, 1 where the shards have none. `sources` int32 `[documents]` indexes the manifest's, and
+    `messages` int32 `[T]` the document's; empty where nobody asked for them.
     """
 
     index: int
@@ -36,6 +37,14 @@ class Row:
     trained: npt.NDArray[np.bool_]
     lengths: npt.NDArray[np.int32]
     weights: npt.NDArray[np.float32]
+    sources: npt.NDArray[np.int32] = field(default_factory=lambda: np.zeros(0, np.int32))
+    messages: npt.NDArray[np.int32] = field(default_factory=lambda: np.zeros(0, np.int32))
+
+    @property
+    def source_of_each(self) -> npt.NDArray[np.int64]:
+        """Each token's source, 0 where nobody asked. int64 `[T]`."""
+        sources = self.sources if len(self.sources) else np.zeros(len(self.lengths), np.int32)
+        return np.repeat(sources.astype(np.int64), self.lengths)
 
     def documents(self) -> list[Row]:
         """Each document as a row of its own."""
@@ -47,8 +56,10 @@ class Row:
                 trained=self.trained[start:stop],
                 lengths=np.array([stop - start], dtype=np.int32),
                 weights=self.weights[start:stop],
+                sources=self.sources[number : number + 1],
+                messages=self.messages[start:stop],
             )
-            for start, stop in pairwise(borders)
+            for number, (start, stop) in enumerate(pairwise(borders))
         ]
 
 
@@ -67,6 +78,8 @@ class MicroBatch(TypedDict):
     """int64 `[K]`."""
     weights: torch.Tensor
     """float32 `[K]`."""
+    sources: torch.Tensor
+    """int64 `[K]`: of the target's document, by index into the manifest's list."""
     num_tokens: int
     """Without padding."""
 
@@ -104,6 +117,10 @@ class Schedule:
         epoch, position = divmod(step, self.steps_per_epoch)
         start = position * self.rows_per_step
         return self.order(epoch)[start : start + self.rows_per_step]
+
+    def share(self, step: int, *, rank: int, size: int) -> npt.NDArray[np.int64]:
+        """The rows of a step that one of `size` processes takes: disjoint, and together all. May be empty."""
+        return self.rows(step)[rank::size]
 
     def num_steps(self, *, epochs: float, max_steps: int | None) -> int:
         """Steps of a run: at least one, whole epochs exactly."""
@@ -144,7 +161,7 @@ def collate_packed(rows: Sequence[Row]) -> MicroBatch:
     weights = np.concatenate([row.weights for row in rows])
     positions = np.arange(len(ids)) - np.repeat(offsets[:-1], lengths)
     return _batch(
-        [ids, positions, labels, np.append(weights[1:], 0.0)],
+        [ids, positions, labels, np.append(weights[1:], 0.0), np.concatenate([row.source_of_each for row in rows])],
         shape=(1, len(ids)),
         offsets=tuple(offsets.tolist()),
         num_tokens=len(ids),
@@ -167,6 +184,7 @@ def collate_padded(rows: Sequence[Row], *, pad_id: int) -> MicroBatch:
             np.tile(np.arange(width), len(rows)),
             grid((shifted_labels(row) for row in rows), IGNORE_INDEX, np.int64),
             grid((np.append(row.weights[1:], 0.0) for row in rows), 0.0, np.float32),
+            grid((row.source_of_each for row in rows), 0, np.int64),
         ],
         shape=(len(rows), width),
         offsets=(),
@@ -201,8 +219,8 @@ def buckets(documents: Iterable[Row]) -> list[list[Row]]:
 def _batch(
     columns: Sequence[npt.NDArray[np.generic]], *, shape: tuple[int, int], offsets: tuple[int, ...], num_tokens: int
 ) -> MicroBatch:
-    """The tensors of flat columns: ids, positions, shifted labels, and weights shifted alike."""
-    ids, positions, labels, weights = columns
+    """The tensors of flat columns: ids, positions, shifted labels, weights shifted alike, and sources."""
+    ids, positions, labels, weights, sources = columns
     rows = np.flatnonzero(labels != IGNORE_INDEX)
     return MicroBatch(
         input_ids=torch.from_numpy(ids.reshape(shape)),
@@ -211,5 +229,6 @@ def _batch(
         rows=torch.from_numpy(rows),
         targets=torch.from_numpy(labels[rows]),
         weights=torch.from_numpy(weights[rows].astype(np.float32)),
+        sources=torch.from_numpy(sources[rows]),
         num_tokens=num_tokens,
     )

@@ -87,9 +87,10 @@ def test_an_epoch_that_trains_another_number_of_tokens_than_the_manifest_says_is
 
     def losing(*arguments: Any, **keywords: Any) -> Any:
         for batch in real(*arguments, **keywords):
-            batch["rows"], batch["targets"], batch["weights"] = (
+            batch["rows"], batch["targets"], batch["sources"], batch["weights"] = (
                 batch["rows"][1:],
                 batch["targets"][1:],
+                batch["sources"][1:],
                 batch["weights"][1:] * (len(batch["weights"]) / (len(batch["weights"]) - 1)),
             )
             yield batch

@@ -1,0 +1,156 @@
+"""Everything that a run checks and builds before its first step: shards, model, layout, optimizer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import torch
+from rich.console import Console
+from transformers import PreTrainedModel
+
+from sftprep.config.train import TrainConfig
+from sftprep.errors import ShardError, TrainError, UsageError
+from sftprep.shards.read import Scalars, ShardSet
+from sftprep.train import attention, lora
+from sftprep.train.distributed import World, split_model
+from sftprep.train.forward import find_head
+from sftprep.train.loop import Trainee
+from sftprep.train.model import ModelPlace, check_lengths, load
+from sftprep.train.optim import build_optimizer
+from sftprep.train.rows import RowReader
+from sftprep.train.selftest import check_rows, check_segments, probe_documents
+from sftprep.train.stream import Layout, Row
+
+_PROBE_ROWS: Final = 8
+"""Rows of the set that the self-test may choose its documents from."""
+
+
+@dataclass(frozen=True, slots=True)
+class Where:
+    """Where a run computes, which model it takes, where it talks, and beside which processes."""
+
+    place: ModelPlace
+    device: torch.device
+    dtype: torch.dtype
+    console: Console
+    world: World
+
+
+def build_model(config: TrainConfig, *, shards: ShardSet, where: Where, resumed: Path | None) -> PreTrainedModel:
+    """The model to train, from its own files or from a checkpoint; no document is too long for it.
+
+    Raises:
+        ModelFilesError, ShardError, TrainError, UsageError.
+    """
+    if config.lora_rank:
+        # Frozen weights need no float32 master.
+        model = load(where.place, config, dtype=where.dtype)
+        if not config.lora_embeddings:
+            lora.check_tokens(model, shards)
+        lora.adapt(model, config)
+        if resumed is not None:
+            lora.restore_trainable(model, resumed)
+    elif resumed is None:
+        model = load(where.place, config)
+    else:
+        whole = config.model_copy(update={"init": "pretrained"})
+        model = load(ModelPlace(name=str(resumed), directory=resumed, gguf=None), whole)
+    check_lengths(model, shards.manifest)
+    model.config.use_cache = False
+    return model.to(where.device)
+
+
+def build_trainee(
+    config: TrainConfig, *, model: PreTrainedModel, shards: ShardSet, reader: RowReader, where: Where
+) -> Trainee:
+    """The model with its optimizer and the layout that it is proven to keep documents apart in; split where need be.
+
+    Raises:
+        ShardError: `nothing-to-train`.
+        TrainError: `not-isolated`.
+    """
+    # First, while the model still has its own attention: ours refuses to run without segments.
+    head = find_head(model)
+    probes = [reader.row(index) for index in range(min(_PROBE_ROWS, shards.num_rows))]
+    with torch.autocast(where.device.type, dtype=torch.bfloat16, enabled=where.dtype is torch.bfloat16):
+        layout = _layout(config, model=model, probes=probes, shards=shards, where=where)
+    if head is None:
+        where.console.print("this model's head has a form of its own: its full logits are computed", soft_wrap=True)
+    if config.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    split_model(model, device=where.device, world=where.world)
+    return Trainee(
+        model=model,
+        optimizer=build_optimizer(model, config),
+        head=head,
+        layout=layout,
+        device=where.device,
+        dtype=where.dtype,
+        pad_id=shards.manifest.model.pad_id,
+        world=where.world,
+        num_sources=max(1, len(shards.manifest.sources)),
+    )
+
+
+def _layout(
+    config: TrainConfig, *, model: PreTrainedModel, probes: list[Row], shards: ShardSet, where: Where
+) -> Layout:
+    """How rows are batched, after a test on the real model; packed rows stay packed only where that is proven."""
+    window = getattr(model.config.get_text_config(), "sliding_window", None) or 0
+    documents = probe_documents(probes, window=window)
+    if not documents:
+        raise ShardError("no row has two tokens to train on", code="nothing-to-train", place=str(shards.directory))
+    if shards.manifest.packing and config.attention != "unpack":
+        attention.register()
+        verdict = check_segments(model, documents, dtype=where.dtype)
+        if verdict.isolated:
+            where.console.print(
+                f"self-test: packed documents do not see each other (logits differ by {verdict.difference:.1e} "
+                f"standard deviations from a document's own, move by {verdict.moved:.1e})",
+                soft_wrap=True,
+            )
+            return Layout.SEGMENTS
+        if config.attention == "segments":
+            raise TrainError(verdict.reason, code="not-isolated", place=config.model, hint="use --attention auto")
+        where.console.print(
+            f"self-test: {verdict.reason}; each document is trained in a row of its own", soft_wrap=True
+        )
+    check_rows(model, documents, dtype=where.dtype, pad_id=shards.manifest.model.pad_id)
+    return Layout.UNPACKED if shards.manifest.packing else Layout.PADDED
+
+
+def check_processes(config: TrainConfig, world: World) -> None:
+    """UsageError `lora-processes`: adapters are trained by one process."""
+    if config.lora_rank and world.size > 1:
+        raise UsageError(
+            f"LoRA in {world.size} processes is not supported", code="lora-processes", hint="start without torchrun"
+        )
+
+
+def checked_scalars(shards: ShardSet) -> Scalars:
+    """The small columns of all rows, after their sums are compared with the manifest.
+
+    Raises:
+        ShardError: `shard-count`.
+    """
+    scalars, counts = shards.scalars(), shards.manifest.counts
+    for name, found, wanted in (
+        ("rows", shards.num_rows, counts.num_packs),
+        ("tokens", int(scalars.num_tokens.sum()), counts.num_tokens),
+        ("trained tokens", int(scalars.num_trained.sum()), counts.num_trained),
+    ):
+        if found != wanted:
+            raise ShardError(
+                f"the shards hold {found} {name}, the manifest says {wanted}",
+                code="shard-count",
+                place=str(shards.directory),
+                hint="copy the set again, or write it again with sftprep pack",
+            )
+    if not np.isclose(scalars.weight_sum.sum(), counts.weight_sum):
+        raise ShardError(
+            "the shards' weights do not sum to the manifest's", code="shard-count", place=str(shards.directory)
+        )
+    return scalars

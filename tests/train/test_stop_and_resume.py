@@ -1,0 +1,199 @@
+"""A run that is told to stop, or killed at any moment, goes on to the same bytes (J1, J3, J4)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+from transformers import AutoModelForCausalLM
+
+from sftprep.config.train import TrainConfig
+from sftprep.errors import ShardError, StoppedError
+from sftprep.train import run
+from sftprep.train.run import TrainResult, train
+
+ShardSetFactory = Callable[..., Path]
+
+
+def _run(data: Path, model: Path, **options: Any) -> TrainResult:
+    settings: dict[str, Any] = {"grad_accum": 2, "lr": 3e-3, "device": "cpu", "threads": 1} | options
+    return train(TrainConfig(data=data, model=str(model), **settings), console=Console(quiet=True))
+
+
+def _parameters(directory: Path) -> str:
+    return hashlib.sha256((directory / "model.safetensors").read_bytes()).hexdigest()
+
+
+def _metrics(directory: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+
+
+def _stopping_after(step: int) -> Callable[..., Any]:
+    real = run.run_steps
+
+    def steps(*arguments: Any, **keywords: Any) -> Any:
+        for record, position in real(*arguments, **keywords):
+            if position.step == step:
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield record, position
+
+    return steps
+
+
+@pytest.mark.parametrize("stops", [(1, 2, 3), (4, 7)], ids=["three times", "mid-epoch"])
+def test_a_run_stopped_by_sigterm_and_resumed_ends_in_the_same_bytes_j1_j4(
+    shard_set: ShardSetFactory,
+    toy_model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    stops: tuple[int, ...],
+) -> None:
+    data = shard_set(num_rows=9)
+    _run(data, toy_model, out=tmp_path / "whole", epochs=2)
+    for number, step in enumerate(stops):
+        with monkeypatch.context() as patched:
+            patched.setattr(run, "run_steps", _stopping_after(step))
+            with pytest.raises(StoppedError) as raised:
+                _run(data, toy_model, out=tmp_path / "parts", epochs=2, resume=number > 0)
+        assert raised.value.exit_code == 143
+        assert (tmp_path / "parts.running" / "checkpoints" / f"step-{step:08d}").is_dir()
+    _run(data, toy_model, out=tmp_path / "parts", epochs=2, resume=True)
+    assert _parameters(tmp_path / "parts") == _parameters(tmp_path / "whole")
+    whole, parts = _metrics(tmp_path / "whole"), _metrics(tmp_path / "parts")
+    assert [(line["step"], line["loss"]) for line in parts] == [(line["step"], line["loss"]) for line in whole]
+    assert len(parts) == 10
+
+
+def test_a_stop_in_the_last_step_ends_the_run_as_usual(
+    shard_set: ShardSetFactory, toy_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "run_steps", _stopping_after(2))
+    _run(shard_set(), toy_model, out=tmp_path / "out", max_steps=2)
+    assert (tmp_path / "out" / "model.safetensors").is_file()
+
+
+def _started(data: Path, model: Path, out: Path, *options: str) -> subprocess.Popen[str]:
+    arguments = [str(data), "--model", str(model), "--out", str(out), "--grad-accum", "2", "--threads", "1", *options]
+    command = [sys.executable, "-m", "sftprep", "train", *arguments]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+
+
+def _wait_for(path: Path) -> None:
+    deadline = time.monotonic() + 120
+    while not path.exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert path.exists()
+
+
+def test_sigterm_finishes_the_step_saves_and_exits_143(
+    shard_set: ShardSetFactory, toy_model: Path, tmp_path: Path
+) -> None:
+    process = _started(shard_set(), toy_model, tmp_path / "out", "--epochs", "100000")
+    _wait_for(tmp_path / "out.running" / "metrics.jsonl")
+    process.send_signal(signal.SIGTERM)
+    _, shown = process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert "terminated" in shown
+    done = len(_metrics(tmp_path / "out.running"))
+    assert (tmp_path / "out.running" / "checkpoints" / f"step-{done:08d}" / "position.json").is_file()
+
+
+@pytest.mark.slow
+def test_a_kill_at_any_moment_also_while_saving_leaves_a_checkpoint_that_goes_on(
+    shard_set: ShardSetFactory, toy_model: Path, tmp_path: Path
+) -> None:
+    data = shard_set(num_rows=9)
+    moments, seen_partial = random.Random(5), 0
+    _run(data, toy_model, out=tmp_path / "whole", epochs=40, lr=2e-5)
+    resume: list[str] = []
+    for _ in range(6):
+        process = _started(data, toy_model, tmp_path / "out", "--epochs", "40", "--save-every", "1", *resume)
+        _wait_for(tmp_path / "out.running" / "checkpoints" / "step-00000001") if not resume else time.sleep(6)
+        time.sleep(moments.random() * 0.4)
+        process.kill()
+        process.communicate(timeout=60)
+        if not (tmp_path / "out.running").exists():
+            break
+        checkpoints = tmp_path / "out.running" / "checkpoints"
+        seen_partial += len(list(checkpoints.glob(".step-*")))
+        latest = max(checkpoints.glob("step-*"))
+        assert isinstance(AutoModelForCausalLM.from_pretrained(latest), torch.nn.Module)
+        resume = ["--resume"]
+    if not (tmp_path / "out").exists():
+        _run(data, toy_model, out=tmp_path / "out", epochs=40, lr=2e-5, save_every=1, resume=True)
+    assert _parameters(tmp_path / "out") == _parameters(tmp_path / "whole")
+    assert seen_partial, "no kill fell into a save"
+
+
+def test_a_damaged_checkpoint_is_named(shard_set: ShardSetFactory, toy_model: Path, tmp_path: Path) -> None:
+    def stopped(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    data = shard_set()
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(run, "_publish", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            _run(data, toy_model, out=tmp_path / "out", save_every=2)
+    (tmp_path / "out.running" / "checkpoints" / "step-00000004" / "position.json").write_text("{")
+    with pytest.raises(ShardError) as raised:
+        _run(data, toy_model, out=tmp_path / "out", save_every=2, resume=True)
+    assert raised.value.code == "damaged-checkpoint"
+
+
+def test_the_last_checkpoints_and_the_best_are_kept(
+    shard_set: ShardSetFactory, toy_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses = iter([3.0, 2.0, 1.0, 1.5, 2.5])
+    monkeypatch.setattr(run, "held_out_nll", lambda *_, **__: next(losses))
+    held = shard_set("held", num_rows=3)
+    options: dict[str, Any] = {"epochs": 2, "save_every": 1, "eval_shards": held, "eval_every": 2}
+    data = shard_set(num_rows=10)
+    with monkeypatch.context() as patched:
+        patched.setattr(run, "run_steps", _stopping_after(7))
+        with pytest.raises(StoppedError):
+            _run(data, toy_model, out=tmp_path / "out", **options)
+    _run(data, toy_model, out=tmp_path / "out", resume=True, **options)
+    lines = _metrics(tmp_path / "out")
+    assert [line["eval_nll"] for line in lines] == [None, 3.0, None, 2.0, None, 1.0, None, 1.5, None, 2.5]
+    kept = sorted(int(path.name[5:]) for path in (tmp_path / "out" / "checkpoints").iterdir())
+    assert kept == [6, 8, 9]
+
+
+def test_the_held_out_loss_is_a_sum_over_a_sum_whatever_the_batch_i4(
+    shard_set: ShardSetFactory, toy_model: Path, tmp_path: Path
+) -> None:
+    held, data = shard_set("held", num_rows=5), shard_set()
+    loose = shard_set("loose", num_rows=5, packing=False)
+    for eval_set in (held, loose):
+        found = []
+        for size, attention in ((1, "segments"), (2, "segments"), (3, "unpack")):
+            out = tmp_path / f"{eval_set.name}-{size}"
+            options: dict[str, Any] = {"max_steps": 1, "batch_size": size, "grad_accum": 12 // size}
+            _run(data, toy_model, out=out, eval_shards=eval_set, attention=attention, **options)
+            found.append(_metrics(out)[0]["eval_nll"])
+        assert found == pytest.approx([found[0]] * 3, rel=1e-5)
+        assert 1 < found[0] < 10
+
+
+def test_a_held_out_set_for_another_template_is_refused(
+    shard_set: ShardSetFactory, toy_model: Path, tmp_path: Path
+) -> None:
+    held = shard_set("held")
+    manifest = json.loads((held / "manifest.json").read_text())
+    manifest["model"]["template_sha256"] = "1"
+    (held / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ShardError) as raised:
+        _run(shard_set(), toy_model, out=tmp_path / "out", eval_shards=held)
+    assert raised.value.code == "eval-differs"
