@@ -169,7 +169,7 @@ def _votes(docs: tuple[TokenDocuments, TokenDocuments], numbers: tuple[Numbers, 
         others, shared = np.unique(np.concatenate([np.zeros(0, np.int64), *spans]), return_counts=True)
         apart = np.abs(lengths[1][others] - lengths[0][place])
         own_votes = np.stack([-shared, apart, np.full(len(others), place), others], axis=1).astype(np.int32)
-        found.append(own_votes[np.lexsort((apart, -shared))][:_MAX_PARTNERS])
+        found.append(own_votes[np.lexsort((apart, -shared))[:_MAX_PARTNERS]])
     return np.concatenate(found)
 
 
@@ -196,7 +196,7 @@ def _rarest(ids: npt.NDArray[np.int32], total: npt.NDArray[np.uint32]) -> Words:
     counts = total[runs % _BUCKETS]
     runs, counts = runs[counts > 0], counts[counts > 0]
     # Equally rare ones in the order of their hashes: both documents of a pair choose the same.
-    chosen: Words = runs[np.argsort(counts, kind="stable")][:_RUNS_A_DOCUMENT]
+    chosen: Words = runs[np.argsort(counts, kind="stable")[:_RUNS_A_DOCUMENT]]
     return chosen
 
 

@@ -17,6 +17,7 @@ from sftprep.prepare.audit import audit
 from sftprep.prepare.audit_report import gated, waived
 from sftprep.prepare.pack import pack
 from sftprep.reports.mask_json import AuditFinding, AuditReport
+from sftprep.shards.read import open_shard_set
 
 
 @pytest.fixture(scope="module")
@@ -121,6 +122,21 @@ def test_sources_bins_and_kinds_add_up_to_the_totals_f6(packed: Path) -> None:
     assert sum(b.count for b in report.fill_bins) == report.num_rows
     assert report.documents_a_row > 1, "packable documents were packed"
     assert report.row_fill == report.num_tokens / (report.num_rows * 300)
+
+
+def test_lengths_are_those_of_the_documents_that_are_there_g1(packed: Path) -> None:
+    report = result(packed)
+    rows = [row for batch in open_shard_set(packed).iter_batches() for row in batch.to_pylist()]
+    lengths = sorted(size for row in rows for size in row["seq_lengths"])
+    assert (report.lengths.max, report.num_documents) == (lengths[-1], len(lengths))
+    assert report.lengths.mean == pytest.approx(sum(lengths) / len(lengths))
+    assert report.lengths.p50 in (lengths[(len(lengths) - 1) // 2], lengths[len(lengths) // 2])
+    assert report.trained_lengths.mean == pytest.approx(sum(map(sum, by_mask(rows))) / len(lengths))
+    assert report.waste.padding_to_max_length == pytest.approx(1 - sum(lengths) / (300 * len(lengths)))
+
+
+def by_mask(rows: list[dict[str, Any]]) -> list[list[int]]:
+    return [row["assistant_masks"] for row in rows]
 
 
 def run_cli(*words: str | Path) -> subprocess.CompletedProcess[str]:

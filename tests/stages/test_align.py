@@ -44,6 +44,17 @@ def test_edited_documents_find_their_own_among_many_with_the_same_opening() -> N
     assert all(order[b] == a for a, b in found.ids_differ)
 
 
+def test_copies_of_one_document_find_the_copies_of_its_edited_form() -> None:
+    """A source of several epochs: more copies than one document is weighed against."""
+    draw = np.random.default_rng(0)
+    originals = [draw.integers(0, 1000, 40).tolist() for _ in range(3)]
+    edited = [[*document[:20], 7, 7, *document[20:]] for document in originals]
+    found = align(of(originals * 300), of(edited * 299))
+    assert len(found.ids_differ) == 3 * 299
+    assert all(a % 3 == b % 3 for a, b in found.ids_differ.tolist())
+    assert (len(found.only_left), len(found.only_right)) == (3, 0)
+
+
 def test_the_end_of_the_shorter_one_is_a_difference() -> None:
     assert first_difference(np.array([1, 2]), np.array([1, 2, 3])) == 2
     assert first_difference(np.array([1, 2]), np.array([1, 3])) == 1
