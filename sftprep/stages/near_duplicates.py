@@ -24,11 +24,21 @@ _SEED: Final = 1
 # The estimate from 128 numbers has a standard deviation of 0.035 at 0.8: one and a half of it is let pass, so that
 # pairs at the threshold are found.
 SLACK: Final = 0.05
+# Buckets of more texts are compared by windows: by all pairs they would take time that grows with their square. What a
+# band may take is shared among them, in comparisons of some nanoseconds; near texts that stand in two windows of a
+# crowd are met again in other bands.
+_SMALL_BUCKET: Final = 16
+_COMPARISONS: Final = 1 << 30
+_LEAST_WINDOW: Final = 1 << 10
+_SORTED_BY: Final = 16
+_PLANES, _BLOCK = 4, 32
 _STEP: Final = np.uint64(0x9E3779B97F4A7C15)
 
 Hashes = npt.NDArray[np.uint64]
 Signatures = npt.NDArray[np.uint32]
 Labels = npt.NDArray[np.int64]
+Pairs = npt.NDArray[np.int64]
+"""`[num_pairs, 2]`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,12 +103,12 @@ def _joined(table: Signatures, *, threshold: float) -> Labels:
     """
     labels = np.arange(len(table))
     for band in range(_BANDS):
-        pairs, buckets = _buckets(_band_keys(table, band))
-        pairs = pairs[labels[pairs[:, 0]] != labels[pairs[:, 1]]]
+        pairs, crowds = _buckets(_band_keys(table, band), labels)
         found = [pairs[_similarity(table, pairs) >= threshold]]
-        for members in buckets:
-            if (labels[members] != labels[members[0]]).any():
-                found.extend(_bucket_edges(table, members, threshold=threshold))
+        width = max(_LEAST_WINDOW, _COMPARISONS // max(sum(map(len, crowds)), 1))
+        for members in crowds:
+            for window in _windows(table, members, band=band, width=width):
+                found.extend(_window_edges(table, window, labels=labels[window], threshold=threshold))
         edges = np.concatenate(found)
         links = np.stack([np.arange(len(table)), labels], axis=1)
         labels = _components(np.concatenate([edges, links]), count=len(table)) if len(edges) else labels
@@ -113,19 +123,36 @@ def _band_keys(table: Signatures, band: int) -> Hashes:
     return keys
 
 
-def _buckets(keys: Hashes) -> tuple[npt.NDArray[np.int64], list[npt.NDArray[np.int64]]]:
-    """Texts with equal keys: the buckets of two as one table of pairs, and each larger one."""
+def _buckets(keys: Hashes, labels: Labels) -> tuple[Pairs, list[Labels]]:
+    """Texts with equal keys that are not all joined yet: the pairs of small buckets, and the members of each large."""
     order = np.argsort(keys, kind="stable")
     bounds = np.flatnonzero(np.diff(keys[order])) + 1
-    starts = np.concatenate([[0], bounds])
+    starts = np.concatenate([[0], bounds]).astype(np.int64)
     sizes = np.diff(np.concatenate([starts, [len(keys)]]))
-    twos = starts[sizes == 2]
-    pairs = np.stack([order[twos], order[twos + 1]], axis=1)
-    large = [order[start : start + size] for start, size in zip(starts, sizes, strict=True) if size > 2]
-    return pairs.astype(np.int64), large
+    pairs = [np.zeros((0, 2), np.int64)]
+    for size in range(2, _SMALL_BUCKET + 1):
+        members = order[starts[sizes == size][:, None] + np.arange(size)]
+        left, right = np.triu_indices(size, 1)
+        found = np.stack([members[:, left].ravel(), members[:, right].ravel()], axis=1)
+        pairs.append(found[labels[found[:, 0]] != labels[found[:, 1]]])
+    large = sizes > _SMALL_BUCKET
+    crowds = [order[start : start + size] for start, size in zip(starts[large], sizes[large], strict=True)]
+    return np.concatenate(pairs), [own for own in crowds if (labels[own] != labels[own[0]]).any()]
 
 
-def _similarity(table: Signatures, pairs: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+def _windows(table: Signatures, members: Labels, *, band: int, width: int) -> Iterator[Labels]:
+    """A bucket's members, at most `width` at a time; in a crowd, those that have most in common stand together.
+
+    The order is by the numbers behind the band, so that every band parts a crowd in another way.
+    """
+    if len(members) > width:
+        columns = (np.arange((band + 1) * _BAND_ROWS, (band + 1) * _BAND_ROWS + _SORTED_BY) % NUM_PERM)[::-1]
+        members = members[np.lexsort([table[members, column] for column in columns])]
+    for start in range(0, len(members), width):
+        yield members[start : start + width]
+
+
+def _similarity(table: Signatures, pairs: Pairs) -> npt.NDArray[np.float64]:
     """The estimated similarity of each pair; a slice at a time, so that a million pairs do not copy a gigabyte."""
     scores = np.zeros(len(pairs))
     for start in range(0, len(pairs), 1 << 14):
@@ -134,22 +161,46 @@ def _similarity(table: Signatures, pairs: npt.NDArray[np.int64]) -> npt.NDArray[
     return scores
 
 
-def _bucket_edges(
-    table: Signatures, members: npt.NDArray[np.int64], *, threshold: float
-) -> Iterator[npt.NDArray[np.int64]]:
-    """Edges of a bucket as stars: every member is the centre of one, or on one whose centre has met all members."""
+def _window_edges(table: Signatures, members: Labels, *, labels: Labels, threshold: float) -> Iterator[Pairs]:
+    """Edges that join all similar members; `labels` are of the members, and equal ones are joined already."""
     own = table[members]
-    open_members = np.ones(len(members), np.bool_)
-    while open_members.any():
-        centre = int(np.argmax(open_members))
-        near = (own == own[centre]).mean(axis=1) >= threshold
-        open_members &= ~near
-        near[centre] = False
-        others = members[near]
-        yield np.stack([np.full(len(others), members[centre]), others], axis=1)
+    planes = _bit_planes(own)
+    _, first, inverse = np.unique(labels, return_index=True, return_inverse=True)
+    labels = first[inverse]
+    most = (1 - threshold) * NUM_PERM
+    start, size = 0, 1
+    # Blocks grow from one text, so that a window of texts all alike is joined before it is compared as pairs.
+    while start < len(members) and (labels[start:] != labels[start]).any():
+        block, rest = slice(start, start + size), slice(start, None)
+        near = (_differing(planes, block, rest) <= most) & (labels[block, None] != labels[rest])
+        left, right = np.nonzero(near)
+        pairs = np.stack([left + start, right + start], axis=1)
+        edges = pairs[_similarity(own, pairs) >= threshold]
+        if len(edges):
+            yield members[edges]
+            links = np.stack([np.arange(len(members)), labels], axis=1)
+            labels = _components(np.concatenate([edges, links]), count=len(members))
+        start, size = start + size, min(2 * size, _BLOCK)
 
 
-def _components(edges: npt.NDArray[np.int64], *, count: int) -> Labels:
+def _bit_planes(own: Signatures) -> Hashes:
+    """The lowest bits of each signature's numbers, uint64 `[planes, 2, num_texts]`."""
+    bits = [np.packbits((own >> bit & 1).astype(np.uint8), axis=1).view(np.uint64).T for bit in range(_PLANES)]
+    return np.ascontiguousarray(np.stack(bits))
+
+
+def _differing(planes: Hashes, block: slice, rest: slice) -> npt.NDArray[np.uint8]:
+    """In how many numbers each text of a block and each of the rest differ, by their lowest bits: never too many."""
+    count = np.zeros(1, np.uint8)
+    for word in range(planes.shape[1]):
+        differ = planes[0, word, block, None] ^ planes[0, word, rest]
+        for plane in planes[1:, word]:
+            differ |= plane[block, None] ^ plane[rest]
+        count = count + np.bitwise_count(differ)
+    return count
+
+
+def _components(edges: Pairs, *, count: int) -> Labels:
     """The smallest number of each number's connected component, int64 `[count]`."""
     labels = np.arange(count)
     while True:

@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sftprep.errors import UsageError
+from sftprep.stages import near_duplicates
 from sftprep.stages.near_duplicates import SHINGLE_WORDS, Clusters, Hashes, find_clusters, signatures
 from sftprep.stages.words import ngram_hashes, text_digest, word_hashes, words
 
@@ -91,6 +92,80 @@ def test_members_of_a_bucket_meet_each_other_and_not_its_first_alone() -> None:
     table[2, 5:125:5] = 3
     digests, present = np.arange(1, 4, dtype=np.uint64), np.ones(3, np.bool_)
     assert find_clusters(table, digests=digests, present=present, threshold=THRESHOLD).labels.tolist() == [0, 1, 1]
+
+
+def crowd(count: int, *, share: float, planted: int) -> tuple[np.ndarray, np.ndarray]:
+    """Signatures of a crowd, any two of which share `share` squared of their numbers, and pairs that share 0.85."""
+    rng = np.random.default_rng(3)
+    frame = rng.integers(0, 2**32, 128, dtype=np.uint32)
+    table = rng.integers(0, 2**32, (count, 128), dtype=np.uint32)
+    table = np.where(rng.random(table.shape) < share, frame, table)
+    pairs = rng.permutation(count)[: 2 * planted].reshape(planted, 2)
+    kept = rng.random((planted, 128)) < 0.85
+    table[pairs[:, 1]] = np.where(kept, table[pairs[:, 0]], table[pairs[:, 1]])
+    return table, pairs
+
+
+@pytest.mark.parametrize("comparisons", [1 << 30, 1 << 15])
+def test_pairs_in_a_crowd_are_found_with_as_many_comparisons_as_wanted_and_with_few(
+    monkeypatch: pytest.MonkeyPatch, comparisons: int
+) -> None:
+    monkeypatch.setattr(near_duplicates, "_COMPARISONS", comparisons)
+    monkeypatch.setattr(near_duplicates, "_LEAST_WINDOW", 128)
+    table, pairs = crowd(4000, share=0.7, planted=300)
+    digests, present = np.arange(1, 4001, dtype=np.uint64), np.ones(4000, np.bool_)
+    labels = find_clusters(table, digests=digests, present=present, threshold=THRESHOLD).labels
+    found = (labels[pairs[:, 0]] == labels[pairs[:, 1]]).mean()
+    assert found >= (1.0 if comparisons > 1 << 15 else 0.95)
+    # What is joined is alike: nothing else of the crowd is.
+    assert len(set(labels.tolist())) >= 3_600
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(0, 9_999), st.sampled_from([0.5, 0.7, 0.9, 0.98]))
+def test_texts_of_one_bucket_are_joined_as_all_its_pairs_would_be(seed: int, share: float) -> None:
+    rng = np.random.default_rng(seed)
+    table = rng.integers(0, 2**32, (40, 128), dtype=np.uint32)
+    table[:, 5:] = np.where(rng.random((40, 123)) < share, table[rng.integers(0, 6, 40), 5:], table[:, 5:])
+    table[:, :5] = 7
+    digests, present = np.arange(1, 41, dtype=np.uint64), np.ones(40, np.bool_)
+    # One band alone: no other may make good what is missed in this bucket.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(near_duplicates, "_BANDS", 1)
+        labels = find_clusters(table, digests=digests, present=present, threshold=THRESHOLD).labels
+    assert_joined(table, labels)
+
+
+def test_a_text_meets_later_ones_that_an_earlier_text_has_joined(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(near_duplicates, "_BANDS", 1)
+    table = np.random.default_rng(2).integers(0, 2**32, (40, 128), dtype=np.uint32)
+    table[:, :5] = 7
+    table[30, 5:108] = table[0, 5:108]
+    table[1, :88], table[1, 108:] = table[30, :88], table[30, 108:]
+    digests, present = np.arange(1, 41, dtype=np.uint64), np.ones(40, np.bool_)
+    labels = find_clusters(table, digests=digests, present=present, threshold=THRESHOLD).labels
+    assert np.flatnonzero(labels == 0).tolist() == [0, 1, 30]
+
+
+def test_every_window_of_a_crowd_is_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    table = np.random.default_rng(1).integers(0, 2**32, (400, 128), dtype=np.uint32)
+    table[:, :5] = 7
+    table[1::2, 5:] = table[::2, 5:]
+    table[1::2, 100:] += 1
+    for name, value in (("_BANDS", 1), ("_COMPARISONS", 1), ("_LEAST_WINDOW", 40)):
+        monkeypatch.setattr(near_duplicates, name, value)
+    digests, present = np.arange(1, 401, dtype=np.uint64), np.ones(400, np.bool_)
+    labels = find_clusters(table, digests=digests, present=present, threshold=THRESHOLD).labels
+    assert_joined(table, labels)
+
+
+def assert_joined(table: np.ndarray, labels: np.ndarray) -> None:
+    """The labels are those of all pairs whose signatures are alike."""
+    joined = np.arange(len(table))
+    alike = (table[:, None] == table).mean(axis=2) >= THRESHOLD - near_duplicates.SLACK
+    for one, other in np.argwhere(alike):
+        joined[joined == max(joined[one], joined[other])] = min(joined[one], joined[other])
+    assert labels.tolist() == joined.tolist()
 
 
 def test_labels_do_not_depend_on_the_order_of_arrival() -> None:
