@@ -5,6 +5,9 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import re
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -23,7 +26,8 @@ from sftprep.records.codes import CODES
 from sftprep.reports.findings import ValidationReport, report_lines
 from sftprep.reports.validate_html import page
 
-SAMPLES = Path(__file__).resolve().parent.parent.parent / "data_samples"
+ROOT = Path(__file__).resolve().parent.parent.parent
+SAMPLES = ROOT / "data_samples"
 SECONDS = 20.0
 """Far above what a small file takes, and below what a loop without end takes."""
 
@@ -84,21 +88,29 @@ def damaged(draw: st.DrawFn) -> bytes:
     return bytes(data)
 
 
-def check(folder: Path, name: str, data: bytes, row_format: str | None) -> ValidationReport:
-    path = folder / name
+def check(path: Path, data: bytes, row_format: str | None) -> ValidationReport:
+    """Every row is good, or bad for a reason that is told, in time."""
     path.write_bytes(data)
-    outputs = {key: folder / f"{key}.out" for key in ("good", "bad", "fix_to", "html")}
-    for output in outputs.values():
-        output.unlink(missing_ok=True)
     start = time.monotonic()
-    report = validate_files(ValidateConfig(files=(path,), format=row_format, max_errors=0, **outputs))
+    report = validate_files(ValidateConfig(files=(path,), format=row_format, max_errors=0))
     assert time.monotonic() - start < SECONDS
     assert report.rows_in == report.good + report.bad
     assert report.by_code.keys() <= CODES.keys() | FILE_CODES
     assert (report.num_errors > 0) == (report.bad > 0 or not report.files[0].complete)
     bad_rows = {finding.address.line for finding in report.findings if finding.severity is Severity.ERROR}
     assert len(bad_rows) == report.bad + (not report.files[0].complete)
-    if report.quarantine_published:
+    return report
+
+
+def check_outputs(path: Path, data: bytes, row_format: str | None) -> ValidationReport:
+    """The same, and each row is in the file that it belongs to."""
+    report = check(path, data, row_format)
+    outputs = {key: path.with_name(f"{key}.out") for key in ("good", "bad", "fix_to", "html")}
+    for output in outputs.values():
+        output.unlink(missing_ok=True)
+    written = validate_files(ValidateConfig(files=(path,), format=row_format, max_errors=0, **outputs))
+    assert (written.by_code, written.good, written.bad) == (report.by_code, report.good, report.bad)
+    if written.quarantine_published:
         counts = [outputs[key].read_bytes().count(b"\n") for key in ("good", "bad", "fix_to")]
         assert counts == [report.good, report.bad, report.good]
         fixed = validate_files(ValidateConfig(files=(outputs["fix_to"],), format="openai")) if report.good else report
@@ -118,7 +130,7 @@ QUIET = [HealthCheck.too_slow, HealthCheck.data_too_large]
 def test_any_file_is_rows_that_are_good_or_bad(
     tmp_path_factory: pytest.TempPathFactory, data: bytes, name: str, row_format: str | None
 ) -> None:
-    check(tmp_path_factory.getbasetemp(), name, data, row_format)
+    check_outputs(tmp_path_factory.getbasetemp() / name, data, row_format)
 
 
 @pytest.mark.slow
@@ -127,4 +139,15 @@ def test_any_file_is_rows_that_are_good_or_bad(
 def test_any_of_many_files_is_rows_that_are_good_or_bad(
     tmp_path_factory: pytest.TempPathFactory, data: bytes, name: str, row_format: str | None
 ) -> None:
-    check(tmp_path_factory.getbasetemp(), name, data, row_format)
+    check_outputs(tmp_path_factory.getbasetemp() / name, data, row_format)
+
+
+@pytest.mark.slow
+def test_a_fuzzer_that_follows_what_runs_finds_nothing_in_a_minute() -> None:
+    pytest.importorskip("atheris")
+    command = [sys.executable, "-m", "tests.fuzz_bytes", "--seconds", "60"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=280, cwd=ROOT)
+    assert done.returncode == 0, done.stderr[-3000:]
+    counts = [int(count) for count in re.findall(r"cov: (\d+)", done.stderr)]
+    assert int(re.findall(r"Done (\d+) runs", done.stderr)[-1]) > 1_000
+    assert counts[-1] > counts[0] > 0
