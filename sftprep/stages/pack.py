@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from sftprep.data import PackPlan
 
-WINDOW_DOCUMENTS: Final = 1 << 17
+WINDOW_DOCUMENTS: Final = 1 << 18
 """Documents that are packed together; a window wastes less than one row, so larger ones gain nothing."""
 
 IntArray = npt.NDArray[np.int32] | npt.NDArray[np.int64]
@@ -70,7 +70,7 @@ def _plan_window(
     distinct = np.flatnonzero(counts)[::-1]
     rows = _rows_by_best_fit(distinct.tolist(), counts[distinct].tolist(), capacity=capacity)
     shuffled = rng.permutation(len(lengths))
-    row_of = np.array(rows, np.int64)[shuffled]
+    row_of = rows[shuffled]
     sizes = np.bincount(row_of)
     return longest_first[shuffled][_stable_order(row_of, bound=len(sizes))], sizes
 
@@ -117,7 +117,7 @@ class _OpenRows:
             self._rows[space] = rows
 
 
-def _rows_by_best_fit(lengths: list[int], counts: list[int], *, capacity: int) -> list[int]:
+def _rows_by_best_fit(lengths: list[int], counts: list[int], *, capacity: int) -> npt.NDArray[np.int32]:
     """The row of each document, documents taken by descending length.
 
     `lengths` are the distinct lengths, descending; `counts` the documents of each. Equal documents are placed
@@ -125,18 +125,42 @@ def _rows_by_best_fit(lengths: list[int], counts: list[int], *, capacity: int) -
     class of equally full rows is served in one step and the result has the same rows as one by one.
     """
     open_rows = _OpenRows(capacity)
-    placed: list[int] = []
+    placed: list[int] = []  # rows, each with how many documents of the step it takes, by runs of equal numbers
+    num_rows: list[int] = []
+    num_each: list[int] = []
     for length, count in zip(lengths, counts, strict=True):
         left = count
         while left:
             space, rows = open_rows.take(length, wanted=left)
             each = space // length
             last = min(each, left - each * (len(rows) - 1))
-            placed += rows[:-1] * each + rows[-1:] * last
+            placed += rows
+            num_rows += (len(rows) - 1, 1)
+            num_each += (each, last)
             left -= each * (len(rows) - 1) + last
             open_rows.put(space - each * length, rows[:-1])
             open_rows.put(space - last * length, rows[-1:])
-    return placed
+    return np.repeat(np.array(placed, np.int32), np.repeat(num_each, num_rows))
+
+
+def spread(packs: PackPlan, *, num_rows: int, seed: int) -> PackPlan:
+    """The same documents in exactly `num_rows` rows: rows with the most documents are cut in two until it is so many.
+
+    No document is cut. The rows are shuffled again, so that halves are no neighbours. ValueError where there are more
+    rows already, or fewer documents.
+    """
+    if not packs.num_packs <= num_rows <= len(packs.order):
+        raise ValueError(f"{len(packs.order)} documents in {packs.num_packs} rows cannot be in {num_rows}")
+    if packs.num_packs == num_rows:
+        return packs
+    sizes = np.diff(packs.offsets)
+    while len(sizes) < num_rows:
+        most = np.argsort(-sizes, kind="stable")[: num_rows - len(sizes)]
+        most = np.sort(most[sizes[most] > 1])
+        halves = sizes[most] // 2
+        sizes[most] -= halves
+        sizes = np.insert(sizes, most + 1, halves)
+    return _shuffle_rows(packs.order, sizes=sizes, seed=seed)
 
 
 def _shuffle_rows(order: npt.NDArray[np.int64], *, sizes: npt.NDArray[np.int64], seed: int) -> PackPlan:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sftprep.stages.pack import plan, plan_single
+from sftprep.stages.pack import plan, plan_single, spread
 
 LENGTHS = st.lists(st.integers(1, 64), min_size=1, max_size=120).map(lambda x: np.array(x, np.int32))
 
@@ -89,3 +89,23 @@ def test_a_length_that_fits_no_row_is_refused(bad: list[int]) -> None:
 
 def test_no_documents_make_no_rows() -> None:
     assert plan(np.zeros(0, np.int32), capacity=64, seed=0).num_packs == 0
+
+
+@given(lengths=LENGTHS, capacity=st.integers(64, 200), data=st.data())
+def test_a_row_count_that_is_asked_for_is_met_and_no_document_is_lost(
+    lengths: np.ndarray, capacity: int, data: st.DataObject
+) -> None:
+    packs = plan(lengths, capacity=capacity, seed=0)
+    wanted = data.draw(st.integers(packs.num_packs, len(lengths)))
+    more = spread(packs, num_rows=wanted, seed=0)
+    assert more.num_packs == wanted
+    assert np.diff(more.offsets).min() >= 1, "no row is empty"
+    assert sorted(more.order.tolist()) == list(range(len(lengths)))
+    assert np.add.reduceat(lengths[more.order], more.offsets[:-1]).max() <= capacity
+
+
+@pytest.mark.parametrize("wanted", [0, 3])
+def test_a_row_count_that_the_documents_cannot_have_is_refused(wanted: int) -> None:
+    packs = plan(np.array([40, 40], np.int32), capacity=100, seed=0)
+    with pytest.raises(ValueError, match=f"cannot be in {wanted}"):
+        spread(packs, num_rows=wanted, seed=0)
