@@ -33,6 +33,12 @@ def evaluate(
     trained_on: Annotated[Path | None, _option("trained_on", metavar="DIR")] = None,
     against: Annotated[list[Path] | None, _option("against", metavar="FILE")] = None,
     fail_on: Annotated[list[str] | None, _option("fail_on", metavar="GATE")] = None,
+    endpoint: Annotated[str | None, _option("endpoint", metavar="URL")] = None,
+    judge: Annotated[str | None, _option("judge", metavar="NAME")] = None,
+    judge_endpoint: Annotated[str | None, _option("judge_endpoint", metavar="URL")] = None,
+    concurrency: Annotated[int, _option("concurrency", min=1)] = _FIELDS["concurrency"].default,
+    requests_per_second: Annotated[float, _option("requests_per_second", min=0)] = 0.0,
+    answers: Annotated[Path | None, _option("answers", metavar="FILE")] = None,
     max_new_tokens: Annotated[int | None, _option("max_new_tokens", min=1)] = None,
     batch_size: Annotated[int, _option("batch_size", min=1)] = _FIELDS["batch_size"].default,
     temperature: Annotated[float, _option("temperature", min=0)] = _FIELDS["temperature"].default,
@@ -49,6 +55,8 @@ def evaluate(
     Example: sftprep evaluate --model tuned --baseline base --suite harbour.yaml --fail-on pass-rate=0.8
 
     Example: sftprep evaluate --model tuned --suite safety --suite tone --trained-on packed --html report.html
+
+    Example: sftprep evaluate --model tuned --suite tone --endpoint http://127.0.0.1:8000/v1 --answers answers.jsonl
 
     Example: sftprep evaluate --model tuned --baseline base --held-out packed_eval --fail-on nll-regression
     """

@@ -10,9 +10,18 @@ from typing import Final, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 GateKind = Literal[
-    "pass-rate", "stops", "repetition", "regression", "nll", "nll-regression", "contamination", "parity", "provenance"
+    "pass-rate",
+    "win-rate",
+    "stops",
+    "repetition",
+    "regression",
+    "nll",
+    "nll-regression",
+    "contamination",
+    "parity",
+    "provenance",
 ]
-_AT_LEAST: Final = frozenset({"pass-rate", "stops"})
+_AT_LEAST: Final = frozenset({"pass-rate", "win-rate", "stops"})
 _AT_MOST: Final = frozenset({"repetition", "nll"})
 _PLAIN: Final = frozenset({"regression", "nll-regression", "contamination", "parity", "provenance"})
 _GATE: Final = re.compile(r"([a-z-]+)(?:\.([^=]+))?(?:=(\d+(?:\.\d+)?)(%?))?")
@@ -72,8 +81,22 @@ class EvaluateConfig(BaseModel):
     fail_on: tuple[str, ...] = Field(
         default=(),
         description="A gate: pass-rate=0.8, stops=0.95, repetition=0.2 (each also for one suite or tag: "
-        "pass-rate.safety=1), regression, nll=2.5, nll-regression, contamination, parity, provenance. "
+        "pass-rate.safety=1), win-rate=0.5, regression, nll=2.5, nll-regression, contamination, parity, provenance. "
         "Those that can be checked without a value always are.",
+    )
+    endpoint: str | None = Field(
+        default=None,
+        description="An OpenAI-compatible server to ask instead, such as http://127.0.0.1:8000/v1; "
+        "the models are those that it calls so.",
+    )
+    judge: str | None = Field(
+        default=None, description="A model that compares the answers with the baseline's, or with the references."
+    )
+    judge_endpoint: str | None = Field(default=None, description="The judge's OpenAI-compatible server.")
+    concurrency: int = Field(default=8, ge=1, description="Requests to a server at a time.")
+    requests_per_second: float = Field(default=0.0, ge=0, description="At most so many; 0 sets no limit.")
+    answers: Path | None = Field(
+        default=None, description="Keep what servers answer in this file; the same command then asks only the rest."
     )
     max_new_tokens: int | None = Field(default=None, ge=1, description="Of every answer, in place of the suites'.")
     batch_size: int = Field(default=8, ge=1, description="Answers generated together; they do not depend on it.")
@@ -96,6 +119,7 @@ class EvaluateConfig(BaseModel):
         kinds = {gate.kind for gate in self.gates}
         needs = {
             "regression": ("--baseline and --suite", self.baseline is not None and bool(self.suite)),
+            "win-rate": ("--judge", self.judge is not None),
             "nll": ("--held-out", self.held_out is not None),
             "nll-regression": ("--held-out and --baseline", self.held_out is not None and self.baseline is not None),
             "contamination": ("--trained-on or --against", self.trained_on is not None or bool(self.against)),
@@ -107,6 +131,10 @@ class EvaluateConfig(BaseModel):
                 raise ValueError(f"--fail-on {kind} needs {what}")
         if not self.suite and self.held_out is None:
             raise ValueError("nothing to evaluate: give --suite or --held-out")
+        if self.endpoint is not None and (self.held_out is not None or self.trained_on is not None):
+            raise ValueError("--endpoint answers suites: it takes neither --held-out nor --trained-on")
+        if (self.judge is None) != (self.judge_endpoint is None):
+            raise ValueError("--judge and --judge-endpoint belong together")
         return self
 
     @property

@@ -8,7 +8,7 @@ from typing import Final
 
 from sftprep.config.evaluate import EvaluateGate
 from sftprep.errors import UsageError
-from sftprep.reports.evaluate_json import Contamination, GateRecord, GroupRecord, LikelihoodRecord
+from sftprep.reports.evaluate_json import Contamination, GateRecord, GroupRecord, LikelihoodRecord, WinRate
 
 _SHOWN: Final = 3
 
@@ -21,6 +21,7 @@ class Measured:
     tags: Sequence[GroupRecord]
     likelihood: LikelihoodRecord | None
     contamination: Contamination | None
+    win_rate: WinRate | None
     parity: Sequence[str] | None
     provenance: Sequence[str] | None
 
@@ -111,6 +112,14 @@ def _contamination(gate: EvaluateGate, measured: Measured) -> tuple[bool, str]:
     return not found, _listed(found) or f"no case is in {measured.contamination.num_rows:,} training rows"
 
 
+def _win_rate(gate: EvaluateGate, measured: Measured) -> tuple[bool, str]:
+    found = measured.win_rate
+    if found is None:
+        raise UsageError("a suite's gate needs --judge", code="bad-option", hint="see sftprep evaluate --help")
+    what = f"{found.win_rate:.1%} against {found.against} (95 % interval {found.low:.1%} to {found.high:.1%})"
+    return gate.holds(found.win_rate), what
+
+
 def _faults(gate: EvaluateGate, measured: Measured) -> tuple[bool, str]:
     faults = getattr(measured, gate.kind)
     if faults is None:
@@ -128,6 +137,7 @@ _JUDGES: Final[Mapping[str, Callable[[EvaluateGate, Measured], tuple[bool, str]]
     "nll": _nll,
     "nll-regression": _nll_regression,
     "contamination": _contamination,
+    "win-rate": _win_rate,
     "parity": _faults,
     "provenance": _faults,
 }

@@ -9,8 +9,7 @@ assert report.passed
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 
@@ -23,10 +22,10 @@ from sftprep.evaluate.behaviour_scorers import repetition_rate
 from sftprep.evaluate.compare import groups
 from sftprep.evaluate.contamination import contamination
 from sftprep.evaluate.gates import Measured, judged
-from sftprep.evaluate.likelihood import HeldOutLoss, LossSum, held_out_loss
-from sftprep.evaluate.local import LocalModel, Sampling, open_local
-from sftprep.evaluate.prompts import prompt_ids
-from sftprep.evaluate.provenance import parity_faults, provenance_faults
+from sftprep.evaluate.judge import Pair, questions, win_rate
+from sftprep.evaluate.likelihood import LossSum
+from sftprep.evaluate.models import OnProgress, Run, Seen, server
+from sftprep.evaluate.provenance import provenance_faults
 from sftprep.evaluate.score import score
 from sftprep.evaluate.statistics import paired_bootstrap
 from sftprep.evaluate.suite import LoadedCase, read_suite
@@ -37,59 +36,11 @@ from sftprep.reports.evaluate_json import (
     EvaluateReport,
     LikelihoodRecord,
     LossRecord,
-    ModelRecord,
     ScoreRecord,
+    WinRate,
 )
 from sftprep.shards.read import ShardSet, open_shard_set
 from sftprep.stages.dialogue import content_text
-
-OnProgress = Callable[[str], None]
-
-
-@dataclass(frozen=True, slots=True)
-class _Seen:
-    """What one model did: its answers in the cases' order, and its held-out loss."""
-
-    record: ModelRecord
-    answers: Sequence[Answer]
-    loss: HeldOutLoss | None
-    parity: Sequence[str] | None
-
-
-@dataclass(frozen=True, slots=True)
-class _Run:
-    """What every model of a run is given."""
-
-    config: EvaluateConfig
-    cases: Sequence[LoadedCase]
-    now: datetime
-    tell: OnProgress
-
-    def see(self, name: str, trained_on: ShardSet | None) -> _Seen:
-        """Open a model, let it answer and read; `trained_on` says what ends its answers, and is compared with it."""
-        config, cases = self.config, self.cases
-        stop_ids = None if trained_on is None else trained_on.manifest.model.stop_ids
-        self.tell(f"opening {name}")
-        model = open_local(name, device=config.device, stop_ids=stop_ids)
-        prompts = prompt_ids(model.files, model.directory, [case.conversation for case in cases], now=self.now)
-        self.tell(f"{name} answers {len(cases)} cases")
-        answers = _answers(config, model, prompts, cases)
-        loss = None
-        if config.held_out is not None:
-            self.tell(f"{name} reads {config.held_out}")
-            loss = held_out_loss(model, open_shard_set(config.held_out), batch_size=config.batch_size)
-        return _Seen(
-            record=ModelRecord(
-                name=name,
-                num_prompts_proven=len(prompts),
-                stop_tokens=[model.engine.decode([i]) for i in model.stop_ids],
-                tokenizer_sha256=model.files.tokenizer_sha256,
-                template_sha256=model.files.template_sha256,
-            ),
-            answers=answers,
-            loss=loss,
-            parity=None if trained_on is None else parity_faults(model.files, model.directory, trained_on),
-        )
 
 
 def evaluate(config: EvaluateConfig, *, on_progress: OnProgress | None = None) -> EvaluateReport:
@@ -105,7 +56,7 @@ def evaluate(config: EvaluateConfig, *, on_progress: OnProgress | None = None) -
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     trained_on = None if config.trained_on is None else open_shard_set(config.trained_on)
-    run = _Run(config, cases, datetime.now(), on_progress or (lambda what: None))
+    run = Run(config, cases, datetime.now(), on_progress or (lambda what: None))
     new = run.see(config.model, trained_on)
     old = None if config.baseline is None else run.see(config.baseline, None)
     records = _case_records(cases, new, old)
@@ -114,6 +65,7 @@ def evaluate(config: EvaluateConfig, *, on_progress: OnProgress | None = None) -
         tags=groups(records, by="tag", seed=config.seed),
         likelihood=_likelihood(config, new, old),
         contamination=_contamination(config, cases, trained_on),
+        win_rate=_win_rate(run, records),
         parity=new.parity,
         provenance=None if trained_on is None else provenance_faults(trained_on),
     )
@@ -127,6 +79,7 @@ def evaluate(config: EvaluateConfig, *, on_progress: OnProgress | None = None) -
         tags=list(measured.tags),
         likelihood=measured.likelihood,
         contamination=measured.contamination,
+        win_rate=measured.win_rate,
         gates=gates,
         cases=records,
     )
@@ -141,21 +94,7 @@ def _placed(gate: str, suite: str) -> str:
     return gate.replace(parsed.kind, f"{parsed.kind}.{suite}", 1)
 
 
-def _answers(
-    config: EvaluateConfig, model: LocalModel, prompts: Sequence[Sequence[int]], cases: Sequence[LoadedCase]
-) -> list[Answer]:
-    """Cases with the same limit are asked together."""
-    limits = [config.max_new_tokens or case.max_new_tokens for case in cases]
-    found: dict[int, Answer] = {}
-    for limit in sorted(set(limits)):
-        own = [i for i, other in enumerate(limits) if other == limit]
-        sampling = Sampling(limit, config.temperature, config.seed)
-        answers = model.answers([prompts[i] for i in own], sampling=sampling, batch_size=config.batch_size)
-        found.update(zip(own, answers, strict=True))
-    return [found[i] for i in range(len(cases))]
-
-
-def _case_records(cases: Sequence[LoadedCase], new: _Seen, old: _Seen | None) -> list[CaseRecord]:
+def _case_records(cases: Sequence[LoadedCase], new: Seen, old: Seen | None) -> list[CaseRecord]:
     others: Sequence[Answer | None] = [None] * len(cases) if old is None else old.answers
     return [
         CaseRecord(
@@ -190,7 +129,7 @@ def answer_record(loaded: LoadedCase, answer: Answer) -> AnswerRecord:
     )
 
 
-def _likelihood(config: EvaluateConfig, new: _Seen, old: _Seen | None) -> LikelihoodRecord | None:
+def _likelihood(config: EvaluateConfig, new: Seen, old: Seen | None) -> LikelihoodRecord | None:
     if new.loss is None or config.held_out is None:
         return None
     before = None if old is None else old.loss
@@ -231,3 +170,20 @@ def _contamination(
     named = [] if trained_on is None else [Path(source.path) for source in trained_on.manifest.sources]
     files = [*config.against, *(path for path in named if path.is_file() and path not in config.against)]
     return contamination(cases, files) if files and cases else None
+
+
+def _win_rate(run: Run, records: Sequence[CaseRecord]) -> WinRate | None:
+    """By the judge, over all cases that have another answer: the baseline's, else the reference."""
+    config = run.config
+    if config.judge is None or config.judge_endpoint is None:
+        return None
+    others = [case.reference if case.baseline is None else case.baseline.text for case in records]
+    pairs = [
+        Pair(case.prompt, case.answer.text, other)
+        for case, other in zip(records, others, strict=True)
+        if other is not None
+    ]
+    run.tell(f"{config.judge} judges {len(pairs)} cases in both orders")
+    verdicts = server(config, config.judge_endpoint).answers(config.judge, questions(pairs))
+    against = "the suites' references" if config.baseline is None else config.baseline
+    return win_rate(pairs, verdicts, judge=config.judge, against=against, seed=config.seed)

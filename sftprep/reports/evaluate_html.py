@@ -33,7 +33,7 @@ h1 { font-size: 1.4rem; margin: 0 0 .2rem; } h2 { font-size: 1.05rem; margin: 2r
 svg { max-width: 100%; height: auto; } svg text { font: 13px ui-monospace, monospace; fill: var(--ink); }
 .new { fill: var(--new); } .old { fill: var(--old); } svg line { stroke: var(--ink); stroke-width: 1.5; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
-.wide { overflow-x: auto; }
+.wide { overflow-x: auto; } .wide td, .wide th { white-space: nowrap; }
 th, td { text-align: right; padding: .25rem .6rem; border-bottom: 1px solid var(--line); }
 th:first-child, td:first-child, td.text, th.text { text-align: left; overflow-wrap: anywhere; }
 details { background: var(--card); border: 1px solid var(--line); border-radius: .5rem; padding: .5rem .9rem;
@@ -48,8 +48,9 @@ pre { margin: .3rem 0; padding: .5rem .7rem; background: var(--page); border-rad
 <h1>Evaluation: <span class="{{ 'fine' if report.passed else 'bad' }}">{{ 'passed' if report.passed else 'failed' }}
 </span></h1>
 <p class="soft">{{ report.model.name }}{% if report.baseline %} against {{ report.baseline.name }}{% endif %};
+{% if report.model.endpoint %}asked at {{ report.model.endpoint }}, which renders prompts itself.{% else %}
 {{ report.model.num_prompts_proven }} prompts proven equal to those that transformers sends; answers end with
-{{ report.model.stop_tokens | join(' or ') }}.</p>
+{{ report.model.stop_tokens | join(' or ') }}.{% endif %}</p>
 <h2>Gates</h2>
 <table><thead><tr><th>gate</th><th class="text">measured</th><th>verdict</th></tr></thead><tbody>
 {% for gate in report.gates %}<tr><td>{{ gate.gate }}</td><td class="text">{{ gate.what }}</td>
@@ -87,6 +88,12 @@ baseline's{% endif %}.</p>
 <td>{{ '{:.4f}'.format(loss.per_token) }}</td>
 <td>{{ '' if loss.per_byte is none else '{:.4f}'.format(loss.per_byte) }}</td></tr>
 {% endfor %}</tbody></table>{% endif %}
+{% if report.win_rate %}{% set won = report.win_rate %}<h2>Win-rate</h2>
+<p>{{ won.judge }} prefers the new answers in {{ '{:.1%}'.format(won.win_rate) }} of {{ won.num_cases }} pairs
+({{ '{:.1%} to {:.1%}'.format(won.low, won.high) }}) against {{ won.against }}; at equal length in
+{{ '{:.1%}'.format(won.length_controlled) }}. {{ won.wins }} won, {{ won.ties }} tied, {{ won.losses }} lost,
+{{ won.num_unreadable }} unreadable; the answer shown first wins {{ '{:.1%}'.format(won.first_position) }}.</p>
+{% endif %}
 {% if report.suites %}<h2>Training data</h2>
 <p>{% if report.contamination %}{{ '{:,}'.format(report.contamination.num_rows) }} training rows were compared;
 {{ report.contamination.found | length }} matches.{% else %}Not checked: no training rows were given.{% endif %}</p>

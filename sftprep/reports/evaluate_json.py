@@ -109,6 +109,23 @@ class Contamination(_Frozen):
     found: list[str] = Field(description="`case: row (code, score)`, the worst first.")
 
 
+class WinRate(_Frozen):
+    """How often a judge prefers the new answers, each pair shown in both orders."""
+
+    judge: str
+    against: str = Field(description="The baseline, or the suites' references.")
+    num_cases: int
+    num_unreadable: int = Field(description="Pairs left out: the judge said neither A, B nor tie.")
+    wins: int = Field(description="Pairs that the new answer wins over both orders.")
+    ties: int
+    losses: int
+    win_rate: float = Field(description="Ties are halves, and so is a verdict that changes with the order.")
+    low: float = Field(description="Its 95 % interval, by bootstrap over cases.")
+    high: float
+    length_controlled: float = Field(description="The win-rate that answers of equal length would have.")
+    first_position: float = Field(description="Share of decided verdicts for the answer shown first; 0.5 is unbiased.")
+
+
 class GateRecord(_Frozen):
     """One condition and whether it holds."""
 
@@ -125,6 +142,7 @@ class ModelRecord(_Frozen):
     stop_tokens: list[str]
     tokenizer_sha256: str
     template_sha256: str
+    endpoint: str | None = Field(default=None, description="The server that was asked; it renders prompts itself.")
 
 
 class EvaluateReport(_Frozen):
@@ -137,6 +155,7 @@ class EvaluateReport(_Frozen):
     tags: list[GroupRecord]
     likelihood: LikelihoodRecord | None
     contamination: Contamination | None = Field(description="None where no training rows were given: not checked.")
+    win_rate: WinRate | None = Field(description="With --judge.")
     gates: list[GateRecord]
     cases: list[CaseRecord]
 

@@ -7,7 +7,7 @@ from typing import Final
 from rich.console import Console
 from rich.table import Table
 
-from sftprep.reports.evaluate_json import CaseRecord, EvaluateReport, GroupRecord, LikelihoodRecord
+from sftprep.reports.evaluate_json import CaseRecord, EvaluateReport, GroupRecord, LikelihoodRecord, WinRate
 
 _SHOWN_CASES: Final = 12
 _SHOWN_CHARACTERS: Final = 72
@@ -16,7 +16,9 @@ _SHOWN_CHARACTERS: Final = 72
 def print_evaluation(report: EvaluateReport, console: Console) -> None:
     """The report; texts of models and suites are never read as markup."""
     against = f" against {report.baseline.name}" if report.baseline else ""
+    served = f"asked at {report.model.endpoint}, which renders prompts itself"
     proven = f"{report.model.num_prompts_proven} prompts proven equal to those that transformers sends"
+    proven = served if report.model.endpoint else proven
     console.print(f"{report.model.name}{against}: {proven}", markup=False)
     for what, groups in (("suite", report.suites), ("tag", report.tags)):
         if groups:
@@ -27,9 +29,13 @@ def print_evaluation(report: EvaluateReport, console: Console) -> None:
         _print_likelihood(report.likelihood, console)
     if report.contamination is None and report.suites:
         console.print("not checked: whether training rows hold these cases (--trained-on, --against)", markup=False)
+    if report.win_rate is not None:
+        _print_win_rate(report.win_rate, console)
     _print_failures(report, console)
     for gate in report.gates:
-        console.print(f"{'passed' if gate.passed else 'FAILED'}  {gate.gate}: {gate.what}", markup=False)
+        console.print(
+            f"{'passed' if gate.passed else 'FAILED'}  {gate.gate}: {gate.what}", markup=False, soft_wrap=True
+        )
     console.print("passed" if report.passed else "failed", style="green" if report.passed else "red")
 
 
@@ -68,6 +74,15 @@ def _print_likelihood(found: LikelihoodRecord, console: Console) -> None:
     if found.baseline is not None:
         table.add_row("baseline", f"{found.baseline.num_tokens:,}", f"{found.baseline.per_token:.4f}", "")
     console.print(table)
+
+
+def _print_win_rate(found: WinRate, console: Console) -> None:
+    said = f"{found.judge} prefers the new answers in {found.win_rate:.1%} ({found.low:.1%} to {found.high:.1%})"
+    counts = f"{found.wins} won, {found.ties} tied, {found.losses} lost, {found.num_unreadable} unreadable"
+    console.print(f"{said} against {found.against}: {counts}", markup=False)
+    console.print(
+        f"at equal length {found.length_controlled:.1%}; the answer shown first wins {found.first_position:.1%}"
+    )
 
 
 def _print_failures(report: EvaluateReport, console: Console) -> None:

@@ -81,7 +81,7 @@ def test_more_suites_ask_for_more_evidence() -> None:
 
 
 def measured(cases: list[CaseRecord], **more: Any) -> Measured:
-    nothing: dict[str, Any] = dict.fromkeys(("likelihood", "contamination", "parity", "provenance"))
+    nothing: dict[str, Any] = dict.fromkeys(("likelihood", "contamination", "win_rate", "parity", "provenance"))
     return Measured(groups(cases, by="suite", seed=1), groups(cases, by="tag", seed=1), **{**nothing, **more})
 
 
@@ -137,6 +137,7 @@ def report(cases: list[CaseRecord]) -> EvaluateReport:
         tags=[],
         likelihood=likelihood(0.1, 0.0, 0.2),
         contamination=None,
+        win_rate=None,
         gates=judged([], measured(cases)),
         cases=cases,
     )

@@ -1,0 +1,112 @@
+"""What one model does in a run: its answers to all cases and its held-out loss, in process or behind an endpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sftprep.config.evaluate import EvaluateConfig
+from sftprep.evaluate.answer import Answer
+from sftprep.evaluate.endpoint import Endpoint
+from sftprep.evaluate.likelihood import HeldOutLoss, held_out_loss
+from sftprep.evaluate.local import LocalModel, Sampling, open_local
+from sftprep.evaluate.prompts import prompt_ids
+from sftprep.evaluate.provenance import parity_faults
+from sftprep.evaluate.suite import LoadedCase
+from sftprep.reports.evaluate_json import ModelRecord
+from sftprep.shards.read import ShardSet, open_shard_set
+
+OnProgress = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What one model did: its answers in the cases' order, and its held-out loss."""
+
+    record: ModelRecord
+    answers: Sequence[Answer]
+    loss: HeldOutLoss | None = None
+    parity: Sequence[str] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What every model of a run is given."""
+
+    config: EvaluateConfig
+    cases: Sequence[LoadedCase]
+    now: datetime
+    tell: OnProgress
+
+    def see(self, name: str, trained_on: ShardSet | None) -> Seen:
+        """Open a model, let it answer and read; `trained_on` says what ends its answers, and is compared with it."""
+        if self.config.endpoint is not None:
+            return self._see_served(name, self.config.endpoint)
+        config, cases = self.config, self.cases
+        stop_ids = None if trained_on is None else trained_on.manifest.model.stop_ids
+        self.tell(f"opening {name}")
+        model = open_local(name, device=config.device, stop_ids=stop_ids)
+        prompts = prompt_ids(model.files, model.directory, [case.conversation for case in cases], now=self.now)
+        self.tell(f"{name} answers {len(cases)} cases")
+        answers = _answers(config, model, prompts, cases)
+        loss = None
+        if config.held_out is not None:
+            self.tell(f"{name} reads {config.held_out}")
+            loss = held_out_loss(model, open_shard_set(config.held_out), batch_size=config.batch_size)
+        return Seen(
+            record=ModelRecord(
+                name=name,
+                num_prompts_proven=len(prompts),
+                stop_tokens=[model.engine.decode([i]) for i in model.stop_ids],
+                tokenizer_sha256=model.files.tokenizer_sha256,
+                template_sha256=model.files.template_sha256,
+            ),
+            answers=answers,
+            loss=loss,
+            parity=None if trained_on is None else parity_faults(model.files, model.directory, trained_on),
+        )
+
+    def _see_served(self, name: str, url: str) -> Seen:
+        """Ask a server, which renders the messages itself: nothing is proven of its prompts."""
+        self.tell(f"{name} at {url} answers {len(self.cases)} cases")
+        answers = server(self.config, url).answers(name, [_question(self.config, case) for case in self.cases])
+        record = ModelRecord(
+            name=name, num_prompts_proven=0, stop_tokens=[], tokenizer_sha256="", template_sha256="", endpoint=url
+        )
+        return Seen(record, answers)
+
+
+def server(config: EvaluateConfig, url: str) -> Endpoint:
+    """An endpoint that is asked as the configuration allows."""
+    return Endpoint(url, concurrency=config.concurrency, per_second=config.requests_per_second, journal=config.answers)
+
+
+def _question(config: EvaluateConfig, case: LoadedCase) -> dict[str, Any]:
+    talk = case.conversation
+    question: dict[str, Any] = {
+        "messages": [dict(message) for message in talk.messages],
+        "max_tokens": config.max_new_tokens or case.max_new_tokens,
+        "temperature": config.temperature,
+        "seed": config.seed,
+    }
+    if talk.tools is not None:
+        question["tools"] = list(talk.tools)
+    if talk.template_kwargs:
+        question["chat_template_kwargs"] = dict(talk.template_kwargs)
+    return question
+
+
+def _answers(
+    config: EvaluateConfig, model: LocalModel, prompts: Sequence[Sequence[int]], cases: Sequence[LoadedCase]
+) -> list[Answer]:
+    """Cases with the same limit are asked together."""
+    limits = [config.max_new_tokens or case.max_new_tokens for case in cases]
+    found: dict[int, Answer] = {}
+    for limit in sorted(set(limits)):
+        own = [i for i, other in enumerate(limits) if other == limit]
+        sampling = Sampling(limit, config.temperature, config.seed)
+        answers = model.answers([prompts[i] for i in own], sampling=sampling, batch_size=config.batch_size)
+        found.update(zip(own, answers, strict=True))
+    return [found[i] for i in range(len(cases))]
