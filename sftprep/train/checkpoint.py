@@ -192,7 +192,11 @@ def whole_weights(state: State) -> dict[str, Any] | None:
     if not fsdp_parts(state.model):
         return None
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    return get_model_state_dict(state.model, options=options)
+    gathered = get_model_state_dict(state.model, options=options)
+    single = dict(state.model.named_parameters())
+    # A tied weight has two names and is written once, as a model that is not split writes it.
+    tied = {name for name, _ in state.model.named_parameters(remove_duplicate=False)} - single.keys()
+    return {name: value for name, value in gathered.items() if name not in tied}
 
 
 def _write_optimizer(state: State, directory: Path) -> None:

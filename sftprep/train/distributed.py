@@ -94,6 +94,7 @@ def split_model(model: PreTrainedModel, *, device: torch.device, world: World) -
     for part in fsdp_parts(model):
         # Gradients are summed, not averaged: the objective is divided by the weight of all processes' tokens.
         part.set_gradient_divide_factor(1.0)
+        part.set_force_sum_reduction_for_comms(True)
 
 
 def fsdp_parts(model: torch.nn.Module) -> list[FSDPModule]:
