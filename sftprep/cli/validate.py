@@ -12,7 +12,9 @@ from sftprep.config.validate import ValidateConfig
 from sftprep.errors import UsageError
 
 if TYPE_CHECKING:
+    from sftprep.config.quality import QualityConfig
     from sftprep.reports.findings import ValidationReport
+    from sftprep.reports.quality_json import QualityReport
 
 _HELP = {name: field.description for name, field in ValidateConfig.model_fields.items()}
 
@@ -33,6 +35,7 @@ def validate(
     quality: Annotated[bool, typer.Option("--quality", help=_HELP["quality"])] = False,
     against: Annotated[list[Path] | None, typer.Option("--against", help=_HELP["against"])] = None,
     quality_json: Annotated[Path | None, typer.Option("--quality-json", help=_HELP["quality_json"])] = None,
+    quality_config: Annotated[Path | None, typer.Option("--quality-config", help=_HELP["quality_config"])] = None,
     source_key: Annotated[str, typer.Option("--source-key", help=_HELP["source_key"])] = "source",
     workers: Annotated[int, typer.Option("--workers", min=1, help=_HELP["workers"])] = 1,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only the totals.")] = False,
@@ -52,8 +55,12 @@ def validate(
     options["format"] = options.pop("row_format")
     del options["quiet"]
     config = _config(options)
+    # Wrong thresholds are told before a file is read.
+    measures = _measures(config) if config.measures_quality else None
     report = _run(config, quiet=quiet)
-    failed = config.measures_quality and not _measure(config, quiet=quiet)
+    found = None if measures is None else _measure(measures, quiet=quiet)
+    _write_page(config, report, found)
+    failed = found is not None and any(found.by_code.get(code) for code in config.fail_on)
     if report.exit_code or failed:
         raise typer.Exit(report.exit_code or 1)
 
@@ -71,39 +78,51 @@ def _run(config: ValidateConfig, *, quiet: bool) -> ValidationReport:
     # pyarrow comes with the nouns, 0.3 s that `sftprep --help` must not wait for.
     from sftprep.prepare.validate import validate_files
     from sftprep.reports.findings import byte_progress, print_report, write_report
-    from sftprep.reports.validate_html import write_html
     from sftprep.sources.paths import expand
 
     with byte_progress(expand(config.files), quiet=quiet) as on_progress:
         report = validate_files(config, on_progress=on_progress)
     if config.json_file is not None:
         write_report(report, path=config.json_file)
-    if config.html is not None:
-        write_html(report, path=config.html)
     print_report(report, quiet=quiet)
     return report
 
 
-def _measure(config: ValidateConfig, *, quiet: bool) -> bool:
-    """Measure quality and print it; whether nothing was found that --fail-on names."""
-    from rich.console import Console  # as below
+def _measures(config: ValidateConfig) -> QualityConfig:
+    """UsageError where the file of thresholds is wrong."""
+    from sftprep.config.quality import QualityConfig  # Only who measures quality waits for it.
+    from sftprep.sources.thresholds import read_thresholds  # as above
 
-    # numpy and the measures take 0.4 s to import, which a plain validation must not wait for.
-    from sftprep.config.quality import QualityConfig
-    from sftprep.prepare.quality import measure_quality
-    from sftprep.reports.findings import byte_progress
-    from sftprep.reports.quality_terminal import print_quality
-    from sftprep.sources.paths import expand
-
-    measures = QualityConfig(
+    return QualityConfig(
         files=config.files,
         format=config.format,
         against=config.against,
         json_file=config.quality_json,
         source_key=config.source_key,
+        **(read_thresholds(config.quality_config) if config.quality_config is not None else {}),
     )
-    with byte_progress(expand(config.files), quiet=quiet) as on_bytes:
+
+
+def _measure(measures: QualityConfig, *, quiet: bool) -> QualityReport:
+    """Measure quality and print it."""
+    from rich.console import Console  # as below
+
+    # numpy and the measures take 0.4 s to import, which a plain validation must not wait for.
+    from sftprep.prepare.quality import measure_quality
+    from sftprep.reports.findings import byte_progress
+    from sftprep.reports.quality_terminal import print_quality
+    from sftprep.sources.paths import expand
+
+    with byte_progress(expand(measures.files), quiet=quiet) as on_bytes:
         found = measure_quality(measures, on_bytes=on_bytes)
     if not quiet:
         print_quality(found, Console(highlight=False))
-    return not any(found.by_code.get(code) for code in config.fail_on)
+    return found
+
+
+def _write_page(config: ValidateConfig, report: ValidationReport, found: QualityReport | None) -> None:
+    if config.html is None:
+        return
+    from sftprep.reports.validate_html import write_html  # Jinja takes 0.1 s to import, which few runs need.
+
+    write_html(report, quality=found, path=config.html)

@@ -58,6 +58,9 @@ class ValidateConfig(BaseModel):
     quality_json: Path | None = Field(
         default=None, description="Write the quality report as JSON into this file; implies --quality."
     )
+    quality_config: Path | None = Field(
+        default=None, description="TOML file with thresholds of quality, such as loop_share = 0.3; implies --quality."
+    )
     source_key: str = Field(
         default="source", description="The row's metadata key that names its source, for the report on quality."
     )
@@ -66,7 +69,8 @@ class ValidateConfig(BaseModel):
     @property
     def measures_quality(self) -> bool:
         """Whether the report on quality was asked for, by name or by what it is needed for."""
-        return self.quality or bool(self.against) or self.quality_json is not None
+        files = (self.quality_json, self.quality_config)
+        return self.quality or bool(self.against) or any(path is not None for path in files)
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

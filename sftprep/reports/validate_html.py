@@ -15,6 +15,8 @@ import jinja2
 from sftprep.data import Severity
 from sftprep.records.codes import CODES
 from sftprep.reports.findings import ValidationReport, publishing
+from sftprep.reports.quality_html import SECTION, quality_view
+from sftprep.reports.quality_json import QualityReport
 
 _MAX_BARS: Final = 24
 _BAR_HEIGHT: Final = 22
@@ -36,6 +38,7 @@ _PAGE: Final = """<!doctype html>
 body { margin: 0 auto; max-width: 72rem; padding: 1.5rem; background: var(--page); color: var(--ink);
   font: 15px/1.5 system-ui, sans-serif; }
 h1 { font-size: 1.4rem; margin: 0 0 .2rem; }
+h3 { font-size: 1rem; margin: 1.4rem 0 .4rem; } summary { cursor: pointer; padding: .2rem 0; }
 h2 { font-size: 1.05rem; margin: 2rem 0 .6rem; }
 .error { color: var(--error); } .warning { color: var(--warning); } .fine { color: var(--fine); }
 .soft { color: var(--soft); }
@@ -86,7 +89,7 @@ Half of them have {{ '{:,}'.format(fit.p50) }} tokens or fewer, 90% {{ '{:,}'.fo
 99% {{ '{:,}'.format(fit.p99) }}, the longest {{ '{:,}'.format(fit.longest) }}.
 {% if fit.max_length %}{{ '{:,}'.format(fit.num_over_length) }} are over {{ '{:,}'.format(fit.max_length) }} tokens;
 with them {{ '{:,}'.format(fit.num_trained_lost) }} trained tokens would be lost.{% endif %}</p>{% endif %}
-<h2>Findings</h2>
+{% if quality %}{% include "quality" %}{% endif %}<h2>Findings</h2>
 {% if report.findings %}<form id="filter">
 <label>code <select name="code"><option value="">all</option>
 {% for code in codes %}<option>{{ code }}</option>{% endfor %}</select></label>
@@ -149,18 +152,24 @@ class _Bar:
     width: int
 
 
-def write_html(report: ValidationReport, *, path: Path) -> None:
-    """The report as a page, whole or not at all. OutputError where it cannot be written."""
+def write_html(report: ValidationReport, *, path: Path, quality: QualityReport | None = None) -> None:
+    """The report as a page, with that on quality where there is one, whole or not at all.
+
+    OutputError where it cannot be written.
+    """
     with publishing([path]) as publication:
-        publication.files[0].write(page(report).encode("utf-8", "backslashreplace"))
+        publication.files[0].write(page(report, quality=quality).encode("utf-8", "backslashreplace"))
 
 
-def page(report: ValidationReport) -> str:
+def page(report: ValidationReport, *, quality: QualityReport | None = None) -> str:
     """The report as HTML. What a row holds is text on the page and never markup."""
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, loader=jinja2.DictLoader({"quality": SECTION})
+    )
     bars = _bars(report)
     return environment.from_string(_PAGE).render(
         report=report,
+        quality=None if quality is None else quality_view(quality),
         cards=_cards(report),
         bars=bars,
         num_more_codes=len(report.by_code) - len(bars),

@@ -219,3 +219,50 @@ def test_the_terminal_shows_counts_and_places_and_leaves_brackets_alone(tmp_path
     assert f"{tmp_path / 'f'}:1" in text.replace("\n", "")
     assert "[/red] Certainly!" in text
     assert "quality of 6 rows, 6 answers" in text
+
+
+def test_thresholds_come_from_a_file_and_wrong_ones_are_named_before_anything_is_read(tmp_path: Path) -> None:
+    loop = "We sail at dawn when the tide is in. " + "Row on, row on. " * 6 + prose(4, 70)
+    path = write(tmp_path / "f", chat("When?", f"{loop}."))
+    thresholds = tmp_path / "t.toml"
+    counts = {}
+    for share in (0.1, 0.9):
+        thresholds.write_text(f"loop_share = {share}\nexamples = 1\n")
+        done = sftprep(path, "--quality-config", thresholds, "--quality-json", tmp_path / "q.json", "-q")
+        assert (done.returncode, done.stderr) == (0, "")
+        counts[share] = QualityReport.model_validate_json((tmp_path / "q.json").read_bytes()).by_code
+    assert (counts[0.1]["repetition-loop"], counts[0.9]["repetition-loop"]) == (1, 0)
+    wrong = {"loop_shares = 0.1": "loop_shares", "loop_share = 2": "less than or equal to 1", "loop_share": "TOML"}
+    for text, named in {**wrong, 'files = ["x"]': "files"}.items():
+        thresholds.write_text(text)
+        done = sftprep(path, "--quality-config", thresholds)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert named in done.stderr
+        assert "bad-option" in done.stderr
+    missing = sftprep(path, "--quality-config", tmp_path / "none.toml")
+    assert (missing.returncode, "missing-file" in missing.stderr) == (2, True)
+
+
+def test_the_page_shows_every_ranking_with_its_examples_and_no_markup_of_the_data(tmp_path: Path) -> None:
+    rows = [
+        chat(f"<i>tell</i> me of {i}?", f"<script>x</script> Certainly! {prose(0)}", source="gpt") for i in range(6)
+    ]
+    rows += [chat("Why?", "I'm sorry, but I can't help with that.", source="human")]
+    path, out = write(tmp_path / "f", *rows), tmp_path / "r.html"
+    assert sftprep(path, "--quality", "--against", path, "--html", out, "-q").returncode == 0
+    text = out.read_text(encoding="utf-8")
+    report = measured(path, against=(path,))
+    for flaw in report.flaws:
+        assert f">{flaw.code}</text>" in text
+        assert flaw.num_answers == 0 or f"{flaw.code}: " in text
+    shown = [example.place for flaw in report.flaws for example in flaw.examples]
+    shown += [example.place for found in report.duplicates for group in found.clusters for example in group.examples]
+    assert len(shown) > 5
+    assert all(f"<code>{place}</code>" in text for place in shown)
+    assert "Leakage into held-out rows" in text
+    assert "<td>human</td>" in text
+    assert "<script>x" not in text
+    assert "<i>" not in text
+    assert "&lt;script&gt;x" in text
+    assert sftprep(path, "--html", out, "-q").returncode == 0
+    assert 'id="quality"' not in out.read_text(encoding="utf-8")
