@@ -87,12 +87,14 @@ def train(
     log_every: Annotated[int, _option("log_every")] = _FIELDS["log_every"].default,
     resume: Annotated[bool, _option("resume")] = False,
     overwrite: Annotated[bool, _option("overwrite")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check all, say what the run will take, stop.")] = False,
 ) -> None:
     """Train a model on a shard set: the loss counts its trained tokens and nothing else.
 
     Example: sftprep train packed --model SmolLM2-135M-Instruct --out tuned --epochs 1 --lr 2e-5
     """
     options = dict(locals())
+    del options["dry_run"]
     try:
         config = TrainConfig.model_validate({name: _plain(value) for name, value in options.items()})
     except ValidationError as error:
@@ -100,9 +102,12 @@ def train(
         option = "--" + str(first["loc"][0]).replace("_", "-")
         raise UsageError(f"{option}: {first['msg']}", code="bad-option", hint="sftprep train --help") from error
     # torch and transformers take seconds to import, which `sftprep --help` must not wait for.
-    from sftprep.train.run import train as run
+    from sftprep.train import run
 
-    run(config)
+    if dry_run:
+        run.rehearse(config)
+    else:
+        run.train(config)
 
 
 def _plain(value: Any) -> Any:

@@ -33,7 +33,8 @@ from sftprep.train.checkpoint import (
     whole_weights,
 )
 from sftprep.train.device import choose_device
-from sftprep.train.distributed import World, joined
+from sftprep.train.distributed import ALONE, World, joined
+from sftprep.train.estimate import Estimate, estimate
 from sftprep.train.export import save_model, writing
 from sftprep.train.heldout import HeldOut, held_out_nll, measured, open_held_out
 from sftprep.train.loop import Feed, StepRecord, Trainee, run_steps
@@ -73,14 +74,51 @@ def train(config: TrainConfig, *, console: Console | None = None) -> TrainResult
         return _train_among(config, world=world, console=shown if world.rank == 0 else Console(quiet=True))
 
 
-def _train_among(config: TrainConfig, *, world: World, console: Console) -> TrainResult:
+def rehearse(config: TrainConfig, *, console: Console | None = None) -> Estimate:
+    """Everything that `train` does before its first step, and the first step's gradient; nothing is written.
+
+    Raises:
+        UsageError, ShardError, TrainError.
+    """
+    console = console or Console(stderr=True)
+    shards, where = _opened(config, world=ALONE, console=console)
+    open_held_out(config, trained=shards.manifest)
+    _quieten()
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    model = build_model(config, shards=shards, where=where, resumed=None)
+    reader = RowReader(shards, with_messages=config.loss == "turn")
+    trainee = build_trainee(config, model=model, shards=shards, reader=reader, where=where)
+    found = estimate(trainee, _feed(config, shards=shards, reader=reader), config=config)
+    for line in found.lines():
+        console.print(line, soft_wrap=True)
+    return found
+
+
+def _opened(config: TrainConfig, *, world: World, console: Console) -> tuple[ShardSet, Where]:
+    """The verified shards, and a model that fits them."""
     device, dtype = choose_device(config)
     check_processes(config, world)
     shards = open_shard_set(config.data)
     shards.verify()
     place = locate(config.model)
     check_fit(place, shards.manifest)
-    where = Where(place, device, dtype, console, world)
+    return shards, Where(place, device, dtype, console, world)
+
+
+def _feed(config: TrainConfig, *, shards: ShardSet, reader: RowReader) -> Feed:
+    schedule = Schedule(num_rows=shards.num_rows, rows_per_step=config.rows_per_step, seed=config.seed)
+    return Feed(
+        reader=reader,
+        schedule=schedule,
+        scalars=checked_scalars(shards),
+        manifest=shards.manifest,
+        num_steps=schedule.num_steps(epochs=config.epochs, max_steps=config.max_steps),
+    )
+
+
+def _train_among(config: TrainConfig, *, world: World, console: Console) -> TrainResult:
+    shards, where = _opened(config, world=world, console=console)
     held = open_held_out(config, trained=shards.manifest)
     workspace = world.on_first(lambda: open_workspace(config))
     try:
@@ -99,19 +137,11 @@ def _train(
     _quieten()
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    scalars = checked_scalars(shards)
     resumed = where.world.on_first(lambda: workspace.checkpoints()[-1]) if config.resume else None
     model = build_model(config, shards=shards, where=where, resumed=resumed)
     reader = RowReader(shards, with_messages=config.loss == "turn")
     trainee = build_trainee(config, model=model, shards=shards, reader=reader, where=where)
-    schedule = Schedule(num_rows=shards.num_rows, rows_per_step=config.rows_per_step, seed=config.seed)
-    feed = Feed(
-        reader=reader,
-        schedule=schedule,
-        scalars=scalars,
-        manifest=shards.manifest,
-        num_steps=schedule.num_steps(epochs=config.epochs, max_steps=config.max_steps),
-    )
+    feed = _feed(config, shards=shards, reader=reader)
     start = Position(0, 0, config.seed, config.rows_per_step, shards.manifest.fingerprint, loss=config.loss)
     if resumed is not None:
         start = load_checkpoint(resumed, _state(trainee), wanted=start)
