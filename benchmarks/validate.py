@@ -4,7 +4,8 @@
 
 Speed is CPU seconds of one process, the best of several rounds in turn, so a busy machine disturbs both alike. What is
 compared is `ChatRow.model_validate_json`, which finds fewer faults: types, keys and roles. Memory is the peak of a
-process of its own that runs `sftprep validate` on the rows, and on so many that they repeat.
+process of its own that runs `sftprep validate` on the rows, and on so many that they repeat. On a busy machine judge
+the scaling by the CPU seconds of the parent, which no worker can take over, and of each worker.
 """
 
 from __future__ import annotations
@@ -33,7 +34,9 @@ try:
     app(sys.argv[1:], standalone_mode=False)
 finally:
     usage = resource.getrusage(resource.RUSAGE_SELF)
+    others = resource.getrusage(resource.RUSAGE_CHILDREN)
     took = {"wall": time.perf_counter() - start, "peak_mb": usage.ru_maxrss / 1024}
+    took |= {"own": usage.ru_utime + usage.ru_stime, "children": others.ru_utime + others.ru_stime}
     print(json.dumps(took), file=sys.stderr)
 """
 
@@ -58,7 +61,7 @@ def compare(rows: list[bytes], *, rounds: int) -> dict[str, float]:
 
 
 def run(path: Path, *, workers: int) -> dict[str, float]:
-    """`sftprep validate` in a process of its own: wall seconds and the parent's peak memory."""
+    """`sftprep validate` in a process of its own: wall seconds, the parent's peak memory, CPU seconds of each side."""
     command = [sys.executable, "-c", MEASURED, "validate", str(path), "-q", "--workers", str(workers)]
     done = subprocess.run(
         command, capture_output=True, text=True, check=False, env=os.environ | {"OMP_NUM_THREADS": "1"}
@@ -89,7 +92,9 @@ def main() -> None:
                 file.writelines(rows[number % len(rows)] + b"\n" for number in range(count))
             for workers in options.workers:
                 took = run(path, workers=workers)
-                print(f"{count:>9,} rows, {workers} workers: {took['wall']:6.2f} s, peak {took['peak_mb']:.0f} MB")
+                shared = f"{took['own']:.2f} CPU s of the parent, {took['children'] / workers:.2f} of each worker"
+                peak = f"peak {took['peak_mb']:.0f} MB"
+                print(f"{count:>9,} rows, {workers} workers: {took['wall']:6.2f} s, {peak}, {shared}", flush=True)
 
 
 if __name__ == "__main__":

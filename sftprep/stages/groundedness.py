@@ -41,7 +41,7 @@ _STOP_WORD_LIST: Final = (
 _STOP_WORDS: Final = frozenset(_STOP_WORD_LIST.split())
 _MIN_CONTEXT_WORDS: Final = 40
 _MIN_ENTITIES: Final = 2
-_MIN_CONTENT_WORDS: Final = 12
+_MIN_CONTENT_WORDS: Final = 8
 
 
 @dataclass(frozen=True, slots=True)
