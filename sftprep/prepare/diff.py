@@ -8,7 +8,6 @@ report.rules
 
 from __future__ import annotations
 
-import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -20,7 +19,7 @@ from tokenizers import Tokenizer
 
 from sftprep.data import SpanKind
 from sftprep.prepare.diff_rules import Kinds, Rule, id_rule, mask_rule
-from sftprep.prepare.diff_sides import Side, read_side
+from sftprep.prepare.diff_sides import Side, read_side, temporary_folder
 from sftprep.reports.diff_json import Difference, DiffReport, RuleCount, SideCount
 from sftprep.shards.schema import MANIFEST_NAME
 from sftprep.stages.align import Alignment, align, first_difference
@@ -44,8 +43,8 @@ def diff(left_path: Path, right_path: Path) -> DiffReport:
         ShardError: as `open_shard_set`.
         OutputError: `disk-full`, `output-not-writable`, of the temporary directory.
     """
-    with tempfile.TemporaryDirectory(prefix="sftprep-diff-") as place:
-        folders = Path(place, "left"), Path(place, "right")
+    with temporary_folder() as place:
+        folders = place / "left", place / "right"
         for folder in folders:
             folder.mkdir()
         return _report(read_side(left_path, folders[0]), read_side(right_path, folders[1]))

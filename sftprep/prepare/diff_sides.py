@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -10,8 +13,8 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from sftprep.errors import OutputError
 from sftprep.prepare.audit_tally import audit_facts
-from sftprep.shards.place import named_failures
 from sftprep.shards.read import ShardSet, open_shard_set
 from sftprep.shards.schema import MANIFEST_NAME
 from sftprep.sources.prepared import PreparedRows, read_prepared
@@ -65,12 +68,26 @@ def read_side(path: Path, folder: Path) -> Side:
     Raises:
         UsageError, SourceError: as `read_prepared`, where it is no shard set.
         ShardError: as `open_shard_set`.
-        OutputError: `disk-full`, `output-not-writable`, of the folder.
     """
     if not (path / MANIFEST_NAME).is_file():
         return _collected(path, folder, (_prepared_part(rows) for rows in read_prepared(path)))
     shards = open_shard_set(path)
     return _collected(path, folder, _shard_parts(shards), names=[source.path for source in shards.manifest.sources])
+
+
+@contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """A folder that is gone afterwards. OutputError where it, or a file in it, cannot be written."""
+    try:
+        with tempfile.TemporaryDirectory(prefix="sftprep-diff-") as folder:
+            yield Path(folder)
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        raise OutputError(
+            f"cannot keep the tokens to compare in the temporary directory: {error.strerror or error}",
+            code="disk-full" if full else "output-not-writable",
+            hint="set TMPDIR to a directory with room for six bytes a token of both sets",
+        ) from error
 
 
 Part = dict[str, npt.NDArray[Any]]
@@ -127,7 +144,7 @@ def _collected(path: Path, folder: Path, parts: Iterator[Part], *, names: Sequen
 
 def _append(file: Path, values: npt.NDArray[Any]) -> None:
     kind = _TOKEN_TYPES[file.name]
-    with named_failures(file), file.open("ab") as target:
+    with file.open("ab") as target:
         target.write(np.ascontiguousarray(values, dtype=kind).data)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import subprocess
 import sys
 import tracemalloc
@@ -423,3 +424,12 @@ def test_the_command_compares_writes_json_and_exits_by_the_result(shards: ShardS
     assert json.loads((tmp_path / "d.json").read_text())["num_masks_differ"] == 1
     same = subprocess.run([*command, str(shards.directory)], capture_output=True, text=True, check=False)
     assert (same.returncode, same.stdout.splitlines()[-1]) == (0, "same")
+
+
+def test_a_full_temporary_directory_is_an_error_with_a_name_and_nothing_stays(shards: ShardSet, tmp_path: Path) -> None:
+    command = f"ulimit -f 1; {sys.executable} -m sftprep audit {shards.directory} --diff {shards.directory}"
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False, env=environment)
+    assert (done.returncode, "[disk-full]" in done.stderr) == (2, True), done.stderr
+    assert "TMPDIR" in done.stderr
+    assert list(tmp_path.iterdir()) == []
