@@ -45,7 +45,7 @@ from sftprep.train.setup import Where, build_model, build_trainee, check_process
 from sftprep.train.signals import StopRequest
 from sftprep.train.stream import Schedule
 
-_COUNTED: Final = {"token": "token", "sample": "document", "turn": "message"}
+_MEANS: Final = {"token": "trained tokens", "sample": "documents", "turn": "trained messages"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +165,7 @@ def _steps(trainee: Trainee, feed: Feed, *, start: Position, config: TrainConfig
     epoch, steps = feed.schedule.steps_per_epoch, feed.num_steps
     edges.console.print(
         f"{steps} steps of {feed.schedule.rows_per_step} rows ({epoch} an epoch); "
-        f"loss: every trained {_COUNTED[config.loss]} of a step counts alike",
+        f"loss: mean over {_MEANS[config.loss]}",
         soft_wrap=True,
     )
     records, position = [], start

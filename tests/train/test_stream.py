@@ -120,6 +120,13 @@ def test_an_epoch_takes_every_row_once_and_the_last_short_step_is_kept_j2_j6(
     assert schedule.num_steps(epochs=2, max_steps=None) == 2 * schedule.steps_per_epoch
 
 
+def test_the_steps_of_the_second_epoch_take_its_own_order_j6() -> None:
+    schedule = Schedule(num_rows=50, rows_per_step=7, seed=1)
+    second = [schedule.rows(step) for step in range(8, 16)]
+    assert np.concatenate(second).tolist() == schedule.order(1).tolist()
+    assert schedule.order(1).tolist() != schedule.order(0).tolist()
+
+
 def test_order_depends_on_seed_and_epoch_only() -> None:
     schedule = Schedule(num_rows=50, rows_per_step=4, seed=1)
     assert schedule.order(0).tolist() != schedule.order(1).tolist()

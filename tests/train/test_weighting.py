@@ -148,6 +148,7 @@ def test_a_step_without_weight_is_skipped_and_said_and_changes_nothing_g5(
     assert [line["skipped"] for line in lines] == [True, False]
     assert lines[0]["loss"] == lines[0]["grad_norm"] == 0
     assert lines[0]["num_trained"] > 0
+    assert "loss: mean over trained tokens" in shown.getvalue()
     assert "step 1/2 · skipped" in shown.getvalue()
     with pytest.raises(TrainError) as raised:
         train(config.model_copy(update={"out": tmp_path / "one", "max_steps": 1}), console=Console(quiet=True))
