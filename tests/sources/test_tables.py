@@ -1,4 +1,4 @@
-"""Rows of Parquet and Arrow files are JSON objects; a null of a struct is read as absent, and said (D2, D3, D8)."""
+"""Rows of tables are JSON objects, a few at a time; a null of a struct is read as absent, and said (D2, D3, D8, D9)."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from sftprep.errors import SourceError, UsageError
+from sftprep.sources import tables
 from sftprep.sources.lines import SourceRow, read_rows
 from sftprep.sources.paths import expand
 
@@ -141,3 +142,22 @@ def test_patterns_are_written_out_in_order_and_a_file_of_that_name_is_itself(tmp
     with pytest.raises(UsageError) as caught:
         expand([tmp_path / "*.csv"])
     assert caught.value.code == "missing-file"
+
+
+@pytest.mark.parametrize("form", ["parquet", "arrow file", "arrow stream"])
+def test_a_table_of_one_large_group_is_read_a_few_rows_at_a_time_d9(tmp_path: Path, form: str) -> None:
+    # Offsets of 32 bits overflow where a group as a whole is made into one array.
+    table = pa.table({"prompt": [f"q{n}" for n in range(5_000)], "response": ["a"] * 5_000}).combine_chunks()
+    path = tmp_path / "t"
+    if form == "parquet":
+        pq.write_table(table, path, row_group_size=5_000)
+    else:
+        make = pa.ipc.new_file if form == "arrow file" else pa.ipc.new_stream
+        with make(path, table.schema) as writer:
+            writer.write_table(table)
+    sizes = [batch.num_rows for batch in tables._batches(path, None)]
+    assert sum(sizes) == 5_000
+    assert max(sizes) <= 1_000
+    assert [json.loads(row.raw)["prompt"] for row in tables.table_rows(path, name="t", on_bytes=None)] == [
+        f"q{n}" for n in range(5_000)
+    ]
