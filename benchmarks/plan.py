@@ -4,8 +4,8 @@
 
 Lengths are drawn, with a seed, from those of real conversations. CPU seconds of this process, the best of some rounds.
 The floor is what any planner of this kind must do: sort the lengths (radix, 16 bits) and gather once at random. TRL is
-`pack_dataset(strategy="bfd")`, 1,000 rows a batch as its trainer calls it, on fewer rows, where it is installed. Density
-is the share of positions that are filled, the bound the same for the fewest rows that the tokens could need.
+`pack_dataset(strategy="bfd")`, 1,000 rows a batch as its trainer calls it, on fewer rows, where it is installed.
+Density is the share of positions that are filled, the bound the same for the fewest rows that the tokens could need.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import importlib.util
 import json
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -82,8 +83,8 @@ def main() -> None:
     for count, capacity in SIZES:
         drawn = known[np.random.default_rng(0).integers(0, len(known), count)]
         lengths = np.minimum(drawn, capacity)
-        seconds, packs = best_cpu(lambda: plan(lengths, capacity=capacity, seed=0), rounds=options.rounds)
-        lowest, _ = best_cpu(lambda: floor(lengths), rounds=options.rounds)
+        seconds, packs = best_cpu(partial(plan, lengths, capacity=capacity, seed=0), rounds=options.rounds)
+        lowest, _ = best_cpu(partial(floor, lengths), rounds=options.rounds)
         each, tokens = seconds / count, int(lengths.sum(dtype=np.int64))
         density, of_bound = tokens / (capacity * packs.num_packs), -(-tokens // capacity) / packs.num_packs
         print(

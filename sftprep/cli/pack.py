@@ -37,6 +37,8 @@ def pack(
     max_length: Annotated[int | None, _option("max_length", min=1)] = _default("max_length"),
     packing: Annotated[bool, _option("packing", "--packing/--no-packing")] = _default("packing"),
     over_length: Annotated[OverLength, _option("over_length")] = _default("over_length"),
+    num_rows: Annotated[int | None, _option("num_rows", min=1)] = _default("num_rows"),
+    rows_multiple_of: Annotated[int, _option("rows_multiple_of", min=1)] = _default("rows_multiple_of"),
     max_drop: Annotated[str, _option("max_drop", metavar="COUNT|PERCENT%")] = _default("max_drop"),
     seed: Annotated[int, _option("seed", min=0)] = _default("seed"),
     row_format: Annotated[str | None, _option("format")] = _default("format"),

@@ -27,6 +27,10 @@ class OverLength(StrEnum):
     """The run fails and names all of them, whatever --max-drop allows."""
     DROP = "drop"
     """It is left out and counted in --max-drop."""
+    SPLIT_AT_TURN = "split-at-turn"
+    """It becomes conversations that fit: each begins at a question, behind the system message, and trains new turns."""
+    TRUNCATE_AT_TURN = "truncate-at-turn"
+    """Whole turns are left off its end until it fits."""
 
 
 class SourceSpec(BaseModel):
@@ -112,7 +116,14 @@ class PackConfig(BaseModel):
     over_length: OverLength = Field(
         default=OverLength.REFUSE,
         description="Conversations longer than --max-length: `refuse` fails and names them all, `drop` leaves them out "
-        "and counts them in --max-drop.",
+        "and counts them in --max-drop, `split-at-turn` trains later turns as if the conversation had begun at a later "
+        "question, `truncate-at-turn` leaves whole turns off the end. Trained tokens that are lost are counted.",
+    )
+    num_rows: int | None = Field(
+        default=None, ge=1, description="Spread the documents over exactly so many rows; an error where they need more."
+    )
+    rows_multiple_of: int = Field(
+        default=1, ge=1, description="Make the number of rows a multiple of this, such as the rows of one step."
     )
     max_drop: Annotated[str, BeforeValidator(_text)] = Field(
         default="0",
@@ -178,6 +189,8 @@ class PackConfig(BaseModel):
             raise ValueError("no input: name files, or --source NAME=FILE")
         if self.packing and self.max_length is None:
             raise ValueError("--max-length is required with packing: nothing is cut, so name the context length")
+        if not self.packing and (self.num_rows is not None or self.rows_multiple_of > 1):
+            raise ValueError("--num-rows and --rows-multiple-of need packing: without it every document has its row")
         unknown = [code for code in self.allow if code not in WAIVABLE]
         if unknown:
             raise ValueError(f"--allow {unknown[0]}: nothing of that name can be waived; see sftprep pack --help")

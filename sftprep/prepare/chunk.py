@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -12,12 +12,17 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from sftprep.config.pack import OverLength, PackConfig
 from sftprep.data import TOKEN_BATCH_SCHEMA, Conversation, Document, Finding, RowAddress, Severity
 from sftprep.errors import DataError, MaskError, TemplateError
 from sftprep.prepare.compile import CompiledRow, CompileRow
+from sftprep.prepare.over_length import Shortened, Shortener
 
 OVER_LENGTH: Final = "over-length"
 """The code of a row with a document longer than --max-length."""
+
+TURNS_LEFT_OUT: Final = "turns-left-out"
+"""The code of a row of which some turns are packed, and others fit no row."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +46,10 @@ class LeftOutRow:
     findings: tuple[Finding, ...]
     num_tokens: int = 0
     longest: int = 0
+    num_trained: int = 0
+    """Trained tokens that are lost with it."""
+    is_partial: bool = False
+    """Only turns of it are left out; the rest is packed."""
 
     @property
     def code(self) -> str:
@@ -59,6 +68,8 @@ class ExactRow:
     longest: int
     num_repeated: int
     """Untrained tokens beyond those of the row's longest document: what rewritten history repeats."""
+    num_trained_whole: int = 0
+    """Trained tokens that a row has which is too long and packed in part or in pieces; its tokens are the row's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +86,9 @@ class Chunk:
     """What is exact and worth knowing, with repetition."""
 
 
-def compile_chunk(rows: Sequence[InputRow], *, compile_row: CompileRow, max_length: int | None) -> Chunk:
+def compile_chunk(rows: Sequence[InputRow], *, compile_row: CompileRow, config: PackConfig) -> Chunk:
     """Compile each row, or say why it is left out."""
+    fit = _Fit.of(compile_row, config)
     documents: list[tuple[InputRow, Document]] = []
     exact: list[ExactRow] = []
     left_out: list[LeftOutRow] = []
@@ -85,14 +97,16 @@ def compile_chunk(rows: Sequence[InputRow], *, compile_row: CompileRow, max_leng
     for row in rows:
         if not row.times:
             continue
-        result = _compiled(row, compile_row)
-        if isinstance(result, CompiledRow):
-            result = _too_long(row, result, max_length)
-        if isinstance(result, LeftOutRow):
-            left_out.append(result)
+        whole = _compiled(row, compile_row)
+        if isinstance(whole, LeftOutRow):
+            left_out.append(whole)
+            continue
+        result, lost = fit.fitted(row, whole)
+        left_out += lost
+        if result is None:
             continue
         documents.extend((row, document) for document in result.documents)
-        exact.append(_exact(row, result))
+        exact.append(_exact(row, result, whole=whole))
         classes.update({name: count * row.times for name, count in result.classes.items()})
         remarks.update({name: count * row.times for name, count in result.remarks.items()})
     return Chunk(
@@ -118,17 +132,71 @@ def _compiled(row: InputRow, compile_row: CompileRow) -> CompiledRow | LeftOutRo
     return _left_out(row, MaskError("a sample has no trained token", code="nothing-trained", place="/messages"))
 
 
-def _too_long(row: InputRow, compiled: CompiledRow, max_length: int | None) -> CompiledRow | LeftOutRow:
-    lengths = [len(document.ids) for document in compiled.documents]
-    if max_length is None or max(lengths) <= max_length:
-        return compiled
+@dataclass(frozen=True, slots=True)
+class _Fit:
+    """What becomes of rows that are exact: most fit, for the others there is `shorten`, or nothing."""
+
+    max_length: int | None
+    shorten: Shortener | None
+
+    @classmethod
+    def of(cls, compile_row: CompileRow, config: PackConfig) -> _Fit:
+        shortens = config.over_length in (OverLength.SPLIT_AT_TURN, OverLength.TRUNCATE_AT_TURN)
+        if config.max_length is None or not shortens:
+            return cls(config.max_length, None)
+        return cls(config.max_length, Shortener(compile_row, max_length=config.max_length, policy=config.over_length))
+
+    def fitted(self, row: InputRow, whole: CompiledRow) -> tuple[CompiledRow | None, Sequence[LeftOutRow]]:
+        """What is packed of a row, if anything is, and what is left out of it."""
+        longest = max(len(document.ids) for document in whole.documents)
+        if self.max_length is None or longest <= self.max_length:
+            return whole, ()
+        if self.shorten is None or row.conversation is None:
+            return None, (_too_long(row, whole, self.max_length),)
+        try:
+            shortened = self.shorten(row.conversation, whole)
+        except MaskError as error:
+            return None, (_counted(_left_out(row, error), whole),)
+        if not shortened.compiled.documents:
+            return None, (_too_long(row, whole, self.max_length),)
+        return shortened.compiled, tuple(_turns_left_out(row, shortened, self.max_length))
+
+
+def _too_long(row: InputRow, whole: CompiledRow, max_length: int) -> LeftOutRow:
     error = MaskError(
-        f"the conversation has {max(lengths):,} tokens and a row holds {max_length:,}",
+        f"the conversation has {max(len(document.ids) for document in whole.documents):,} tokens "
+        f"and a row holds {max_length:,}",
         code=OVER_LENGTH,
         place="/messages",
         hint="raise --max-length, or leave such rows out with --over-length drop and --max-drop",
     )
-    return replace(_left_out(row, error), num_tokens=sum(lengths), longest=max(lengths))
+    return _counted(_left_out(row, error), whole)
+
+
+def _counted(left_out: LeftOutRow, whole: CompiledRow) -> LeftOutRow:
+    """With the tokens of a row that is exact and not packed."""
+    lengths = [len(document.ids) for document in whole.documents]
+    num_trained = sum(document.num_trained for document in whole.documents)
+    return replace(left_out, num_tokens=sum(lengths), longest=max(lengths), num_trained=num_trained)
+
+
+def _turns_left_out(row: InputRow, shortened: Shortened, max_length: int) -> Iterator[LeftOutRow]:
+    """The turns of a row that are not packed, one finding each; nothing where all are."""
+    findings = tuple(
+        Finding(
+            TURNS_LEFT_OUT,
+            Severity.ERROR,
+            row.address,
+            f"/messages/{message}",
+            f"the turn is not trained: what --over-length keeps before it does not fit into {max_length:,} tokens",
+            "raise --max-length",
+        )
+        for message in shortened.lost
+    )
+    if findings:
+        yield LeftOutRow(
+            row.source, row.times, row.address, findings, num_trained=shortened.num_trained_lost, is_partial=True
+        )
 
 
 def _left_out(row: InputRow, error: DataError) -> LeftOutRow:
@@ -136,15 +204,16 @@ def _left_out(row: InputRow, error: DataError) -> LeftOutRow:
     return LeftOutRow(row.source, row.times, row.address, (finding,))
 
 
-def _exact(row: InputRow, compiled: CompiledRow) -> ExactRow:
-    lengths = [len(document.ids) for document in compiled.documents]
+def _exact(row: InputRow, compiled: CompiledRow, *, whole: CompiledRow) -> ExactRow:
+    lengths = [len(document.ids) for document in whole.documents]
     untrained = [len(document.ids) - document.num_trained for document in compiled.documents]
     return ExactRow(
         source=row.source,
         times=row.times,
-        num_documents=len(lengths),
+        num_documents=len(compiled.documents),
         num_tokens=sum(lengths),
         longest=max(lengths),
+        num_trained_whole=0 if compiled is whole else sum(document.num_trained for document in whole.documents),
         num_repeated=sum(untrained) - max(untrained),
     )
 

@@ -46,12 +46,24 @@ class LeftOutAccount:
         return self.by_code[OVER_LENGTH]
 
 
+@dataclass(slots=True)
+class OverLengthAccount:
+    """Rows that are exact and too long, whatever was done about it; tokens count with repetition."""
+
+    num_rows: int = 0
+    num_left_out: int = 0
+    num_trained: int = 0
+    """Trained tokens of the whole rows."""
+    num_trained_lost: int = 0
+
+
 class Ledger:
     """Adds up chunks as they come; a document costs 16 bytes, a row 20, whatever its tokens."""
 
     def __init__(self, num_sources: int) -> None:
         self.sources = [SourceAccount() for _ in range(num_sources)]
         self.left_out = LeftOutAccount()
+        self.over_length = OverLengthAccount()
         self.warnings: Counter[str] = Counter()
         self.classes: Counter[str] = Counter()
         self.remarks: Counter[str] = Counter()
@@ -116,9 +128,17 @@ class Ledger:
         self.sources[row.source].num_documents += row.num_documents * row.times
         self.num_conversations += row.times
         self.num_repeated_tokens += row.num_repeated * row.times
+        self.over_length.num_rows += row.num_trained_whole > 0
+        self.over_length.num_trained += row.num_trained_whole * row.times
         self._add_row(row.longest, num_tokens=row.num_tokens, times=row.times)
 
     def _add_left_out(self, row: LeftOutRow) -> None:
+        self.over_length.num_trained_lost += row.num_trained * row.times
+        if row.is_partial:
+            return
+        self.over_length.num_rows += row.longest > 0
+        self.over_length.num_left_out += row.longest > 0
+        self.over_length.num_trained += row.num_trained * row.times
         account = self.left_out
         self.sources[row.source].num_left_out += row.times
         account.num_rows += 1

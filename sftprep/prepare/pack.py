@@ -27,7 +27,7 @@ from sftprep.prepare.compile import compiler
 from sftprep.prepare.fingerprint import fingerprint
 from sftprep.prepare.inputs import InputFile, chunks, input_rows
 from sftprep.prepare.ledger import Ledger
-from sftprep.prepare.mix import planning_order
+from sftprep.prepare.mix import planning_order, wanted_rows
 from sftprep.prepare.pack_report import REPORT_NAME, PackReport, build_report
 from sftprep.prepare.publish import Packed, build_manifest
 from sftprep.prepare.spool import LEFT_OUT_NAME, Spool, left_out_lines
@@ -39,7 +39,7 @@ from sftprep.shards.read import ShardSet, open_shard_set
 from sftprep.shards.schema import MANIFEST_NAME
 from sftprep.shards.write import ShardWriter
 from sftprep.sources.compressed import OnBytes
-from sftprep.stages.pack import plan, plan_single
+from sftprep.stages.pack import plan, plan_single, spread
 
 OnLeftOut = Callable[[str], None]
 """Told each finding of a left-out row, in words, where the run is refused because of them."""
@@ -180,6 +180,13 @@ def _plan(inputs: _Inputs, config: PackConfig, ledger: Ledger) -> Packed:
     lengths = ledger.lengths[order]
     max_length = int(lengths.max()) if config.max_length is None else config.max_length
     packs = plan(lengths, capacity=max_length, seed=config.seed)
+    rows = wanted_rows(
+        packs.num_packs,
+        num_documents=len(lengths),
+        num_rows=config.num_rows,
+        multiple_of=config.rows_multiple_of,
+    )
+    packs = spread(packs, num_rows=rows, seed=config.seed)
     planned = packs if config.packing else plan_single(lengths, seed=config.seed)
     return Packed(
         fingerprint=inputs.fingerprint,

@@ -9,8 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from sftprep.prepare.ledger import Ledger
 from sftprep.reports.mask_json import AuditReport
-from sftprep.reports.pack_terminal import PackSummary, SourceLine
-from sftprep.shards.manifest import LeftOut, Lengths, Manifest, Waste
+from sftprep.reports.pack_terminal import OverLengthLine, PackSummary, SourceLine
+from sftprep.shards.manifest import LeftOut, Lengths, Manifest, OverLengthRecord, Waste
 from sftprep.stages.lengths import COMMON_MAX_LENGTHS, DropAt, Quantiles, drops, quantiles
 
 REPORT_NAME: Final = "report.json"
@@ -41,6 +41,7 @@ class PackReport(_Frozen):
     drops: list[DropRecord] = Field(description="By --max-length, up to the first that drops nothing.")
     waste: Waste
     left_out: LeftOut
+    over_length: OverLengthRecord | None
     over_length_tokens: int = Field(description="Tokens of the conversations that are exact and too long.")
     audit: AuditReport = Field(description="Of every row, as it was read back from the shards before publishing.")
     warnings: dict[str, int] = Field(description="Warnings of validation by code; their rows are kept.")
@@ -56,11 +57,17 @@ def build_report(manifest: Manifest, ledger: Ledger, *, audit: AuditReport) -> P
         drops=[DropRecord(**asdict(drop)) for drop in drops(longest, num_tokens=num_tokens, max_lengths=lengths)],
         waste=manifest.waste,
         left_out=manifest.left_out,
+        over_length=manifest.over_length,
         over_length_tokens=ledger.left_out.num_tokens,
         # The directory of the moment is a hidden one; the report lies in the set itself.
         audit=audit.model_copy(update={"directory": "."}),
         warnings=dict(sorted(ledger.warnings.items())),
     )
+
+
+def _told(manifest: Manifest) -> OverLengthLine | None:
+    record = manifest.over_length
+    return OverLengthLine(**record.model_dump()) if record is not None and record.num_rows else None
 
 
 def summary(manifest: Manifest, report: PackReport, *, out: str, unchanged: bool) -> PackSummary:
@@ -81,6 +88,7 @@ def summary(manifest: Manifest, report: PackReport, *, out: str, unchanged: bool
         repeated_tokens=counts.repeated_tokens,
         classes=counts.documents_by_class,
         remarks=counts.remarks,
+        over_length=_told(manifest),
         sources=[SourceLine(**source.model_dump(include=fields)) for source in manifest.sources],
         warnings=report.warnings,
         lengths=Quantiles(**report.row_lengths.model_dump()),

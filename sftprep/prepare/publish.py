@@ -18,6 +18,7 @@ from sftprep.shards.manifest import (
     Lengths,
     Manifest,
     ModelRecord,
+    OverLengthRecord,
     ShardRecord,
     SourceRecord,
     Waste,
@@ -76,6 +77,7 @@ def build_manifest(packed: Packed, shards: Sequence[ShardRecord]) -> Manifest:
             by_code=dict(sorted(ledger.left_out.by_code.items())),
             max_drop=config.max_drop,
         ),
+        over_length=OverLengthRecord(policy=config.over_length.value, **asdict(ledger.over_length)),
     )
 
 

@@ -93,6 +93,7 @@ def _record(row: LeftOutRow) -> dict[str, object]:
         "code": row.code,
         "times": row.times,
         "num_tokens": row.num_tokens,
+        "num_trained": row.num_trained,
         "findings": [
             {"code": finding.code, "pointer": finding.pointer, "message": finding.message} for finding in row.findings
         ],

@@ -29,7 +29,7 @@ def compile_chunks(chunks: Iterator[list[InputRow]], *, model: ModelFiles, confi
         return
     compile_row = compiler(model, config)
     for rows in chunks:
-        yield compile_chunk(rows, compile_row=compile_row, max_length=config.max_length)
+        yield compile_chunk(rows, compile_row=compile_row, config=config)
 
 
 def _in_children(chunks: Iterator[list[InputRow]], *, job: Job) -> Iterator[Chunk]:
@@ -66,15 +66,15 @@ class _Child:
     """What a child process keeps between chunks."""
 
     compile_row: CompileRow
-    max_length: int | None
+    config: PackConfig
 
 
 def _start_child(model: ModelFiles, config: PackConfig) -> None:
     # Ctrl-C reaches the whole process group; the parent alone answers it and ends the children.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _Child.compile_row = staticmethod(compiler(model, config))
-    _Child.max_length = config.max_length
+    _Child.config = config
 
 
 def _compile_in_child(rows: list[InputRow]) -> Chunk:
-    return compile_chunk(rows, compile_row=_Child.compile_row, max_length=_Child.max_length)
+    return compile_chunk(rows, compile_row=_Child.compile_row, config=_Child.config)

@@ -25,6 +25,17 @@ class SourceLine:
 
 
 @dataclass(frozen=True, slots=True)
+class OverLengthLine:
+    """What the row length cost, in trained tokens."""
+
+    policy: str
+    num_rows: int
+    num_left_out: int
+    num_trained: int
+    num_trained_lost: int
+
+
+@dataclass(frozen=True, slots=True)
 class PackSummary:
     """Everything that is printed."""
 
@@ -45,6 +56,7 @@ class PackSummary:
     warnings: Mapping[str, int]
     lengths: Quantiles
     drops: Sequence[DropAt]
+    over_length: OverLengthLine | None = None
 
 
 def print_pack(summary: PackSummary, console: Console) -> None:
@@ -66,6 +78,14 @@ def print_pack(summary: PackSummary, console: Console) -> None:
     if summary.repeated_tokens:
         share = _percent(summary.repeated_tokens / summary.num_tokens)
         console.print(f"{summary.repeated_tokens:,} of the tokens ({share}) repeat history that the template rewrites")
+    if summary.over_length is not None:
+        line = summary.over_length
+        console.print(
+            f"{line.num_rows:,} conversations are longer than a row ({line.policy}), {line.num_left_out:,} of them are "
+            f"left out: {line.num_trained_lost:,} of their {line.num_trained:,} trained tokens are lost "
+            f"({_percent(line.num_trained_lost / max(1, line.num_trained))})",
+            soft_wrap=True,
+        )
     _print_sources(summary.sources, console)
     if summary.warnings:
         console.print(f"warnings, their rows are kept: {_listed(summary.warnings)}", soft_wrap=True)

@@ -109,6 +109,16 @@ class LeftOut(_Frozen):
     max_drop: str
 
 
+class OverLengthRecord(_Frozen):
+    """Conversations longer than `max_length`, and what that cost; each lost turn is in `left_out.jsonl`."""
+
+    policy: str = Field(description="--over-length.")
+    num_rows: int = Field(description="Rows that are exact and too long, each once.")
+    num_left_out: int = Field(description="Those of which nothing is packed.")
+    num_trained: int = Field(description="Trained tokens of the whole rows, with repetition.")
+    num_trained_lost: int = Field(description="Those that are in no shard.")
+
+
 class Manifest(_Frozen):
     """`manifest.json`, written last, so that its presence means that the set is complete."""
 
@@ -134,3 +144,4 @@ class Manifest(_Frozen):
     trained_lengths: Lengths = Field(description="Trained tokens a document.")
     waste: Waste
     left_out: LeftOut
+    over_length: OverLengthRecord | None = Field(default=None, description="Absent where nothing was counted.")

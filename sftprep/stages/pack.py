@@ -75,7 +75,7 @@ def _plan_window(
     return longest_first[shuffled][_stable_order(row_of, bound=len(sizes))], sizes
 
 
-def _stable_order(keys: npt.NDArray[np.int64], *, bound: int) -> npt.NDArray[np.int64]:
+def _stable_order(keys: IntArray, *, bound: int) -> npt.NDArray[np.int64]:
     # numpy's stable sort is a radix sort, linear, on 16 bits and a comparison sort on more.
     return np.argsort(keys.astype(np.uint16) if bound < 1 << 16 else keys, kind="stable")
 
