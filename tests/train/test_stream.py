@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import pytest
 import torch
@@ -137,3 +139,11 @@ def test_order_depends_on_seed_and_epoch_only() -> None:
 def test_batches_are_int64_where_torch_wants_it() -> None:
     batch = collate_packed([_row([7, 8], [0, 1], [2])])
     assert batch["input_ids"].dtype == batch["targets"].dtype == batch["rows"].dtype == torch.int64
+
+
+def test_the_rows_of_any_step_of_a_million_rows_are_known_at_once_j3() -> None:
+    schedule = Schedule(num_rows=1_000_000, rows_per_step=8, seed=11)
+    began = time.process_time()
+    rows = schedule.rows(50 * schedule.steps_per_epoch + 77_777)
+    assert time.process_time() - began < 2
+    assert rows.tolist() == schedule.order(50)[8 * 77_777 : 8 * 77_778].tolist()
