@@ -93,7 +93,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "max_length": {"max_length": 127},
     "packing": {"packing": False},
     "over_length": {"over_length": "drop"},
-    "num_rows": {"num_rows": 100},
+    "num_rows": {"num_rows": 8},
     "rows_multiple_of": {"rows_multiple_of": 2},
     "train_on": {"train_on": "last"},
     "history": {"history": "as-rendered"},
