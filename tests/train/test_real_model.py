@@ -70,3 +70,36 @@ def test_a_real_model_learns_real_rows_and_stops_by_itself_a3_b5(corpus: Path, w
     ]
     found = answers(saved, prompts, max_new_tokens=150)
     assert sum(answer.stopped for answer in found) >= 0.9 * len(rows)
+
+
+def packed_rows(weights: Path, rows: list[Any], place: Path) -> Path:
+    chats = place.with_suffix(".jsonl")
+    chats.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    pack(PackConfig(files=(chats,), model=str(weights), out=place, max_length=512))
+    return place
+
+
+@pytest.mark.slow
+@pytest.mark.corpus
+@pytest.mark.timeout(1800)
+def test_the_held_out_loss_falls_and_packed_and_padded_runs_agree_i6(
+    corpus: Path, weights: Path, tmp_path: Path
+) -> None:
+    rows = short_rows(corpus / "chat" / "llamafactory_alpaca_en_demo.jsonl.zst", count=32)
+    data = packed_rows(weights, rows[:24], tmp_path / "shards")
+    held = packed_rows(weights, rows[24:], tmp_path / "held")
+    settings: dict[str, Any] = {"epochs": 2, "grad_accum": 1, "lr": 5e-5, "device": "cpu", "threads": 1}
+    settings |= {"schedule": "constant", "warmup": 0}
+    settings |= {"data": data, "model": str(weights), "eval_shards": held, "eval_every": 1000}
+
+    def run(name: str, **options: Any) -> tuple[list[float], float]:
+        out = tmp_path / name
+        train(TrainConfig(out=out, **settings | options), console=Console(file=io.StringIO()))
+        records = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+        return [record["nll"] for record in records], records[-1]["eval_nll"]
+
+    _, untouched = run("untouched", max_steps=1, lr=1e-12)
+    packed, after = run("packed", attention="segments")
+    padded, _ = run("padded", attention="unpack", max_steps=3)
+    assert after < 0.97 * untouched
+    assert packed[:3] == pytest.approx(padded, rel=1e-3)
