@@ -110,31 +110,37 @@ def test_sigterm_finishes_the_step_saves_and_exits_143(
     assert (tmp_path / "out.running" / "checkpoints" / f"step-{done:08d}" / "position.json").is_file()
 
 
+def _wait_for_steps(metrics: Path, count: int) -> None:
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        if metrics.exists() and len(metrics.read_text().splitlines()) >= count:
+            return
+        time.sleep(0.02)
+    pytest.fail(f"no {count} steps in time")
+
+
 @pytest.mark.slow
 def test_a_kill_at_any_moment_also_while_saving_leaves_a_checkpoint_that_goes_on(
     shard_set: ShardSetFactory, toy_model: Path, tmp_path: Path
 ) -> None:
     data = shard_set(num_rows=9)
-    moments, seen_partial = random.Random(5), 0
-    _run(data, toy_model, out=tmp_path / "whole", epochs=40, lr=2e-5)
-    resume: list[str] = []
-    for _ in range(6):
-        process = _started(data, toy_model, tmp_path / "out", "--epochs", "40", "--save-every", "1", *resume)
-        _wait_for(tmp_path / "out.running" / "checkpoints" / "step-00000001") if not resume else time.sleep(6)
-        time.sleep(moments.random() * 0.4)
+    moments, partial, done, resume = random.Random(5), 0, 0, []
+    _run(data, toy_model, out=tmp_path / "whole", epochs=30, lr=2e-5)
+    running = tmp_path / "out.running"
+    for _ in range(4):
+        process = _started(data, toy_model, tmp_path / "out", "--epochs", "30", "--save-every", "1", *resume)
+        _wait_for_steps(running / "metrics.jsonl", done + 3)
+        time.sleep(moments.random() * 0.2)
         process.kill()
         process.communicate(timeout=60)
-        if not (tmp_path / "out.running").exists():
-            break
-        checkpoints = tmp_path / "out.running" / "checkpoints"
-        seen_partial += len(list(checkpoints.glob(".step-*")))
-        latest = max(checkpoints.glob("step-*"))
+        partial += len(list((running / "checkpoints").glob(".step-*")))
+        latest = max((running / "checkpoints").glob("step-*"))
         assert isinstance(AutoModelForCausalLM.from_pretrained(latest), torch.nn.Module)
-        resume = ["--resume"]
-    if not (tmp_path / "out").exists():
-        _run(data, toy_model, out=tmp_path / "out", epochs=40, lr=2e-5, save_every=1, resume=True)
+        done, resume = int(latest.name[5:]), ["--resume"]
+    assert partial, "no kill fell into a save"
+    _run(data, toy_model, out=tmp_path / "out", epochs=30, lr=2e-5, resume=True)
     assert _parameters(tmp_path / "out") == _parameters(tmp_path / "whole")
-    assert seen_partial, "no kill fell into a save"
+    assert len(_metrics(tmp_path / "out")) == 150
 
 
 def test_a_damaged_checkpoint_is_named(shard_set: ShardSetFactory, toy_model: Path, tmp_path: Path) -> None:
