@@ -69,7 +69,7 @@ def test_rows_that_cannot_be_exact_are_all_listed_on_stderr_and_the_exit_code_is
     assert "control-token 2" in done.stderr
     assert os.listdir(tmp_path) == ["chats.jsonl"]
     allowed = run([*words, "--max-drop", "25%"])
-    assert (allowed.returncode, "left out when packing: control-token 2" in allowed.stdout) == (0, True)
+    assert (allowed.returncode, "left out when packing: 2 of 8 (25.0%): control-token 2" in allowed.stdout) == (0, True)
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ _LEFT: Final = 64
 _RIGHT: Final = 16
 _TOP: Final = 14
 _BOTTOM: Final = 34
+_SAME: Final = 1e-9
 _NUM_TICKS: Final = 5
 _MAX_POINTS: Final = 1200
 """More would not be seen, and would make the page of a long run too heavy to open."""
@@ -52,7 +53,10 @@ def line_plot(lines: Sequence[Line], *, label: str) -> str:
 def nice_ticks(values: Sequence[float]) -> list[float]:
     """Round numbers, evenly apart, that enclose the values."""
     low, high = min(values), max(values)
-    rough = (high - low) / (_NUM_TICKS - 1) or abs(high) / 10 or 1.0
+    largest = max(abs(low), abs(high))
+    # Values that differ in their last bits alone would have ticks that are one and the same number.
+    spread = high - low if high - low > largest * _SAME else 0.0
+    rough = spread / (_NUM_TICKS - 1) or largest / 10 or 1.0
     magnitude = 10.0 ** math.floor(math.log10(rough))
     step = next(size for size in (1, 2, 2.5, 5, 10) if size * magnitude >= rough * 0.999) * magnitude
     first, last = math.floor(low / step), math.ceil(high / step)

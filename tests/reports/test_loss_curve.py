@@ -91,3 +91,10 @@ def test_values_that_are_not_finite_are_left_out() -> None:
 @pytest.mark.parametrize("count", [1, 2])
 def test_a_run_of_few_steps_is_drawn(tmp_path: Path, count: int) -> None:
     assert "<polyline" in page(tmp_path, [record(step) for step in range(1, count + 1)])
+
+
+def test_values_that_differ_in_their_last_bits_still_have_ticks_apart() -> None:
+    for values in ([1e-9, 1.0000000000000003e-9], [-1.0, -1.0000000000000002], [5e-324], [0.0]):
+        ticks = nice_ticks(values)
+        assert ticks[0] <= min(values) <= max(values) <= ticks[-1]
+        assert ticks[0] < ticks[-1]
