@@ -396,7 +396,7 @@ def test_every_rule_has_a_text() -> None:
 
 
 @pytest.mark.parametrize(
-    ("edit", "rule"), [(mask_the_stop_token, "mask-differs"), (change_the_answer, "ids-differ")], ids=str
+    ("edit", "rule"), [(mask_the_stop_token, "mask-differs"), (change_the_answer, "ids-differ")], ids=["mask", "ids"]
 )
 def test_without_a_shard_set_the_reasons_are_unknown_and_the_place_is_not_c7(
     shards: ShardSet, tmp_path: Path, edit: Edit, rule: str
