@@ -73,7 +73,7 @@ class Shortener:
         return Shortened(compiled, lost, sum(trained[message] for message in lost))
 
     def _starts(self, conversation: Conversation) -> list[int]:
-        first = _num_system(conversation)
+        first = num_system(conversation)
         if self._policy is OverLength.TRUNCATE_AT_TURN:
             return [first]
         later = range(first + 1, len(conversation.messages))
@@ -97,12 +97,7 @@ class Shortener:
         return best
 
     def _compiled(self, conversation: Conversation, start: int, stop: int) -> CompiledRow:
-        origin = [*range(min(start, _num_system(conversation))), *range(start, stop)]
-        piece = replace(
-            conversation,
-            messages=[conversation.messages[index] for index in origin],
-            weights=[conversation.weights[index] for index in origin],
-        )
+        piece, origin = without_messages(conversation, start, stop)
         try:
             compiled = self._compile_row(piece)
         except (MaskError, TemplateError) as error:
@@ -112,7 +107,16 @@ class Shortener:
         return replace(compiled, documents=documents)
 
 
-def _num_system(conversation: Conversation) -> int:
+def without_messages(conversation: Conversation, start: int, stop: int | None = None) -> tuple[Conversation, list[int]]:
+    """The leading messages of the system and those of `[start, stop)`, and which message of the whole each one is."""
+    stop = len(conversation.messages) if stop is None else stop
+    origin = [*range(min(start, num_system(conversation))), *range(start, stop)]
+    messages = [conversation.messages[index] for index in origin]
+    weights = [conversation.weights[index] for index in origin]
+    return replace(conversation, messages=messages, weights=weights), origin
+
+
+def num_system(conversation: Conversation) -> int:
     """Leading messages of the system, which every piece keeps."""
     roles = [message.get("role") for message in conversation.messages]
     return next((index for index, role in enumerate(roles) if role not in (Role.SYSTEM, Role.DEVELOPER)), len(roles))

@@ -17,8 +17,8 @@ from sftprep.shards.read import ShardSet
 from sftprep.stages.align import first_difference
 from sftprep.stages.turn_prompts import Turns, trained_turns
 
-TurnKey = tuple[int, int, int, int]
-"""Source, line, message, template keyword arguments: what one prompt is rendered from."""
+TurnKey = tuple[int, int, int, int, int]
+"""Source, line, message, template keyword arguments, first question: what one prompt is rendered from."""
 Prompts = Mapping[TurnKey, Prompt]
 
 
@@ -27,16 +27,16 @@ def server_prompts(
 ) -> Prompts:
     """The prompts of the trained turns of readable rows, but those of sources that the certificate calls unprovable."""
     server = Server.of(shards, model)
-    keys = {_key(turn) for row in rows for turn in trained_turns(row)}
+    turns = {_key(turn): turn for row in rows for turn in trained_turns(row)}
     found: dict[TurnKey, Prompt] = {}
     for number, (source, proof) in enumerate(zip(shards.manifest.sources, certificate.sources, strict=True)):
-        own = [key for key in keys if key[0] == number]
+        own = [key for key in turns if key[0] == number]
         if not own or proof.state != "read":
             continue
         lines = {key[1] for key in own}
         rendered = {line: talk for line, talk in conversations(shards, source) if line in lines}
         for key in own:
-            prompt = server.prompt(rendered[key[1]], key[2], key[3]) if key[1] in rendered else None
+            prompt = server.sent(rendered[key[1]], turns[key])[0] if key[1] in rendered else None
             if prompt is not None and not isinstance(prompt, TemplateError):
                 found[key] = prompt
     return found
@@ -59,4 +59,7 @@ def prompt_views(prompts: Prompts, row: pa.RecordBatch, tokenizer: Tokenizer) ->
 
 
 def _key(turn: Turns) -> TurnKey:
-    return int(turn["source"]), int(turn["line"]), int(turn["message"]), int(turn["kwargs"])
+    source, line, message, kwargs, first = (
+        int(turn[name]) for name in ("source", "line", "message", "kwargs", "first_user")
+    )
+    return source, line, message, kwargs, first

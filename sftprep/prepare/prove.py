@@ -17,12 +17,14 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from sftprep.config.pack import OverLength
 from sftprep.data import Conversation, Json
 from sftprep.engines.model import ModelFiles
 from sftprep.engines.reference import ReferenceEngine
 from sftprep.errors import TemplateError
 from sftprep.prepare.audit_tally import audit_facts
 from sftprep.prepare.chat_templates import ChatTemplates
+from sftprep.prepare.over_length import num_system, without_messages
 from sftprep.prepare.validate import read_conversations
 from sftprep.reports.parity_json import ParityCertificate, PromptDifference, SourceProof, Verdict
 from sftprep.shards.manifest import SourceRecord
@@ -51,6 +53,8 @@ class Server:
     """The set's distinct keyword arguments."""
     merges: bool
     """Whether answers that follow each other were made one message."""
+    cuts: bool
+    """Whether a conversation that is too long was cut before a question."""
 
     @classmethod
     def of(cls, shards: ShardSet, model: ModelFiles) -> Server:
@@ -58,13 +62,32 @@ class Server:
         manifest = shards.manifest
         templates = ChatTemplates.of(model, datetime.fromisoformat(str(manifest.config["now"])))
         merges = bool(manifest.config.get("merge_consecutive"))
-        return cls(templates, ReferenceEngine(model.tokenizer_json), manifest.template_kwargs, merges)
+        cuts = manifest.config.get("over_length") == OverLength.SPLIT_AT_TURN
+        return cls(templates, ReferenceEngine(model.tokenizer_json), manifest.template_kwargs, merges, cuts)
 
-    def prompt(self, conversation: Conversation, message: int, kwargs: int) -> Prompt | TemplateError:
-        """Ids before a message, or why there are none; `kwargs` indexes the set's keyword arguments."""
-        origin = list(range(len(conversation.messages)))
+    def sent(self, conversation: Conversation, turn: np.void) -> tuple[Prompt | TemplateError, bool]:
+        """The prompt of the whole conversation, or of the piece that begins at the first question of the document.
+
+        The second, with True, only where conversations were cut and the first is not what the document holds.
+        """
+        message, kwargs, first = (int(turn[name]) for name in ("message", "kwargs", "first_user"))
+        whole = self.prompt(conversation, message, kwargs)
+        is_equal = not isinstance(whole, TemplateError) and np.array_equal(digest(whole), turn["digest"])
+        if is_equal or not self.cuts or first <= num_system(conversation):
+            return whole, False
+        return self.prompt(conversation, message, kwargs, first=first), True
+
+    def prompt(
+        self, conversation: Conversation, message: int, kwargs: int, *, first: int = 0
+    ) -> Prompt | TemplateError:
+        """Ids before a message, or why there are none; `kwargs` indexes the set's keyword arguments.
+
+        Messages before `first` are forgotten, but those of the system that the conversation begins with.
+        """
+        conversation, origin = without_messages(conversation, first)
         if self.merges:
-            conversation, origin = merge_consecutive(conversation)
+            conversation, merged = merge_consecutive(conversation)
+            origin = [origin[index] for index in merged]
         if message not in origin:
             return TemplateError("the conversation has no such message", code="template-raised")
         template = self.templates.for_tools(conversation.tools)
@@ -84,6 +107,7 @@ class _Account:
     state: Literal["read", "missing", "changed"]
     turns: int
     equal: int = 0
+    pieces: int = 0
     differing: int = 0
     split: int = 0
 
@@ -156,13 +180,15 @@ def conversations(shards: ShardSet, record: SourceRecord) -> Iterator[tuple[int,
 
 def _prove_row(run: _Run, account: _Account, conversation: Conversation, turns: Turns) -> None:
     """Compare the turns of one conversation; equal ones (a row taken twice) are rendered once."""
-    keys = [(int(turn["message"]), int(turn["kwargs"])) for turn in turns]
-    distinct = list(dict.fromkeys(keys))
-    sent = {key: run.server.prompt(conversation, *key) for key in distinct}
-    for key, turn in zip(keys, turns, strict=True):
-        prompt = sent[key]
+    sent: dict[tuple[int, int, int], tuple[Prompt | TemplateError, bool]] = {}
+    for turn in turns:
+        key = (int(turn["message"]), int(turn["kwargs"]), int(turn["first_user"]))
+        if key not in sent:
+            sent[key] = run.server.sent(conversation, turn)
+        prompt, is_piece = sent[key]
         if not isinstance(prompt, TemplateError) and np.array_equal(digest(prompt), turn["digest"]):
             account.equal += 1
+            account.pieces += is_piece
         elif not isinstance(prompt, TemplateError) and _is_split(run, turn, prompt):
             account.split += 1
         else:
@@ -232,6 +258,7 @@ def _certificate(run: _Run, model: ModelFiles, turns: Turns, accounts: Sequence[
         num_turns=expected,
         num_equal=equal,
         num_differing=differing,
+        num_pieces=sum(account.pieces for account in accounts),
         num_split=split,
         num_unprovable=expected - equal - differing - split,
         parity=equal / max(expected, 1),

@@ -106,7 +106,8 @@ def _print_parity(parity: ParityCertificate, console: Console) -> None:
     lost = [source for source in parity.sources if source.state != "read"]
     told = [
         f"prompts that are the server's: {parity.num_equal:,} of {parity.num_turns:,} trained turns, "
-        f"{parity.num_differing:,} differ, "
+        + (f"{parity.num_pieces:,} of them of cut conversations, " if parity.num_pieces else "")
+        + f"{parity.num_differing:,} differ, "
         + (f"{parity.num_split:,} hold control tokens that the set splits, " if parity.num_split else "")
         + f"{parity.num_unprovable:,} cannot be compared; "
         f"{parity.num_stopped:,} end in a token of {parity.stop_ids_from}",

@@ -62,6 +62,10 @@ class ParityCertificate(_Frozen):
     template_sha256: str
     num_turns: int = Field(description="Trained assistant turns of the shards, with repetition.")
     num_equal: int = Field(description="Turns whose prompt ids are those that the server sends.")
+    num_pieces: int = Field(
+        description="Of the equal ones, those whose conversation was cut before a question, as pack was told to: what "
+        "the server sends where a client has forgotten what came before."
+    )
     num_differing: int
     num_split: int = Field(
         description="Turns that differ only where the set encodes typed control tokens as text, as it was told to."

@@ -22,11 +22,13 @@ TURN: Final = np.dtype(
         ("stop_id", np.int32),
         ("row", np.int64),
         ("document", np.int32),
+        ("first_user", np.int32),
     ]
 )
 """`digest` is of the ids before the turn, `num_prompt` their number; `stop_id` is -1 where the turn has none.
 
-`row` counts from the batch's first, `document` from the row's first.
+`row` counts from the batch's first, `document` from the row's first; `first_user` is the first message of a user that
+the document shows, -1 where it shows none.
 """
 
 Turns = npt.NDArray[np.void]
@@ -54,6 +56,7 @@ def trained_turns(batch: pa.RecordBatch) -> Turns:
     turns["stop_id"] = np.where(kinds[last] == SpanKind.STOP, ids[starts[last]], -1)
     turns["row"] = doc_rows[own]
     turns["document"] = own - (np.cumsum(doc_counts) - doc_counts)[doc_rows[own]]
+    turns["first_user"] = _first_users(kinds, docs, messages, len(doc_starts))[own]
     begins = doc_starts[own]
     for number, (begin, size) in enumerate(zip(begins.tolist(), turns["num_prompt"].tolist(), strict=True)):
         turns["digest"][number] = digest(ids[begin : begin + size])
@@ -64,6 +67,16 @@ def digest(ids: npt.NDArray[np.int32]) -> npt.NDArray[np.uint64]:
     """Of token ids: 128 bits, as two numbers."""
     found = hashlib.blake2b(np.ascontiguousarray(ids, dtype="<i4").tobytes(), digest_size=16).digest()
     return np.frombuffer(found, dtype="<u8")
+
+
+def _first_users(
+    kinds: npt.NDArray[Any], docs: npt.NDArray[Any], messages: npt.NDArray[Any], num_docs: int
+) -> npt.NDArray[np.int32]:
+    """The first message of a user in each document, -1 where there is none."""
+    of_user = np.flatnonzero(kinds == SpanKind.USER)[::-1]
+    found = np.full(num_docs, -1, dtype=np.int32)
+    found[docs[of_user]] = messages[of_user]
+    return found
 
 
 def _turn_spans(

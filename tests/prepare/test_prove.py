@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from sftprep.config.audit import AuditConfig
-from sftprep.config.pack import PackConfig
+from sftprep.config.pack import OverLength, PackConfig
 from sftprep.data import TRAINED_KINDS
 from sftprep.prepare.audit import Audit, audit
 from sftprep.prepare.pack import pack
@@ -277,3 +277,33 @@ def test_real_rows_are_proven_for_real_models_a7(corpus: Path, tmp_path: Path, m
     assert parity is not None
     assert (parity.verdict, parity.differences) == ("proven", [])
     assert parity.num_equal > 10
+
+
+def test_a_conversation_cut_before_a_question_is_proven_for_what_is_left_of_it_a7(
+    samples: Path, tmp_path: Path
+) -> None:
+    talk: list[dict[str, str]] = [{"role": "system", "content": "Be brief."}]
+    for number in range(6):
+        talk.append({"role": "user", "content": f"Question {number}: " + "why is the sea salt " * 4})
+        talk.append({"role": "assistant", "content": f"Answer {number}: rivers bring it."})
+    source = tmp_path / "long.jsonl"
+    source.write_text(json.dumps({"messages": talk}) + "\n")
+    config = PackConfig(
+        files=(source,),
+        model=str(samples / "model"),
+        out=tmp_path / "set",
+        max_length=192,
+        over_length=OverLength.SPLIT_AT_TURN,
+    )
+    directory = pack(config).shards.directory
+    proved(directory)
+    parity = certificate(directory)
+    assert (parity.verdict, parity.num_equal) == ("proven", 6)
+    assert 0 < parity.num_pieces < 6
+    # A set that was not cut holds whole conversations: a piece in it is no server's prompt.
+    manifest = json.loads((directory / "manifest.json").read_text())
+    manifest["config"]["over_length"] = "refuse"
+    (directory / "manifest.json").write_text(json.dumps(manifest))
+    proved(directory)
+    parity = certificate(directory)
+    assert (parity.verdict, parity.num_pieces, parity.num_differing > 0) == ("differing", 0, True)
