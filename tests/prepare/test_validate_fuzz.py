@@ -134,6 +134,7 @@ def test_any_file_is_rows_that_are_good_or_bad(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @settings(deadline=None, max_examples=1_500, suppress_health_check=QUIET)
 @given(damaged() | st.binary(max_size=4000), NAMES, FORMATS)
 def test_any_of_many_files_is_rows_that_are_good_or_bad(
@@ -143,6 +144,7 @@ def test_any_of_many_files_is_rows_that_are_good_or_bad(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_fuzzer_that_follows_what_runs_finds_nothing_in_a_minute() -> None:
     pytest.importorskip("atheris")
     command = [sys.executable, "-m", "tests.fuzz_bytes", "--seconds", "60"]

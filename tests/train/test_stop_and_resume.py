@@ -120,6 +120,7 @@ def _wait_for_steps(metrics: Path, count: int) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_kill_at_any_moment_also_while_saving_leaves_a_checkpoint_that_goes_on(
     shard_set: ShardSetFactory, toy_model: Path, tmp_path: Path
 ) -> None:
