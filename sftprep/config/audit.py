@@ -19,10 +19,14 @@ PLAIN_GATES: Final = (
 )
 """Conditions without a limit: each demands that there is none of it; `parity` that every prompt is a server's."""
 
+LIMITS: Final = ("left-out", "trained-lost")
+"""Rows left out, and trained tokens lost because rows were too long: at most a count, or a share of all there were."""
+_WITH_VALUES: Final = "trained-share=LOW..HIGH, left-out=COUNT|PERCENT%, trained-lost=COUNT|PERCENT%"
+
 
 @dataclass(frozen=True, slots=True)
 class Gate:
-    """One condition of --fail-on; a share in [low, high], or for `left-out` a count or share of at most `high`."""
+    """One condition of --fail-on: a share in [low, high], or a count or share of at most `high`."""
 
     text: str
     code: str
@@ -32,18 +36,18 @@ class Gate:
 
     @classmethod
     def parse(cls, text: str) -> Gate:
-        """Read `CODE`, `trained-share=LOW..HIGH` or `left-out=COUNT|PERCENT%`. ValueError where it is none of them."""
+        """Read `CODE`, `trained-share=LOW..HIGH`, or a code of LIMITS with a limit. ValueError where it is none."""
         code, equals, limit = text.partition("=")
         if code in PLAIN_GATES and not equals:
             return cls(text, code)
         if code == "trained-share" and ".." in limit:
             low, _, high = limit.partition("..")
             return cls(text, code, float(low or 0), float(high or 1), is_share=True)
-        if code == "left-out" and limit:
+        if code in LIMITS and limit:
             is_share = limit.endswith("%")
             return cls(text, code, 0.0, float(limit.rstrip("%")) / (100 if is_share else 1), is_share=is_share)
         known = ", ".join(PLAIN_GATES)
-        raise ValueError(f"no gate is {text!r}: {known}, trained-share=LOW..HIGH, left-out=COUNT or left-out=PERCENT%")
+        raise ValueError(f"no gate is {text!r}: {known}, {_WITH_VALUES}")
 
 
 def _gates(texts: tuple[str, ...]) -> tuple[str, ...]:
@@ -81,7 +85,7 @@ class AuditConfig(BaseModel):
         default=(),
         description="Exit with 1 unless this holds, whatever was allowed; repeatable. One of "
         + ", ".join(PLAIN_GATES)
-        + ", trained-share=LOW..HIGH, left-out=COUNT or left-out=PERCENT%.",
+        + f", {_WITH_VALUES}.",
     )
 
     prove: bool = Field(

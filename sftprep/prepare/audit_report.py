@@ -7,7 +7,7 @@ from typing import Final
 
 import numpy as np
 
-from sftprep.config.audit import Gate
+from sftprep.config.audit import LIMITS, Gate
 from sftprep.data import TRAINED_KINDS, SpanKind
 from sftprep.prepare.audit_tally import NUM_BINS, Tally
 from sftprep.reports.mask_json import (
@@ -63,6 +63,7 @@ def report(shards: ShardSet, total: Tally) -> AuditReport:
         waste=PaddingWaste(**manifest.waste.model_dump()),
         num_left_out=manifest.left_out.num_rows,
         num_taken=sum(source.num_taken for source in manifest.sources),
+        trained_lost=0 if manifest.over_length is None else manifest.over_length.num_trained_lost,
         left_out=manifest.left_out.by_code,
         classes=manifest.counts.documents_by_class,
         remarks=manifest.counts.remarks,
@@ -166,10 +167,8 @@ def _result(found: AuditReport, gate: Gate) -> GateResult:
     if gate.code == "trained-share":
         share = found.trained_share
         return GateResult(gate=gate.text, found=f"{share:.4f}", passed=gate.low <= share <= gate.high)
-    if gate.code == "left-out":
-        amount = found.num_left_out / max(found.num_taken, 1) if gate.is_share else found.num_left_out
-        text = f"{amount:.4%}" if gate.is_share else f"{amount:,} rows"
-        return GateResult(gate=gate.text, found=text, passed=amount <= gate.high)
+    if gate.code in LIMITS:
+        return _at_most(found, gate)
     if gate.code == "stop-untrained":
         missing = found.num_turns - found.num_stopped
         return GateResult(gate=gate.text, found=f"{missing:,} of {found.num_turns:,} turns", passed=not missing)
@@ -182,3 +181,14 @@ def _result(found: AuditReport, gate: Gate) -> GateResult:
         return GateResult(gate=gate.text, found=text, passed=parity is not None and parity.verdict in PROVEN)
     rows = sum(finding.num_rows for finding in found.findings if finding.code == gate.code)
     return GateResult(gate=gate.text, found=f"{rows:,} rows", passed=not rows)
+
+
+def _at_most(found: AuditReport, gate: Gate) -> GateResult:
+    """Rows left out of all rows taken, or trained tokens lost of all that there were."""
+    if gate.code == "left-out":
+        lost, whole, unit = found.num_left_out, found.num_taken, "rows"
+    else:
+        lost, whole, unit = found.trained_lost, found.num_trained + found.trained_lost, "tokens"
+    amount = lost / max(whole, 1) if gate.is_share else lost
+    text = f"{amount:.4%}" if gate.is_share else f"{amount:,} {unit}"
+    return GateResult(gate=gate.text, found=text, passed=amount <= gate.high)

@@ -128,6 +128,7 @@ class AuditReport(_Frozen):
     num_left_out: int = Field(description="Rows left out when packing, with repetition.")
     num_taken: int = Field(description="Rows taken when packing, those left out among them, with repetition.")
     left_out: dict[str, int] = Field(description="Rows left out when packing, by code.")
+    trained_lost: int = Field(description="Trained tokens of too long rows that are in no shard, as packed.")
     classes: dict[str, int] = Field(description="Trained turns by class, as packed.")
     remarks: dict[str, int] = Field(description="What packing remarked of turns and rows, by name.")
     num_conversations: int = Field(description="Rows of which documents were packed, with repetition.")

@@ -50,6 +50,9 @@ def result(packed: Path, *gates: str) -> AuditReport:
         ("left-out=0%", False),
         ("left-out=1000", True),
         ("left-out=100%", True),
+        ("trained-lost=0", False),
+        ("trained-lost=0%", False),
+        ("trained-lost=100%", True),
     ],
 )
 def test_a_gate_fails_the_audit_exactly_where_it_does_not_hold(packed: Path, gate: str, *, passes: bool) -> None:
@@ -64,6 +67,15 @@ def test_every_row_left_out_is_counted_g4(packed: Path) -> None:
     lines = [json.loads(line) for line in (packed / "left_out.jsonl").read_text().splitlines()]
     assert report.num_left_out == len(lines) == sum(report.left_out.values()) > 0
     assert report.gates[0].found == f"{len(lines)} rows"
+
+
+def test_what_too_long_rows_lose_is_counted_in_trained_tokens_g4(packed: Path) -> None:
+    report = result(packed, "trained-lost=50%")
+    record = open_shard_set(packed).manifest.over_length
+    assert record is not None
+    assert report.trained_lost == record.num_trained_lost > 0
+    share = record.num_trained_lost / (report.num_trained + record.num_trained_lost)
+    assert report.gates[0].found == f"{share:.4%}"
 
 
 FINDINGS = ("stop-untrained", "scaffold-trained", "other-role-trained", "border-trained", "count-mismatch")
@@ -93,7 +105,18 @@ def test_a_set_with_weights_is_refused_for_trainers_that_ignore_them(packed: Pat
 
 
 @pytest.mark.parametrize(
-    "gate", ["stop", "trained-share", "trained-share=0.5", "left-out", "left-out=x", "stop-untrained=1", ""]
+    "gate",
+    [
+        "stop",
+        "trained-share",
+        "trained-share=0.5",
+        "left-out",
+        "left-out=x",
+        "trained-lost",
+        "trained-lost=x",
+        "stop-untrained=1",
+        "",
+    ],
 )
 def test_a_gate_that_does_not_exist_is_refused(gate: str) -> None:
     with pytest.raises(ValidationError):
