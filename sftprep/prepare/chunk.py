@@ -67,7 +67,7 @@ class ExactRow:
     num_tokens: int
     longest: int
     num_repeated: int
-    """Untrained tokens beyond those of the row's longest document: what rewritten history repeats."""
+    """Untrained tokens beyond those of the row's longest document: what rewritten history repeats. 0 for pieces."""
     num_trained_whole: int = 0
     """Trained tokens that a row has which is too long and packed in part or in pieces; its tokens are the row's."""
 
@@ -214,7 +214,7 @@ def _exact(row: InputRow, compiled: CompiledRow, *, whole: CompiledRow) -> Exact
         num_tokens=sum(lengths),
         longest=max(lengths),
         num_trained_whole=0 if compiled is whole else sum(document.num_trained for document in whole.documents),
-        num_repeated=sum(untrained) - max(untrained),
+        num_repeated=sum(untrained) - max(untrained) if compiled is whole else 0,
     )
 
 

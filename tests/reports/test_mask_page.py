@@ -128,6 +128,10 @@ def test_it_renders_all_documents_and_the_first_sample(page: Any, found: Audit) 
     assert "scaffold-trained" in page.inner_text("main")
 
 
+def test_it_opens_at_its_top(page: Any) -> None:
+    assert page.evaluate("scrollY") == 0
+
+
 def test_filters_by_text_file_role_length_and_finding(page: Any, found: Audit) -> None:
     everything = found.report.num_documents
     page.fill("#search", "onerror")

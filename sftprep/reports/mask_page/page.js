@@ -54,13 +54,19 @@ function optionOf(item) {
   return option;
 }
 
+// scrollIntoView would move the page too: what is selected must not take the reader from where they are.
+function reveal(box, node) {
+  const [outer, inner] = [box.getBoundingClientRect(), node.getBoundingClientRect()];
+  box.scrollTop += Math.min(0, inner.top - outer.top) + Math.max(0, inner.bottom - outer.bottom);
+}
+
 function mark() {
   for (const option of $("list").children) {
     const own = current && option.id === `option-${idOf(current)}`;
     option.setAttribute("aria-selected", String(Boolean(own)));
     if (own) {
       $("list").setAttribute("aria-activedescendant", option.id);
-      option.scrollIntoView({ block: "nearest" });
+      reveal($("list"), option);
     }
   }
 }
@@ -138,7 +144,8 @@ function align() {
     $("aligned").append(element("tr", differs ? { class: "diff" } : {}, element("td", {}, String(at)),
       element("td", {}, oneLine(left)), element("td", {}, oneLine(right))));
   }
-  document.querySelector("#aligned .diff")?.scrollIntoView({ block: "nearest" });
+  const first = document.querySelector("#aligned .diff");
+  if (first) reveal(first.closest(".aligned"), first);
 }
 
 const oneLine = (text) => text.replaceAll("\n", "⏎").replaceAll(" ", "·");
