@@ -92,16 +92,17 @@ def appended(document: Any) -> Any:
     return np.append(ids, ids[stop.start]), (*spans, replace(stop, start=len(ids), stop=len(ids) + 1))
 
 
-def truncated(row: Any, compiled: Any, max_length: int) -> Any:
+def truncated(self: Any, row: Any, whole: Any) -> Any:
+    max_length = self.max_length
     cut = [
         replace(
             document,
             ids=document.ids[:max_length],
             spans=[replace(s, stop=min(s.stop, max_length)) for s in document.spans if s.start < max_length],
         )
-        for document in compiled.documents
+        for document in whole.documents
     ]
-    return replace(compiled, documents=tuple(cut))
+    return replace(whole, documents=tuple(cut)), ()
 
 
 def by_message(self: Any, messages: Any, request: Any, *, prompt: bool, marks: Any = None) -> str:
@@ -236,7 +237,7 @@ MUTATIONS = [
         NOTHING,
     ),
     ("a stop token is added once more", "B6", wrapped(encode, "_assemble", appended), PROMPT_IDS, "single"),
-    ("a long row is cut", "B7", changed(chunk, "_too_long", truncated), TOO_LONG, NOTHING),
+    ("a long row is cut", "B7", changed(chunk._Fit, "fitted", truncated), TOO_LONG, NOTHING),
     (
         "JSON is escaped otherwise",
         "C1",
