@@ -135,4 +135,5 @@ def _print_drops(summary: PackSummary, console: Console) -> None:
         f"p99 {lengths.p99:,}, max {lengths.max:,}"
     )
     _print(title, table, console)
-    console.print("--over-length drop leaves the longer ones out, refuse fails on them", soft_wrap=True)
+    told = "--over-length drop leaves the longer ones out, split-at-turn and truncate-at-turn keep the turns that fit"
+    console.print(f"{told}, refuse fails on them", soft_wrap=True)
