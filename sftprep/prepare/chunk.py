@@ -168,7 +168,7 @@ def _too_long(row: InputRow, whole: CompiledRow, max_length: int) -> LeftOutRow:
         f"and a row holds {max_length:,}",
         code=OVER_LENGTH,
         place="/messages",
-        hint="raise --max-length; or --over-length split-at-turn or truncate-at-turn keeps turns, drop leaves the row out",
+        hint="raise --max-length; --over-length split-at-turn or truncate-at-turn keeps turns, drop leaves it out",
     )
     return _counted(_left_out(row, error), whole)
 
