@@ -12,30 +12,23 @@ import torch
 
 from sftprep.config.train import TrainConfig
 from sftprep.shards.read import Scalars
+from sftprep.train.flops import Cost, cost_of
 from sftprep.train.loop import Feed, Trainee, accumulate, named_memory_failures
 from sftprep.train.stream import Schedule
 from sftprep.train.weighting import reweighted
 
 
 @dataclass(frozen=True, slots=True)
-class ModelSize:
-    """Parameters, and what attention costs: `attention_width` is layers · heads · head size."""
-
-    body: int
-    head: int
-    trainable: int
-    num_bytes: int
-    attention_width: int
-
-
-@dataclass(frozen=True, slots=True)
 class Estimate:
-    """Of a whole run. Bytes are of one process; `peak_bytes` was measured, the optimizer's state added to it."""
+    """Of a whole run. Bytes are of one process; `peak_bytes` was measured, the optimizer's state added to it.
+
+    `flops` is None where they cannot be counted (fused experts); time then goes by tokens.
+    """
 
     num_steps: int
     num_tokens: int
     num_trained: int
-    flops: float
+    flops: float | None
     seconds: float
     weight_bytes: int
     gradient_bytes: int
@@ -45,41 +38,17 @@ class Estimate:
     def lines(self) -> list[str]:
         """For a terminal."""
         gib = 2**30
+        work = "not counted: this model's matrices are not plain linear layers"
+        if self.flops is not None:
+            count = f"{self.flops:.3g} floating-point operations"
+            work = f"{count} (6 a weight and token, 4 a frozen one; the head at trained tokens only)"
         return [
             f"{self.num_steps} steps, {self.num_tokens:,} tokens, {self.num_trained:,} of them trained",
             f"memory: weights {self.weight_bytes / gib:.2f} GiB, gradients {self.gradient_bytes / gib:.2f} GiB, "
             f"optimizer {self.optimizer_bytes / gib:.2f} GiB; at the most {self.peak_bytes / gib:.2f} GiB",
-            f"work: {self.flops:.3g} floating-point operations (6 a weight and token, the head at trained tokens only)",
+            f"work: {work}",
             f"time: about {self.seconds:,.0f} s, as fast as the first step here; nothing was changed or written",
         ]
-
-
-def model_size(trainee: Trainee) -> ModelSize:
-    """The size of a model that is not split."""
-    model = trainee.model
-    parameters = list(model.parameters())
-    head = model.get_output_embeddings()
-    num_head = 0 if head is None else head.weight.numel()
-    tied = head is not None and head.weight is model.get_input_embeddings().weight
-    # An embedding is looked up, which costs nothing; a tied one works as the head.
-    looked_up = 0 if tied else model.get_input_embeddings().weight.numel()
-    config = model.config.get_text_config()
-    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return ModelSize(
-        body=sum(p.numel() for p in parameters) - num_head - looked_up,
-        head=num_head,
-        trainable=sum(p.numel() for p in parameters if p.requires_grad),
-        num_bytes=sum(p.numel() * p.element_size() for p in parameters),
-        attention_width=config.num_hidden_layers * config.num_attention_heads * size,
-    )
-
-
-def needed_flops(size: ModelSize, *, num_tokens: float, num_trained: float, sum_len2: float) -> float:
-    """Of forward and backward passes in which every weight is trained, without recomputation.
-
-    Attention takes half of its square, because it looks back only.
-    """
-    return 6.0 * (size.body * num_tokens + size.head * num_trained) + 6.0 * size.attention_width * sum_len2
 
 
 def estimate(trainee: Trainee, feed: Feed, *, config: TrainConfig) -> Estimate:
@@ -88,7 +57,7 @@ def estimate(trainee: Trainee, feed: Feed, *, config: TrainConfig) -> Estimate:
     Raises:
         TrainError: `out-of-memory`, and what reading rows raises.
     """
-    size = model_size(trainee)
+    parameters = list(trainee.model.parameters())
     numbers = feed.schedule.rows(0)
     rows = [reweighted(feed.reader.row(int(number)), config.loss) for number in numbers]
     weight_sum = sum(float(row.weights[row.trained].sum(dtype=np.float64)) for row in rows)
@@ -98,17 +67,21 @@ def estimate(trainee: Trainee, feed: Feed, *, config: TrainConfig) -> Estimate:
     seconds = time.perf_counter() - began
     peak = _peak_bytes(trainee.device)
     trainee.optimizer.zero_grad(set_to_none=True)
-    first = _flops(size, feed.scalars, [numbers])
     taken = _taken(feed.schedule, feed.num_steps)
-    flops = _flops(size, feed.scalars, taken)
-    trainable = size.trainable * 4
+    num_tokens = sum(int(feed.scalars.num_tokens[part].sum()) for part in taken)
+    flops, cost = None, cost_of(trainee.model)
+    ratio = num_tokens / int(feed.scalars.num_tokens[numbers].sum())
+    if cost is not None:
+        flops = _flops(cost, feed.scalars, taken)
+        ratio = flops / _flops(cost, feed.scalars, [numbers])
+    trainable = sum(p.numel() for p in parameters if p.requires_grad) * 4
     return Estimate(
         num_steps=feed.num_steps,
-        num_tokens=sum(int(feed.scalars.num_tokens[part].sum()) for part in taken),
+        num_tokens=num_tokens,
         num_trained=sum(int(feed.scalars.num_trained[part].sum()) for part in taken),
         flops=flops,
-        seconds=seconds * flops / first,
-        weight_bytes=size.num_bytes,
+        seconds=seconds * ratio,
+        weight_bytes=sum(p.numel() * p.element_size() for p in parameters),
         gradient_bytes=trainable,
         optimizer_bytes=2 * trainable,
         peak_bytes=peak + 2 * trainable,
@@ -121,13 +94,12 @@ def _taken(schedule: Schedule, num_steps: int) -> list[np.ndarray]:
     return [np.arange(schedule.num_rows)] * epochs + [schedule.order(epochs)[: rest * schedule.rows_per_step]]
 
 
-def _flops(size: ModelSize, scalars: Scalars, taken: list[np.ndarray]) -> float:
+def _flops(cost: Cost, scalars: Scalars, taken: list[np.ndarray]) -> float:
     return sum(
-        needed_flops(
-            size,
-            num_tokens=float(scalars.num_tokens[part].sum()),
-            num_trained=float(scalars.num_trained[part].sum()),
-            sum_len2=float(scalars.sum_len2[part].sum()),
+        cost.step(
+            num_tokens=int(scalars.num_tokens[part].sum()),
+            num_trained=int(scalars.num_trained[part].sum()),
+            sum_len2=int(scalars.sum_len2[part].sum()),
         )
         for part in taken
     )

@@ -16,7 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from sftprep.config.train import TrainConfig
 from sftprep.errors import ShardError
 from sftprep.shards.read import open_shard_set
-from sftprep.train import estimate
+from sftprep.train.flops import cost_of
 from sftprep.train.run import rehearse, train
 
 ShardSetFactory = Callable[..., Path]
@@ -61,13 +61,13 @@ def test_the_work_is_what_torch_counts_for_one_document(*, tied: bool) -> None:
         attn_implementation="eager",
     )
     model = LlamaForCausalLM(config)
-    trainee: Any = type("Trainee", (), {"model": model})
     length = 48
     with FlopCounterMode(display=False) as counter:
         model(input_ids=torch.zeros(1, length, dtype=torch.int64), use_cache=False).logits.sum().backward()
-    size = estimate.model_size(trainee)
+    cost = cost_of(model)
+    assert cost is not None
     # The counter's attention is the whole square, and backward to the embedding's lookup costs it nothing.
-    ours = estimate.needed_flops(size, num_tokens=length, num_trained=length, sum_len2=2 * length**2)
+    ours = cost.step(num_tokens=length, num_trained=length, sum_len2=2 * length**2)
     assert ours == pytest.approx(counter.get_total_flops(), rel=0.02)
 
 
