@@ -85,15 +85,14 @@ def is_adapted(model: torch.nn.Module) -> bool:
 
 
 @torch.no_grad()
-def merged_state(model: PreTrainedModel, weights: dict[str, Any] | None = None) -> dict[str, Any] | None:
-    """The weights of a plain model that computes the same, by name; `weights` as they are where nothing is adapted.
+def merged_state(model: PreTrainedModel) -> dict[str, Any] | None:
+    """The weights of a plain model that computes the same, by name; None where nothing is adapted.
 
-    `weights` stand for the model's own where it is split among processes. The model itself keeps its weights: adding
-    and taking away again would round them.
+    The model itself keeps its weights: adding and taking away again would round them.
     """
     if not is_adapted(model):
-        return weights
-    state = weights or model.state_dict()
+        return None
+    state = model.state_dict()
     merged = {name.replace(_BASE, "."): value for name, value in state.items() if not _is_adapter_weight(name)}
     for name, layer in _adapted_layers(model):
         down, up = (state[f"{name}.lora_{part}.{_NAME}.weight"].float() for part in "AB")
@@ -117,12 +116,11 @@ def save_adapter(model: PreTrainedModel, directory: Path, *, config: TrainConfig
     found.save_pretrained(str(directory))
 
 
-def save_trainable(model: torch.nn.Module, directory: Path, *, weights: dict[str, Any] | None = None) -> None:
-    """The parameters that training changes, bit for bit, where the model has adapters; `weights` as above."""
+def save_trainable(model: torch.nn.Module, directory: Path) -> None:
+    """The parameters that training changes, bit for bit, where the model has adapters."""
     if not is_adapted(model):
         return
-    state = weights or dict(model.named_parameters())
-    named = {name: state[name].detach().cpu().contiguous() for name, p in model.named_parameters() if p.requires_grad}
+    named = {name: p.detach().cpu().contiguous() for name, p in model.named_parameters() if p.requires_grad}
     save_file(named, directory / _TRAINABLE)
 
 
