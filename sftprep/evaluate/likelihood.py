@@ -17,6 +17,7 @@ from sftprep.engines.reference import ReferenceEngine
 from sftprep.errors import ShardError
 from sftprep.evaluate.local import LocalModel
 from sftprep.shards.read import ShardSet
+from sftprep.train.model import check_same_files
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +80,12 @@ def held_out_loss(model: LocalModel, shards: ShardSet, *, batch_size: int) -> He
     Raises:
         ShardError: `tokenizer-differs`, `template-differs`, `no-samples`, `damaged-row`.
     """
-    check_fit(model, shards)
+    check_same_files(
+        model.files,
+        shards.manifest,
+        place=str(shards.directory),
+        hint="pack the held-out rows with the model that you evaluate",
+    )
     documents = list(held_out_documents(shards))
     if not documents:
         raise ShardError("the set has no trained token", code="no-samples", place=str(shards.directory))
@@ -97,22 +103,6 @@ def held_out_loss(model: LocalModel, shards: ShardSet, *, batch_size: int) -> He
                 categories[f"kind:{SpanKind(kind).name.lower()}"].add(loss)
             categories[f"source:{names[document.source]}"].add(losses[number])
     return HeldOutLoss(losses, _summed(losses), dict(sorted(categories.items())))
-
-
-def check_fit(model: LocalModel, shards: ShardSet) -> None:
-    """ShardError where the model's tokenizer or template is not the set's."""
-    packed = shards.manifest.model
-    for what, own, wanted in (
-        ("tokenizer", model.files.tokenizer_sha256, packed.tokenizer_sha256),
-        ("template", model.files.template_sha256, packed.template_sha256),
-    ):
-        if own != wanted:
-            raise ShardError(
-                f"the model's {what} is not the one that the set was packed with ({packed.name})",
-                code=f"{what}-differs",
-                place=str(shards.directory),
-                hint="pack the held-out rows with the model that you evaluate",
-            )
 
 
 def _summed(losses: Any) -> LossSum:

@@ -8,17 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import snapshot_download
-from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
 from sftprep.engines.load import load_model
 from sftprep.engines.model import ModelFiles
 from sftprep.engines.reference import ReferenceEngine
-from sftprep.errors import ModelFilesError, UsageError
 from sftprep.evaluate.answer import Answer
-
-_HUB_FILES = ("*.json", "*.jinja", "*.safetensors")
+from sftprep.train.device import device_named
+from sftprep.train.model import locate, pretrained
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,33 +82,14 @@ def open_local(name: str, *, device: str, stop_ids: Sequence[int] | None) -> Loc
         ModelFilesError: `not-found`, `no-weights`, `missing-weights`, and those of its text files.
         UsageError: `no-cuda`.
     """
-    files = load_model(name)
-    directory = Path(name) if Path(name).is_dir() else Path(snapshot_download(name, allow_patterns=list(_HUB_FILES)))
-    has_cuda = torch.cuda.is_available()
-    if device == "cuda" and not has_cuda:
-        raise UsageError("there is no CUDA device", code="no-cuda", hint="use --device cpu")
+    files, place = load_model(name), locate(name)
+    target = device_named(device)
     disable_progress_bar()
-    try:
-        network, report = AutoModelForCausalLM.from_pretrained(
-            directory, dtype=torch.float32, output_loading_info=True, local_files_only=True
-        )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise ModelFilesError(
-            f"the model cannot be opened: {str(error).strip().partition(chr(10))[0]}",
-            code="no-weights",
-            place=name,
-            hint="a directory needs config.json and *.safetensors",
-        ) from error
-    absent = sorted(map(str, [*report.get("missing_keys", ()), *report.get("mismatched_keys", ())]))
-    if absent:
-        raise ModelFilesError(
-            f"{len(absent)} weights are not in the files, the first: {absent[0]}", code="missing-weights", place=name
-        )
-    place = "cuda" if has_cuda and device != "cpu" else "cpu"
+    network = pretrained(place, dtype=torch.float32)
     return LocalModel(
         files,
-        directory,
-        network.eval().to(place),
+        place.directory,
+        network.eval().to(target),
         ReferenceEngine(files.tokenizer_json),
         tuple(stop_ids or files.stop_ids),
     )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -67,7 +69,16 @@ def check_fit(place: ModelPlace, manifest: Manifest) -> None:
     files = read_text_files(place.directory)
     if "tokenizer.json" not in files:
         return
-    found = _text_files(place, files, manifest)
+    check_same_files(
+        _text_files(place, files, manifest),
+        manifest,
+        place=place.name,
+        hint="pack with the model that you train, or train the model that you packed with",
+    )
+
+
+def check_same_files(found: ModelFiles, manifest: Manifest, *, place: str, hint: str) -> None:
+    """ShardError `tokenizer-differs`, `template-differs`: a set was packed with other files than these."""
     packed = manifest.model
     for what, own, wanted in (
         ("tokenizer", found.tokenizer_sha256, packed.tokenizer_sha256),
@@ -77,8 +88,8 @@ def check_fit(place: ModelPlace, manifest: Manifest) -> None:
             raise ShardError(
                 f"the model's {what} is not the one that the set was packed with ({packed.name})",
                 code=f"{what}-differs",
-                place=place.name,
-                hint="pack with the model that you train, or train the model that you packed with",
+                place=place,
+                hint=hint,
             )
 
 
@@ -88,12 +99,31 @@ def load(place: ModelPlace, config: TrainConfig, *, dtype: torch.dtype = torch.f
     Raises:
         ModelFilesError: `no-weights`, `missing-weights`.
     """
-    try:
-        if config.init == "random":
+    if config.init == "random":
+        with _named_failures(place):
             return _random(place.directory, seed=config.seed).to(dtype).train()
+    return pretrained(place, dtype=dtype).train()
+
+
+def pretrained(place: ModelPlace, *, dtype: torch.dtype) -> PreTrainedModel:
+    """The model with all the weights of its files.
+
+    Raises:
+        ModelFilesError: `no-weights`, `missing-weights`.
+    """
+    with _named_failures(place):
         model, report = AutoModelForCausalLM.from_pretrained(
             place.directory, dtype=dtype, output_loading_info=True, **_source(place)
         )
+    _check_complete(place, report)
+    opened: PreTrainedModel = model
+    return opened
+
+
+@contextmanager
+def _named_failures(place: ModelPlace) -> Iterator[None]:
+    try:
+        yield
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise ModelFilesError(
             f"the model cannot be opened: {_first_line(error)}",
@@ -101,9 +131,6 @@ def load(place: ModelPlace, config: TrainConfig, *, dtype: torch.dtype = torch.f
             place=place.name,
             hint="a directory needs config.json and *.safetensors, or a .gguf; --init random needs config.json only",
         ) from error
-    _check_complete(place, report)
-    trained: PreTrainedModel = model.train()
-    return trained
 
 
 def check_lengths(model: PreTrainedModel, manifest: Manifest) -> None:
