@@ -6,11 +6,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from pydantic import ValidationError
 
-from sftprep.cli.options import option_of
+from sftprep.cli.options import option_of, read_config
 from sftprep.config.split import SplitConfig
-from sftprep.errors import UsageError
 
 _FIELDS = SplitConfig.model_fields
 
@@ -34,13 +32,7 @@ def split(
     Example: sftprep split chats.jsonl --eval 5% --out parts --seed 1
     """
     options = {key: value for key, value in locals().items() if key != "quiet"}
-    try:
-        config = SplitConfig(**{**options, "files": tuple(files)})
-    except ValidationError as error:
-        first = error.errors()[0]
-        what = first["msg"].removeprefix("Value error, ")
-        name = "eval" if first["loc"][0] == "held_out" else str(first["loc"][0]).replace("_", "-")
-        raise UsageError(f"--{name}: {what}", code="bad-option", hint="see sftprep split --help") from error
+    config = read_config(SplitConfig, {**options, "files": tuple(files)}, command="split", names={"held_out": "--eval"})
     from rich.console import Console  # as below
 
     # numpy, pyarrow and rich take 0.3 s to import, which `sftprep --help` must not wait for.

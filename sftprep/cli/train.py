@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from pydantic import ValidationError
 
+from sftprep.cli.options import option_of, read_config
 from sftprep.config.train import TrainConfig
-from sftprep.errors import UsageError
 
 _FIELDS = TrainConfig.model_fields
 
@@ -48,7 +47,7 @@ class _Attention(StrEnum):
 
 
 def _option(name: str) -> Any:
-    return typer.Option(f"--{name.replace('_', '-')}", help=_FIELDS[name].description)
+    return option_of(TrainConfig, name)
 
 
 def train(
@@ -95,12 +94,8 @@ def train(
     """
     options = dict(locals())
     del options["dry_run"]
-    try:
-        config = TrainConfig.model_validate({name: _plain(value) for name, value in options.items()})
-    except ValidationError as error:
-        first = error.errors()[0]
-        option = "--" + str(first["loc"][0]).replace("_", "-")
-        raise UsageError(f"{option}: {first['msg']}", code="bad-option", hint="sftprep train --help") from error
+    plain = {name: _plain(value) for name, value in options.items()}
+    config = read_config(TrainConfig, plain, command="train")
     # torch and transformers take seconds to import, which `sftprep --help` must not wait for.
     from sftprep.train import run
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from pydantic import ValidationError
 
+from sftprep.cli.options import read_config
 from sftprep.config.validate import ValidateConfig
-from sftprep.errors import UsageError
 
 if TYPE_CHECKING:
     from sftprep.config.quality import QualityConfig
@@ -54,7 +53,7 @@ def validate(
     options["against"] = tuple(against or ())
     options["format"] = options.pop("row_format")
     del options["quiet"]
-    config = _config(options)
+    config = read_config(ValidateConfig, options, command="validate", names={"json_file": "--json"})
     # Wrong thresholds are told before a file is read.
     measures = _measures(config) if config.measures_quality else None
     report = _run(config, quiet=quiet)
@@ -63,15 +62,6 @@ def validate(
     failed = found is not None and any(found.by_code.get(code) for code in config.fail_on)
     if report.exit_code or failed:
         raise typer.Exit(report.exit_code or 1)
-
-
-def _config(options: dict[str, Any]) -> ValidateConfig:
-    """UsageError where options are wrong together."""
-    try:
-        return ValidateConfig(**options)
-    except ValidationError as error:
-        what = error.errors()[0]["msg"].removeprefix("Value error, ")
-        raise UsageError(what, code="bad-option", hint="see sftprep validate --help") from error
 
 
 def _run(config: ValidateConfig, *, quiet: bool) -> ValidationReport:
