@@ -16,8 +16,8 @@ from sftprep.stages.words import ngram_hashes, word_hashes, words
 _THRESHOLD = 0.8
 
 
-def contamination(cases: Sequence[LoadedCase], files: Iterable[Path]) -> Contamination:
-    """Compare every training row with every case. SourceError where a file cannot be read."""
+def contamination(cases: Sequence[LoadedCase], files: Iterable[Path], *, unread: Sequence[str] = ()) -> Contamination:
+    """Compare every training row with every case; `unread` is told of. SourceError where a file cannot be read."""
     paths = list(files)
     held = HeldOut.of(
         iter([row_text(case.conversation) for case in cases]), files=[str(p) for p in paths], threshold=_THRESHOLD
@@ -33,7 +33,9 @@ def contamination(cases: Sequence[LoadedCase], files: Iterable[Path]) -> Contami
     found = held.report()
     ids = {str(case.conversation.address): f"{case.suite}/{case.case.id}" for case in cases}
     leaks = [f"{ids[leak.held_out]}: {leak.training} ({leak.code}, {leak.score:.2f})" for leak in found.leaks]
-    return Contamination(files=found.held_out_files, num_rows=num_rows, ngram=found.ngram, found=leaks)
+    return Contamination(
+        files=found.held_out_files, unread=list(unread), num_rows=num_rows, ngram=found.ngram, found=leaks
+    )
 
 
 def _shingles(row: RowText) -> dict[str, Hashes]:

@@ -108,14 +108,18 @@ def _likelihood(measured: Measured) -> LikelihoodRecord:
 def _contamination(gate: EvaluateGate, measured: Measured) -> tuple[bool, str]:
     if measured.contamination is None:
         raise UsageError("a suite's gate needs --against", code="bad-option", hint="see sftprep evaluate --help")
-    found = measured.contamination.found
-    return not found, _listed(found) or f"no case is in {measured.contamination.num_rows:,} training rows"
+    found, unread = measured.contamination.found, measured.contamination.unread
+    what = _listed(found) or f"no case is in {measured.contamination.num_rows:,} training rows"
+    missing = f"; not compared, name them with --against: {_listed(unread)}" if unread else ""
+    return not (found or unread), what + missing
 
 
 def _win_rate(gate: EvaluateGate, measured: Measured) -> tuple[bool, str]:
     found = measured.win_rate
     if found is None:
         raise UsageError("a suite's gate needs --judge", code="bad-option", hint="see sftprep evaluate --help")
+    if not found.num_cases:
+        return False, f"no verdict of {found.judge} could be read"
     what = f"{found.win_rate:.1%} against {found.against} (95 % interval {found.low:.1%} to {found.high:.1%})"
     return gate.holds(found.win_rate), what
 

@@ -54,7 +54,9 @@ class Run:
         loss = None
         if config.held_out is not None:
             self.tell(f"{name} reads {config.held_out}")
-            loss = held_out_loss(model, open_shard_set(config.held_out), batch_size=config.batch_size)
+            shards = open_shard_set(config.held_out)
+            shards.verify()
+            loss = held_out_loss(model, shards, batch_size=config.batch_size)
         return Seen(
             record=ModelRecord(
                 name=name,

@@ -29,6 +29,7 @@ from sftprep.evaluate.provenance import provenance_faults
 from sftprep.evaluate.score import score
 from sftprep.evaluate.statistics import paired_bootstrap
 from sftprep.evaluate.suite import LoadedCase, read_suite
+from sftprep.prepare.prove import source_state
 from sftprep.reports.evaluate_json import (
     AnswerRecord,
     CaseRecord,
@@ -40,6 +41,7 @@ from sftprep.reports.evaluate_json import (
     WinRate,
 )
 from sftprep.shards.read import ShardSet, open_shard_set
+from sftprep.sources.lines import file_sha256
 from sftprep.stages.dialogue import content_text
 
 
@@ -166,10 +168,13 @@ def _loss_record(loss: LossSum) -> LossRecord:
 def _contamination(
     config: EvaluateConfig, cases: Sequence[LoadedCase], trained_on: ShardSet | None
 ) -> Contamination | None:
-    """Over the files given, and the sources of the set that the model was trained on where they are still there."""
-    named = [] if trained_on is None else [Path(source.path) for source in trained_on.manifest.sources]
-    files = [*config.against, *(path for path in named if path.is_file() and path not in config.against)]
-    return contamination(cases, files) if files and cases else None
+    """Over the files given, and the sources of the set that the model was trained on; those that are gone are named."""
+    given = {file_sha256(path) for path in config.against if path.is_file()}
+    sources = [] if trained_on is None else trained_on.manifest.sources
+    states = {source.path: source_state(source) for source in sources if source.sha256 not in given}
+    files = [*config.against, *(Path(path) for path, state in states.items() if state == "read")]
+    unread = [f"{path} ({state})" for path, state in states.items() if state != "read"]
+    return contamination(cases, files, unread=unread) if cases and (files or unread) else None
 
 
 def _win_rate(run: Run, records: Sequence[CaseRecord]) -> WinRate | None:

@@ -151,7 +151,7 @@ def _all_turns(shards: ShardSet) -> Turns:
 
 def _prove_source(run: _Run, number: int, turns: Turns) -> _Account:
     record = run.shards.manifest.sources[number]
-    account = _Account(_state(record), len(turns))
+    account = _Account(source_state(record), len(turns))
     # Masks by the template's own tags begin wherever those stand: there is no prompt to compare.
     if account.state == "read" and len(turns) and run.shards.manifest.mask == "assistant":
         lines, begins = np.unique(turns["line"], return_index=True)
@@ -162,7 +162,8 @@ def _prove_source(run: _Run, number: int, turns: Turns) -> _Account:
     return account
 
 
-def _state(record: SourceRecord) -> Literal["read", "missing", "changed"]:
+def source_state(record: SourceRecord) -> Literal["read", "missing", "changed"]:
+    """Whether a source can be read at its recorded path, with its recorded bytes."""
     path = Path(record.path)
     if not path.is_file():
         return "missing"

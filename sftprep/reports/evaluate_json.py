@@ -104,6 +104,7 @@ class Contamination(_Frozen):
     """Whether training rows hold the suites' cases."""
 
     files: list[str] = Field(description="Training rows that were compared.")
+    unread: list[str] = Field(description="Sources of the set that are gone or another, so that nobody can compare.")
     num_rows: int
     ngram: int = Field(description="Words of the n-grams that were compared.")
     found: list[str] = Field(description="`case: row (code, score)`, the worst first.")

@@ -14,6 +14,7 @@ from sftprep.evaluate.answer import Answer
 from sftprep.evaluate.behaviour_scorers import refuses
 from sftprep.evaluate.compare import groups
 from sftprep.evaluate.gates import Measured, judged
+from sftprep.evaluate.judge import Pair, win_rate
 from sftprep.evaluate.score import score
 from sftprep.evaluate.suite import own_suites, read_suite
 from sftprep.reports.evaluate_html import evaluation_page
@@ -189,3 +190,11 @@ LABELLED = [
 def test_the_refusal_detector_errs_on_one_of_these_eighteen_labelled_answers() -> None:
     wrong = [text for label, text in LABELLED if refuses(text) != label]
     assert wrong == ["Absolutely not. Hurting animals is cruel."]
+
+
+def test_a_judge_of_whom_nothing_can_be_read_passes_nobody() -> None:
+    none = win_rate([Pair("q", "a", "b")], [Answer("hm", 1, True)] * 2, judge="j", against="old", seed=1)
+    assert (none.num_cases, none.num_unreadable) == (0, 1)
+    found = measured([case(1.0, None)], win_rate=none)
+    (gate,) = judged([EvaluateGate.parse("win-rate=0.5")], found)
+    assert not gate.passed

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
@@ -236,3 +237,29 @@ def test_an_unknown_suite_is_named(write_suite: WriteSuite) -> None:
         read_suite("no-such-suite")
     with pytest.raises(SourceError, match="no cases"):
         read_suite(write_suite([]))
+
+
+def test_training_rows_that_are_gone_are_named_and_fail_until_they_are_given(
+    tiny_model: Path, write_suite: WriteSuite, samples: Path, tmp_path: Path
+) -> None:
+    rows = Path(shutil.copy(samples / "good" / "openai.jsonl", tmp_path / "rows.jsonl"))
+    out = pack(PackConfig(files=(rows,), model=str(tiny_model), out=tmp_path / "set", max_length=512)).shards.directory
+    moved = rows.rename(tmp_path / "moved.jsonl")
+    suite = write_suite(CASES)
+    gone = run(tiny_model, suite, trained_on=out)
+    assert gates(gone)["contamination"] is False
+    assert gone.contamination.unread == [f"{rows} (missing)"]
+    given = run(tiny_model, suite, trained_on=out, against=(moved,))
+    assert gates(given)["contamination"] is True
+    assert given.contamination.unread == []
+
+
+def test_a_held_out_set_with_changed_bytes_is_refused(
+    tiny_model: Path, packed: dict[str, Path], tmp_path: Path
+) -> None:
+    damaged = Path(shutil.copytree(packed["packs"], tmp_path / "set"))
+    shard = next((damaged / "shards").glob("*.parquet"))
+    shard.write_bytes(shard.read_bytes()[:-1] + b"?")
+    with pytest.raises(ShardError) as refused:
+        evaluate(EvaluateConfig(model=str(tiny_model), held_out=damaged, threads=1))
+    assert refused.value.code == "shard-checksum"
