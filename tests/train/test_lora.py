@@ -19,6 +19,7 @@ from sftprep.config.train import TrainConfig
 from sftprep.errors import TrainError
 from sftprep.train import lora, run
 from sftprep.train.run import TrainResult, train
+from tests.train.runs import interrupted_after
 
 ShardSetFactory = Callable[..., Path]
 IDS = torch.arange(5, 25)[None]
@@ -70,14 +71,7 @@ def test_a_resumed_run_with_dropout_ends_in_the_same_bytes_j1(
     data = shard_set(num_rows=9)
     _run(data, toy_model, out=tmp_path / "whole", epochs=2, lora_dropout=0.3)
     real = run.run_steps
-
-    def interrupted(*arguments: Any, **keywords: Any) -> Any:
-        for number, item in enumerate(real(*arguments, **keywords)):
-            if number == 5:
-                raise KeyboardInterrupt
-            yield item
-
-    monkeypatch.setattr(run, "run_steps", interrupted)
+    monkeypatch.setattr(run, "run_steps", interrupted_after(5))
     with pytest.raises(KeyboardInterrupt):
         _run(data, toy_model, out=tmp_path / "parts", epochs=2, lora_dropout=0.3, save_every=3)
     assert isinstance(_model(tmp_path / "parts.running" / "checkpoints" / "step-00000003"), torch.nn.Module)

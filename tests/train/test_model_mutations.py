@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ from sftprep.train.forward import inputs
 from sftprep.train.loss import HeadTransform
 from sftprep.train.selftest import Verdict
 from tests.train import test_lora, test_loss, test_selftest, test_train_run
+from tests.train.runs import Guard, assert_witness_sees
 
 
 def joined(batch: Any) -> dict[str, Any]:
@@ -61,7 +60,7 @@ COPIED = test_train_run.test_the_output_names_the_trained_stop_ids_and_copies_th
 SUMMED = test_loss.test_the_head_s_gradient_is_summed_in_float32_under_bfloat16
 TOKENS = test_lora.test_untrained_tokens_of_the_set_are_refused_unless_embeddings_are_trained_n2
 MERGED = test_lora.test_the_merged_model_opens_in_transformers_and_equals_base_and_adapter_c2_b5
-GUARDS: dict[str, tuple[Any, str, Any, Callable[..., None]]] = {
+GUARDS: dict[str, Guard] = {
     "F1 and F3: documents are apart": (selftest, "inputs", joined, isolated_f1_f3),
     "F2: a hybrid is found": (selftest, "_compare", believing, hybrid_f2),
     "N1: the loss works in tiles": (loss, "_TILES", 1, memory_n1),
@@ -77,8 +76,4 @@ GUARDS: dict[str, tuple[Any, str, Any, Callable[..., None]]] = {
 def test_the_witness_sees_that_a_guard_is_gone(
     guard: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    owner, name, fault, witness = GUARDS[guard]
-    values = {fixture: request.getfixturevalue(fixture) for fixture in inspect.signature(witness).parameters}
-    monkeypatch.setattr(owner, name, fault)
-    with pytest.raises((pytest.fail.Exception, AssertionError)):
-        witness(**values)
+    assert_witness_sees(GUARDS[guard], request, monkeypatch)

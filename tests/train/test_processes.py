@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -33,6 +32,7 @@ from sftprep.train.rows import RowReader
 from sftprep.train.run import train
 from sftprep.train.setup import Where, build_model, build_trainee
 from sftprep.train.stream import Schedule
+from tests.train.runs import metrics_of, stopping_after
 
 ShardSetFactory = Callable[..., Path]
 
@@ -125,22 +125,6 @@ def test_processes_take_disjoint_rows_that_are_together_the_step(
     assert sorted(np.concatenate(shares).tolist()) == sorted(schedule.rows(step).tolist())
 
 
-def _stopping_after(step: int) -> Callable[..., Any]:
-    real = run.run_steps
-
-    def steps(*arguments: Any, **keywords: Any) -> Any:
-        for record, position in real(*arguments, **keywords):
-            if position.step == step:
-                os.kill(os.getpid(), signal.SIGTERM)
-            yield record, position
-
-    return steps
-
-
-def _metrics(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
 def _torchrun(processes: int, data: Path, model: Path, out: Path, *, stop_at: int | None) -> int:
     """The exit code of a resumed run, told to stop once it has done a number of steps."""
     options = ["--grad-accum", "6", "--lr", "3e-3", "--epochs", "30", "--threads", "1", "--resume"]
@@ -169,7 +153,7 @@ def test_a_run_goes_on_from_one_process_to_two_to_four_with_the_same_steps_j1(
     config = TrainConfig(data=data, model=str(toy_model), out=tmp_path / "whole", **common)
     train(config, console=Console(quiet=True))
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(run, "run_steps", _stopping_after(4))
+        patched.setattr(run, "run_steps", stopping_after(4))
         with pytest.raises(StoppedError):
             train(config.model_copy(update={"out": tmp_path / "out"}), console=Console(quiet=True))
     assert _torchrun(2, data, toy_model, tmp_path / "out", stop_at=8) != 0
@@ -179,7 +163,7 @@ def test_a_run_goes_on_from_one_process_to_two_to_four_with_the_same_steps_j1(
     assert _torchrun(4, data, toy_model, tmp_path / "out", stop_at=None) == 0, (tmp_path / "shown-4").read_text()[
         -3000:
     ]
-    wanted, found = _metrics(tmp_path / "whole" / "metrics.jsonl"), _metrics(tmp_path / "out" / "metrics.jsonl")
+    wanted, found = metrics_of(tmp_path / "whole" / "metrics.jsonl"), metrics_of(tmp_path / "out" / "metrics.jsonl")
     for name in ("step", "num_tokens", "num_trained"):
         assert [line[name] for line in found] == [line[name] for line in wanted]
     assert [line["loss"] for line in found] == pytest.approx([line["loss"] for line in wanted], rel=1e-4)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import random
 import signal
 import subprocess
@@ -23,6 +22,7 @@ from sftprep.config.train import TrainConfig
 from sftprep.errors import ShardError, StoppedError
 from sftprep.train import run
 from sftprep.train.run import TrainResult, train
+from tests.train.runs import metrics_of, stopping_after
 
 ShardSetFactory = Callable[..., Path]
 
@@ -34,22 +34,6 @@ def _run(data: Path, model: Path, **options: Any) -> TrainResult:
 
 def _parameters(directory: Path) -> str:
     return hashlib.sha256((directory / "model.safetensors").read_bytes()).hexdigest()
-
-
-def _metrics(directory: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
-
-
-def _stopping_after(step: int) -> Callable[..., Any]:
-    real = run.run_steps
-
-    def steps(*arguments: Any, **keywords: Any) -> Any:
-        for record, position in real(*arguments, **keywords):
-            if position.step == step:
-                os.kill(os.getpid(), signal.SIGTERM)
-            yield record, position
-
-    return steps
 
 
 @pytest.mark.parametrize("stops", [(1, 2, 3), (4, 7)], ids=["three times", "mid-epoch"])
@@ -64,14 +48,14 @@ def test_a_run_stopped_by_sigterm_and_resumed_ends_in_the_same_bytes_j1_j4(
     _run(data, toy_model, out=tmp_path / "whole", epochs=2)
     for number, step in enumerate(stops):
         with monkeypatch.context() as patched:
-            patched.setattr(run, "run_steps", _stopping_after(step))
+            patched.setattr(run, "run_steps", stopping_after(step))
             with pytest.raises(StoppedError) as raised:
                 _run(data, toy_model, out=tmp_path / "parts", epochs=2, resume=number > 0)
         assert raised.value.exit_code == 143
         assert (tmp_path / "parts.running" / "checkpoints" / f"step-{step:08d}").is_dir()
     _run(data, toy_model, out=tmp_path / "parts", epochs=2, resume=True)
     assert _parameters(tmp_path / "parts") == _parameters(tmp_path / "whole")
-    whole, parts = _metrics(tmp_path / "whole"), _metrics(tmp_path / "parts")
+    whole, parts = metrics_of(tmp_path / "whole" / "metrics.jsonl"), metrics_of(tmp_path / "parts" / "metrics.jsonl")
     assert [(line["step"], line["loss"]) for line in parts] == [(line["step"], line["loss"]) for line in whole]
     assert len(parts) == 10
 
@@ -79,7 +63,7 @@ def test_a_run_stopped_by_sigterm_and_resumed_ends_in_the_same_bytes_j1_j4(
 def test_a_stop_in_the_last_step_ends_the_run_as_usual(
     shard_set: ShardSetFactory, toy_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run, "run_steps", _stopping_after(2))
+    monkeypatch.setattr(run, "run_steps", stopping_after(2))
     _run(shard_set(), toy_model, out=tmp_path / "out", max_steps=2)
     assert (tmp_path / "out" / "model.safetensors").is_file()
 
@@ -106,7 +90,7 @@ def test_sigterm_finishes_the_step_saves_and_exits_143(
     _, shown = process.communicate(timeout=60)
     assert process.returncode == 143
     assert "terminated" in shown
-    done = len(_metrics(tmp_path / "out.running"))
+    done = len(metrics_of(tmp_path / "out.running" / "metrics.jsonl"))
     assert (tmp_path / "out.running" / "checkpoints" / f"step-{done:08d}" / "position.json").is_file()
 
 
@@ -141,7 +125,7 @@ def test_a_kill_at_any_moment_also_while_saving_leaves_a_checkpoint_that_goes_on
     assert partial, "no kill fell into a save"
     _run(data, toy_model, out=tmp_path / "out", epochs=30, lr=2e-5, resume=True)
     assert _parameters(tmp_path / "out") == _parameters(tmp_path / "whole")
-    assert len(_metrics(tmp_path / "out")) == 150
+    assert len(metrics_of(tmp_path / "out" / "metrics.jsonl")) == 150
 
 
 def test_a_damaged_checkpoint_is_named(shard_set: ShardSetFactory, toy_model: Path, tmp_path: Path) -> None:
@@ -168,11 +152,11 @@ def test_the_last_checkpoints_and_the_best_are_kept(
     options: dict[str, Any] = {"epochs": 2, "save_every": 1, "eval_shards": held, "eval_every": 2}
     data = shard_set(num_rows=10)
     with monkeypatch.context() as patched:
-        patched.setattr(run, "run_steps", _stopping_after(7))
+        patched.setattr(run, "run_steps", stopping_after(7))
         with pytest.raises(StoppedError):
             _run(data, toy_model, out=tmp_path / "out", **options)
     _run(data, toy_model, out=tmp_path / "out", resume=True, **options)
-    lines = _metrics(tmp_path / "out")
+    lines = metrics_of(tmp_path / "out" / "metrics.jsonl")
     assert [line["eval_nll"] for line in lines] == [None, 3.0, None, 2.0, None, 1.0, None, 1.5, None, 2.5]
     kept = sorted(int(path.name[5:]) for path in (tmp_path / "out" / "checkpoints").iterdir())
     assert kept == [6, 8, 9]
@@ -189,7 +173,7 @@ def test_the_held_out_loss_is_a_sum_over_a_sum_whatever_the_batch_i4(
             out = tmp_path / f"{eval_set.name}-{size}"
             options: dict[str, Any] = {"max_steps": 1, "batch_size": size, "grad_accum": 12 // size}
             _run(data, toy_model, out=out, eval_shards=eval_set, attention=attention, **options)
-            found.append(_metrics(out)[0]["eval_nll"])
+            found.append(metrics_of(out / "metrics.jsonl")[0]["eval_nll"])
         assert found == pytest.approx([found[0]] * 3, rel=1e-5)
         assert 1 < found[0] < 10
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +10,7 @@ import pytest
 from sftprep.shards.manifest import Manifest
 from sftprep.train import loop, run
 from tests.train import test_train_run
+from tests.train.runs import Guard, assert_witness_sees
 
 VALIDATE = Manifest.model_validate
 
@@ -26,7 +26,7 @@ def counting_nothing(position: Any, feed: Any, *, num_trained: int) -> Any:
 STAMP = test_train_run.test_a_set_that_does_not_say_what_its_mask_is_is_refused_a4
 EPOCH = test_train_run.test_an_epoch_that_trains_another_number_of_tokens_than_the_manifest_says_is_refused_a5
 TEMPLATE = test_train_run.test_a_model_with_another_template_is_refused_c8
-GUARDS = {
+GUARDS: dict[str, Guard] = {
     "A4": (Manifest, "model_validate", stamped, STAMP),
     "A5": (loop, "_advance", counting_nothing, EPOCH),
     "C8": (run, "check_fit", lambda *_: None, TEMPLATE),
@@ -37,8 +37,4 @@ GUARDS = {
 def test_the_witness_sees_that_a_guard_is_gone(
     guard: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    owner, name, fault, witness = GUARDS[guard]
-    values = {fixture: request.getfixturevalue(fixture) for fixture in inspect.signature(witness).parameters}
-    monkeypatch.setattr(owner, name, fault)
-    with pytest.raises((pytest.fail.Exception, AssertionError)):
-        witness(**values)
+    assert_witness_sees(GUARDS[guard], request, monkeypatch)

@@ -21,6 +21,7 @@ from sftprep.errors import SftprepError, ShardError, TrainError
 from sftprep.train import checkpoint, loop, run
 from sftprep.train.generate import answer
 from sftprep.train.run import TrainResult, train
+from tests.train.runs import interrupted_after
 
 ShardSetFactory = Callable[..., Path]
 
@@ -130,14 +131,7 @@ def test_a_resumed_run_ends_in_the_same_bytes_as_an_uninterrupted_one_j1(
     data = shard_set(num_rows=9)
     _run(data, toy_model, out=tmp_path / "whole", epochs=2)
     real = run.run_steps
-
-    def interrupted(*arguments: Any, **keywords: Any) -> Any:
-        for number, item in enumerate(real(*arguments, **keywords)):
-            if number == 5:
-                raise KeyboardInterrupt
-            yield item
-
-    monkeypatch.setattr(run, "run_steps", interrupted)
+    monkeypatch.setattr(run, "run_steps", interrupted_after(5))
     with pytest.raises(KeyboardInterrupt):
         _run(data, toy_model, out=tmp_path / "parts", epochs=2, save_every=4)
     assert not (tmp_path / "parts").exists()

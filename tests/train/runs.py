@@ -1,0 +1,58 @@
+"""What several tests of training do to a run: stop it, interrupt it, or take a guard away and ask the witness."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sftprep.train import run
+
+Guard = tuple[Any, str, Any, Callable[..., None]]
+"""Where a guard stands, its name, what it is replaced by, and the test that must then fail."""
+
+
+def stopping_after(step: int) -> Callable[..., Any]:
+    """`run_steps` that is sent SIGTERM once a step is done."""
+    real = run.run_steps
+
+    def steps(*arguments: Any, **keywords: Any) -> Any:
+        for record, position in real(*arguments, **keywords):
+            if position.step == step:
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield record, position
+
+    return steps
+
+
+def interrupted_after(number: int) -> Callable[..., Any]:
+    """`run_steps` that is interrupted by Ctrl-C after so many steps."""
+    real = run.run_steps
+
+    def steps(*arguments: Any, **keywords: Any) -> Any:
+        for done, item in enumerate(real(*arguments, **keywords)):
+            if done == number:
+                raise KeyboardInterrupt
+            yield item
+
+    return steps
+
+
+def metrics_of(path: Path) -> list[dict[str, Any]]:
+    """The lines of a metrics.jsonl."""
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def assert_witness_sees(guard: Guard, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The witness fails, by what it asserts, where the guard is gone."""
+    owner, name, fault, witness = guard
+    values = {fixture: request.getfixturevalue(fixture) for fixture in inspect.signature(witness).parameters}
+    monkeypatch.setattr(owner, name, fault)
+    with pytest.raises((pytest.fail.Exception, AssertionError)):
+        witness(**values)
