@@ -25,9 +25,6 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-EXIT_INTERRUPTED = 130
-"""128 + SIGINT, as shells expect of an interrupted command."""
-
 
 def _show_version(wanted: bool) -> None:
     if wanted:
@@ -57,8 +54,5 @@ def main() -> None:
     try:
         app()
     except SftprepError as error:
-        typer.echo(f"error: {error}", err=True)
+        typer.echo("\n  ".join([f"error: {error}", *getattr(error, "__notes__", ())]), err=True)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        typer.echo("interrupted: nothing was published", err=True)
-        sys.exit(EXIT_INTERRUPTED)
