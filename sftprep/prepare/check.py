@@ -13,7 +13,7 @@ from sftprep.errors import UsageError
 from sftprep.prepare.row_fit import FitRow, RowFit
 from sftprep.records.codes import CODES
 from sftprep.records.draft import Format, moved
-from sftprep.sources.lines import SourceRow
+from sftprep.sources.blocks import SourceRow
 from sftprep.stages.validate import ValidatedRow, validate_row
 
 _ONCE_A_FILE: Final = frozenset({"unknown-row-key", "null-as-absent"})

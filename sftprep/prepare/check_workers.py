@@ -14,7 +14,7 @@ from sftprep.config.validate import ValidateConfig
 from sftprep.data import RowAddress
 from sftprep.errors import DataError, SourceError
 from sftprep.prepare.check import CheckedRow, CheckRow, SaidOnce, checker
-from sftprep.sources.lines import SourceRow
+from sftprep.sources.blocks import SourceRow
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from sftprep.config.validate import ValidateConfig
 from sftprep.data import Json
 from sftprep.errors import OutputError
 from sftprep.prepare.check import CheckedRow
-from sftprep.sources.lines import SourceRow
+from sftprep.sources.blocks import SourceRow
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,8 +25,9 @@ from sftprep.prepare.tally import FileTally, Tally
 from sftprep.records.codes import CODES
 from sftprep.reports.findings import ValidationReport, publishing
 from sftprep.reports.quality_json import QUALITY_CODES
+from sftprep.sources.blocks import SourceRow
 from sftprep.sources.compressed import STDIN, OnBytes
-from sftprep.sources.lines import SourceRow, read_rows, require_file
+from sftprep.sources.lines import read_rows, require_file
 from sftprep.sources.paths import expand
 from sftprep.stages.validate import ValidatedRow
 

@@ -9,43 +9,22 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Final
 
-from sftprep.data import RowAddress
 from sftprep.errors import SourceError, UsageError
-from sftprep.sources.array import array_items
+from sftprep.sources.array import ArrayItem, array_items
+from sftprep.sources.blocks import UTF8_BOM, Block, ItemBlock, LineBlock, SourceRow
 from sftprep.sources.compressed import STDIN, OnBytes, chunks_of
-from sftprep.sources.tables import is_table, table_rows
+from sftprep.sources.tables import is_table, table_blocks
 
-_UTF8_BOM: Final = b"\xef\xbb\xbf"
+BLOCK_BYTES: Final = 1 << 19
+"""What a block of text holds at most, but for a longer row: enough to hide what a process costs, and small."""
+
 _LINE_SUFFIXES: Final = frozenset({".jsonl", ".ndjson"})
 _NUM_TELLING: Final = 5
 """Bytes, without white space, that tell an array of objects from lines: a byte order mark and two more."""
-
-
-@dataclass(frozen=True, slots=True)
-class SourceRow:
-    """One row as JSON: of JSONL a line that is not blank, without line end and byte order mark.
-
-    The address counts lines of JSONL, and rows of any other file. `offset` is where the bytes start in the
-    uncompressed text; 0 where the file is a table. `dropped_null` is the place of a null that a table cannot tell
-    from an absent key, in what a tool is called with or declared by.
-    """
-
-    address: RowAddress
-    raw: bytes
-    offset: int
-    dropped_null: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class _Line:
-    number: int
-    offset: int
-    raw: bytes
 
 
 def read_rows(path: Path, *, name: str, on_bytes: OnBytes | None = None) -> Iterator[SourceRow]:
@@ -54,9 +33,15 @@ def read_rows(path: Path, *, name: str, on_bytes: OnBytes | None = None) -> Iter
     Compression, tables and arrays are known by a file's first bytes. UsageError at once where the path is not a
     readable file; SourceError (with the row reached) where it is empty, truncated, or not what its name says.
     """
+    blocks = read_blocks(path, name=name, on_bytes=on_bytes)
+    return (row for block in blocks for row in block.rows(name))
+
+
+def read_blocks(path: Path, *, name: str, on_bytes: OnBytes | None = None) -> Iterator[Block]:
+    """The same rows in runs that are cheap to cut; which rows a run holds depends on the file's contents alone."""
     if path != STDIN:
         require_file(path)
-    return _rows(path, name=name, on_bytes=on_bytes)
+    return _blocks(path, name=name, on_bytes=on_bytes)
 
 
 def require_file(path: Path) -> None:
@@ -84,69 +69,89 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _rows(path: Path, *, name: str, on_bytes: OnBytes | None) -> Iterator[SourceRow]:
+def _blocks(path: Path, *, name: str, on_bytes: OnBytes | None) -> Iterator[Block]:
     found = False
     if path != STDIN and is_table(path):
-        rows = _table(path, name=name, on_bytes=on_bytes)
+        blocks = table_blocks(path, name=name, on_bytes=on_bytes)
     else:
-        rows = _text(path, name=name, on_bytes=on_bytes)
-    for row in rows:
-        found = True
-        yield row
+        blocks = _text_blocks(path, name=name, on_bytes=on_bytes)
+    for block in blocks:
+        found = found or next(block.rows(name), None) is not None
+        yield block
     if not found:
         hint = "a source holds at least one row; leave the file out if that is meant"
         raise SourceError("holds no rows", code="empty-file", place=name, hint=hint)
 
 
-def _table(path: Path, *, name: str, on_bytes: OnBytes | None) -> Iterator[SourceRow]:
-    for number, row in enumerate(table_rows(path, name=name, on_bytes=on_bytes), start=1):
-        yield SourceRow(RowAddress(name, number), row.raw, 0, row.dropped_null)
-
-
-def _text(path: Path, *, name: str, on_bytes: OnBytes | None) -> Iterator[SourceRow]:
+def _text_blocks(path: Path, *, name: str, on_bytes: OnBytes | None) -> Iterator[Block]:
     chunks = chunks_of(path, name=name, on_bytes=on_bytes)
     first: list[bytes | SourceError] = []
     start = b""
     while len(start) < _NUM_TELLING and (chunk := next(chunks, None)) is not None:
         first.append(chunk)
         start += b"" if isinstance(chunk, SourceError) else chunk.translate(None, b" \t\r\n")
-    start = start.removeprefix(_UTF8_BOM)
+    start = start.removeprefix(UTF8_BOM)
     suffixes = {suffix.lower() for suffix in path.suffixes}
-    if start.startswith(b"[{" if ".json" not in suffixes else b"[") and not suffixes & _LINE_SUFFIXES:
-        for number, item in enumerate(array_items(chain(first, chunks), name=name), start=1):
-            yield SourceRow(RowAddress(name, number), item.raw, item.offset)
-        return
-    for line in _lines(chain(first, chunks), name=name):
-        if line.raw.strip(b" \t\r"):
-            yield SourceRow(RowAddress(name, line.number), line.raw, line.offset)
+    is_array = start.startswith(b"[{" if ".json" not in suffixes else b"[") and not suffixes & _LINE_SUFFIXES
+    return (_item_blocks if is_array else _line_blocks)(chain(first, chunks), name=name)
 
 
-def _lines(chunks: Iterator[bytes | SourceError], *, name: str) -> Iterator[_Line]:
-    r"""Lines, blank ones included, without `\n`, one `\r` before it, and a byte order mark at the file's start."""
+def _item_blocks(chunks: Iterator[bytes | SourceError], *, name: str) -> Iterator[Block]:
+    items: list[ArrayItem] = []
+    first, held = 1, 0
+    try:
+        for item in array_items(chunks, name=name):
+            items.append(item)
+            held += len(item.raw)
+            if held >= BLOCK_BYTES:
+                yield ItemBlock(tuple(items), first)
+                first, held, items = first + len(items), 0, []
+    except SourceError:
+        if items:
+            yield ItemBlock(tuple(items), first)
+        raise
+    if items:
+        yield ItemBlock(tuple(items), first)
+
+
+def _line_blocks(chunks: Iterator[bytes | SourceError], *, name: str) -> Iterator[Block]:
     number, offset = 1, 0
-    for text in _cut(chunks):
-        if isinstance(text, SourceError):
-            raise SourceError(text.message, code=text.code, place=f"{name}:{number}", hint=text.hint)
-        body = text.removesuffix(b"\n").removesuffix(b"\r")
-        start = len(_UTF8_BOM) if number == 1 and body.startswith(_UTF8_BOM) else 0
-        yield _Line(number, offset + start, body[start:])
-        number += 1
-        offset += len(text)
+    for data in _cut(chunks):
+        if isinstance(data, SourceError):
+            raise SourceError(data.message, code=data.code, place=f"{name}:{number}", hint=data.hint)
+        yield LineBlock(data, number, offset)
+        number += data.count(b"\n")
+        offset += len(data)
 
 
 def _cut(chunks: Iterator[bytes | SourceError]) -> Iterator[bytes | SourceError]:
-    r"""Lines with their `\n`. What follows the last `\n` is a line too, unless the data stopped with an error."""
+    r"""Runs of whole lines. What follows the last `\n` is a line too, unless the data stopped with an error."""
     pending: list[bytes] = []
+    held, wanted = 0, BLOCK_BYTES
     for chunk in chunks:
         if isinstance(chunk, SourceError):
+            whole = b"".join(pending)
+            yield from filter(None, [whole[: whole.rfind(b"\n") + 1]])
             yield chunk
             return
-        *complete, rest = chunk.split(b"\n")
-        for part in complete:
-            # Joined only once a line is whole: a line of 50 MB is copied once, not once a chunk.
-            yield b"".join([*pending, part, b"\n"])
-            pending.clear()
-        if rest:
-            pending.append(rest)
-    if pending:
-        yield b"".join(pending)
+        pending.append(chunk)
+        held += len(chunk)
+        if held >= wanted:
+            *blocks, rest = _full_blocks(b"".join(pending))
+            yield from blocks
+            pending, held = [rest], len(rest)
+            # A line of 50 MB is joined a few times, not once a chunk.
+            wanted = max(BLOCK_BYTES, 2 * held)
+    yield from filter(None, _full_blocks(b"".join(pending)))
+
+
+def _full_blocks(data: bytes) -> Iterator[bytes]:
+    """As many whole lines as fit into a block, at least one, again and again; last what fills none."""
+    start = 0
+    while len(data) - start >= BLOCK_BYTES:
+        stop = data.rfind(b"\n", start, start + BLOCK_BYTES) + 1 or data.find(b"\n", start + BLOCK_BYTES) + 1
+        if not stop:
+            break
+        yield data[start:stop]
+        start = stop
+    yield data[start:]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -18,8 +18,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic_core import from_json
 
-from sftprep.data import Json
+from sftprep.data import Json, RowAddress
 from sftprep.errors import SourceError
+from sftprep.sources.blocks import SourceRow
 from sftprep.sources.compressed import OnBytes
 
 _PARQUET: Final = b"PAR1"
@@ -31,11 +32,27 @@ _SHOWN_TO_MODELS: Final = frozenset({"arguments", "parameters"})
 
 
 @dataclass(frozen=True, slots=True)
-class TableRow:
-    """A row as JSON; `dropped_null` points to the first null that was read as absent and may not be."""
+class TableBlock:
+    """A few rows of a table; a value that a column cannot have ends the reading of it as SourceError."""
 
-    raw: bytes
-    dropped_null: str
+    batch: pa.RecordBatch
+    first: int
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # A slice would take the whole batch that it is of with it.
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, self.batch.schema) as stream:
+            stream.write_batch(self.batch)
+        return _table_block, (sink.getvalue().to_pybytes(), self.first)
+
+    def rows(self, name: str) -> Iterator[SourceRow]:
+        """Each row as JSON; `dropped_null` points to the first null that was read as absent and may not be."""
+        with _named_damage(name, self.first):
+            rows = self.batch.to_pylist(maps_as_pydicts="strict")
+        for number, row in enumerate(rows, start=self.first):
+            with _named_damage(name, number):
+                raw, dropped_null = _json(row, self.batch.schema)
+            yield SourceRow(RowAddress(name, number), raw, 0, dropped_null)
 
 
 def is_table(path: Path) -> bool:
@@ -44,20 +61,34 @@ def is_table(path: Path) -> bool:
         return file.read(8).startswith((_PARQUET, _ARROW_FILE, _ARROW_STREAM))
 
 
-def table_rows(path: Path, *, name: str, on_bytes: OnBytes | None) -> Iterator[TableRow]:
-    """Each row in order. SourceError `damaged-table`, with the row reached, where the file cannot be read."""
-    number = 0
-    try:
-        for batch in _batches(path, on_bytes):
+def table_blocks(path: Path, *, name: str, on_bytes: OnBytes | None) -> Iterator[TableBlock]:
+    """All rows in order. SourceError `damaged-table`, with the row reached, where the file cannot be read."""
+    batches = _batches(path, on_bytes)
+    first = 1
+    while True:
+        with _named_damage(name, first):
+            batch = next(batches, None)
+            if batch is None:
+                return
             # Offsets that point elsewhere are followed without a look, and end the process.
             batch.validate(full=True)
-            for row in batch.to_pylist(maps_as_pydicts="strict"):
-                number += 1
-                yield _table_row(row, batch.schema)
+        yield TableBlock(batch, first)
+        first += batch.num_rows
+
+
+@contextmanager
+def _named_damage(name: str, number: int) -> Iterator[None]:
+    try:
+        yield
     except (pa.ArrowException, OSError, ValueError, KeyError) as error:
         what = f"the table cannot be read: {str(error).partition(chr(10))[0]:.200}"
         hint = "write the file again, or its rows as JSONL"
-        raise SourceError(what, code="damaged-table", place=f"{name}:{number + 1}", hint=hint) from error
+        raise SourceError(what, code="damaged-table", place=f"{name}:{number}", hint=hint) from error
+
+
+def _table_block(stream: bytes, first: int) -> TableBlock:
+    with pa.ipc.open_stream(stream) as batches:
+        return TableBlock(batches.read_next_batch(), first)
 
 
 def _batches(path: Path, on_bytes: OnBytes | None) -> Iterator[pa.RecordBatch]:
@@ -92,7 +123,7 @@ def _tell(on_bytes: OnBytes | None, position: int, told: int) -> int:
     return position
 
 
-def _table_row(row: dict[str, Any], schema: pa.Schema) -> TableRow:
+def _json(row: dict[str, Any], schema: pa.Schema) -> tuple[bytes, str]:
     dropped: list[str] = []
     value = {
         field.name: _value(row[field.name], field.type, f"/{field.name}", dropped)
@@ -100,7 +131,7 @@ def _table_row(row: dict[str, Any], schema: pa.Schema) -> TableRow:
         if row[field.name] is not None
     }
     shown = next((place for place in dropped if _SHOWN_TO_MODELS & set(place.split("/"))), "")
-    return TableRow(json.dumps(value, ensure_ascii=False).encode("utf-8"), shown)
+    return json.dumps(value, ensure_ascii=False).encode("utf-8"), shown
 
 
 def _value(item: Any, kind: pa.DataType, place: str, dropped: list[str]) -> Json:

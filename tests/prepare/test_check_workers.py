@@ -12,7 +12,7 @@ from sftprep.config.validate import ValidateConfig
 from sftprep.data import RowAddress
 from sftprep.errors import DataError
 from sftprep.prepare.check_workers import Chunk, check_chunks
-from sftprep.sources.lines import SourceRow
+from sftprep.sources.blocks import SourceRow
 
 
 class Deadly(bytes):

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sftprep.errors import SourceError, UsageError
-from sftprep.sources.lines import SourceRow, file_sha256, read_rows
+from sftprep.sources.blocks import SourceRow
+from sftprep.sources.lines import file_sha256, read_rows
 
 WRITERS = {"plain": bytes, "gzip": gzip.compress, "zstd": zstandard.compress}
 

@@ -15,7 +15,8 @@ import pytest
 
 from sftprep.errors import SourceError, UsageError
 from sftprep.sources import tables
-from sftprep.sources.lines import SourceRow, read_rows
+from sftprep.sources.blocks import SourceRow
+from sftprep.sources.lines import read_rows
 from sftprep.sources.paths import expand
 
 ROWS: list[dict[str, Any]] = [
@@ -158,6 +159,4 @@ def test_a_table_of_one_large_group_is_read_a_few_rows_at_a_time_d9(tmp_path: Pa
     sizes = [batch.num_rows for batch in tables._batches(path, None)]
     assert sum(sizes) == 5_000
     assert max(sizes) <= 1_000
-    assert [json.loads(row.raw)["prompt"] for row in tables.table_rows(path, name="t", on_bytes=None)] == [
-        f"q{n}" for n in range(5_000)
-    ]
+    assert [json.loads(row.raw)["prompt"] for row in read_rows(path, name="t")] == [f"q{n}" for n in range(5_000)]
