@@ -46,8 +46,8 @@ class _Attention(StrEnum):
     UNPACK = "unpack"
 
 
-def _option(name: str) -> Any:
-    return option_of(TrainConfig, name)
+def _option(name: str, **settings: Any) -> Any:
+    return option_of(TrainConfig, name, **settings)
 
 
 def train(
@@ -84,6 +84,7 @@ def train(
     save_every: Annotated[int | None, _option("save_every")] = _FIELDS["save_every"].default,
     keep_last: Annotated[int, _option("keep_last")] = _FIELDS["keep_last"].default,
     log_every: Annotated[int, _option("log_every")] = _FIELDS["log_every"].default,
+    log_to: Annotated[list[str] | None, _option("log_to", metavar="NAME")] = None,
     resume: Annotated[bool, _option("resume")] = False,
     overwrite: Annotated[bool, _option("overwrite")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check all, say what the run will take, stop.")] = False,
@@ -92,7 +93,7 @@ def train(
 
     Example: sftprep train packed --model SmolLM2-135M-Instruct --out tuned --epochs 1 --lr 2e-5
     """
-    options = dict(locals())
+    options = {**locals(), "log_to": tuple(log_to or ())}
     del options["dry_run"]
     plain = {name: _plain(value) for name, value in options.items()}
     config = read_config(TrainConfig, plain, command="train")

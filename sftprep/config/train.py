@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+
+def _parted(value: Any) -> Any:
+    """Names that are joined by commas, apart."""
+    return [part for text in value for part in text.split(",")] if isinstance(value, list | tuple) else value
 
 
 class TrainConfig(BaseModel):
@@ -68,6 +73,10 @@ class TrainConfig(BaseModel):
     save_every: int | None = Field(default=None, ge=1, description="Write a checkpoint every so many steps.")
     keep_last: int = Field(default=2, ge=1, description="Checkpoints that are kept, beside the best one.")
     log_every: int = Field(default=10, ge=1, description="Print a line every so many steps where no bar is shown.")
+    log_to: Annotated[tuple[Literal["tensorboard", "wandb"], ...], BeforeValidator(_parted)] = Field(
+        default=(),
+        description="Beside metrics.jsonl: tensorboard, wandb (extras of these names); repeatable, or with commas.",
+    )
     resume: bool = Field(default=False, description="Go on from the last checkpoint of an unfinished run.")
     overwrite: bool = Field(
         default=False, description="Replace the model directory at --out, once the new one is whole."

@@ -1,10 +1,8 @@
-"""What a run shows and leaves behind: a bar on a terminal, plain lines elsewhere, and metrics.jsonl always."""
+"""What a run shows: a bar on a terminal, plain lines elsewhere; loggers are told the same."""
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict
-from pathlib import Path
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
 
@@ -14,20 +12,17 @@ from rich.table import Table
 
 from sftprep.data import TRAINED_KINDS, SpanKind
 from sftprep.shards.manifest import Counts
-from sftprep.train.export import writing
+from sftprep.train.loggers import Logger
 from sftprep.train.loop import StepRecord
 
 
 class Reporter:
-    """Takes every step's record; a context manager, because the bar and the file must be closed.
-
-    Without `metrics` nothing is written: one process of a run writes for all.
-    """
+    """Takes every step's record; a context manager, because the bar and the loggers must be closed."""
 
     def __init__(
-        self, metrics: Path | None, *, num_steps: int, first_step: int, log_every: int, console: Console
+        self, loggers: Sequence[Logger], *, num_steps: int, first_step: int, log_every: int, console: Console
     ) -> None:
-        self._metrics = metrics
+        self._loggers = loggers
         self._num_steps = num_steps
         self._first_step = first_step
         self._log_every = log_every
@@ -45,10 +40,6 @@ class Reporter:
         self._seconds = 0.0
 
     def __enter__(self) -> Self:
-        if self._metrics is not None:
-            with writing(self._metrics):
-                _keep_steps(self._metrics, before=self._first_step)
-                self._file = self._metrics.open("a", encoding="utf-8")
         self._progress.start()
         self._task = self._progress.add_task("", total=self._num_steps, completed=self._first_step, numbers="")
         return self
@@ -57,15 +48,13 @@ class Reporter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._progress.stop()
-        if self._metrics is not None:
-            self._file.close()
+        for logger in self._loggers:
+            logger.close(failed=error is not None)
 
     def step(self, record: StepRecord) -> None:
-        """Write the record, and show it."""
-        if self._metrics is not None:
-            with writing(self._metrics):
-                self._file.write(json.dumps(asdict(record)) + "\n")
-                self._file.flush()
+        """Log the record, and show it."""
+        for logger in self._loggers:
+            logger.step(record)
         self._seconds += record.seconds
         numbers = _numbers(record)
         self._progress.update(self._task, completed=record.step, numbers=numbers)
@@ -101,12 +90,3 @@ def _numbers(record: StepRecord) -> str:
         f"nll {record.nll:.4f}{held_out} · lr {record.lr:.2e} · grad {record.grad_norm:.3f} · "
         f"{speed:,.0f} tok/s, {trained:,.0f} trained"
     )
-
-
-def _keep_steps(metrics: Path, *, before: int) -> None:
-    """Drop the lines of steps that a resumed run does again, and a line that was cut off."""
-    if not metrics.exists():
-        return
-    lines = metrics.read_text(encoding="utf-8").splitlines(keepends=True)
-    kept = lines[:before]
-    metrics.write_text("".join(kept), encoding="utf-8")

@@ -37,6 +37,7 @@ from sftprep.train.distributed import ALONE, World, joined
 from sftprep.train.estimate import Estimate, estimate
 from sftprep.train.export import save_model, writing
 from sftprep.train.heldout import HeldOut, held_out_nll, measured, open_held_out
+from sftprep.train.loggers import Logger, check_loggers, open_loggers
 from sftprep.train.loop import Feed, StepRecord, Trainee, run_steps
 from sftprep.train.model import check_fit, locate
 from sftprep.train.progress import Reporter, show_counts
@@ -99,6 +100,7 @@ def _opened(config: TrainConfig, *, world: World, console: Console) -> tuple[Sha
     """The verified shards, and a model that fits them."""
     device, dtype = choose_device(config)
     check_processes(config, world)
+    check_loggers(config)
     shards = open_shard_set(config.data)
     shards.verify()
     place = locate(config.model)
@@ -170,7 +172,7 @@ def _steps(trainee: Trainee, feed: Feed, *, start: Position, config: TrainConfig
     )
     records, position = [], start
     reporter = Reporter(
-        edges.workspace.metrics if trainee.world.rank == 0 else None,
+        _loggers(trainee.world, start=start, config=config, edges=edges),
         num_steps=steps,
         first_step=start.step,
         log_every=config.log_every,
@@ -203,6 +205,13 @@ def _steps(trainee: Trainee, feed: Feed, *, start: Position, config: TrainConfig
         layout=str(trainee.layout),
         nll=tuple(record.nll for record in records if not record.skipped),
     )
+
+
+def _loggers(world: World, *, start: Position, config: TrainConfig, edges: _Edges) -> list[Logger]:
+    """The first process's loggers, the others' none; where one does not open, all processes say so."""
+    opened: list[Logger] = []
+    world.on_first(lambda: opened.extend(open_loggers(config, metrics=edges.workspace.metrics, first_step=start.step)))
+    return opened
 
 
 def _measure(
