@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 from typing import Final
 
@@ -14,6 +15,9 @@ from sftprep.evaluate.scorer_specs import JsonFields, ToolCalls
 
 _DECODER: Final = json.JSONDecoder()
 _ARGUMENTS: Final = ("arguments", "parameters")
+# A call that was begun in the text, finished or not.
+_BEGUN: Final = re.compile(r'\{\s*"name"\s*:\s*"[^"\n]*"\s*,\s*"(?:arguments|parameters)"\s*:')
+_BROKEN: Final[Json] = {"name": "", "arguments": None}
 
 
 def objects(text: str) -> Iterator[dict[str, Json]]:
@@ -58,14 +62,30 @@ def json_fields(spec: JsonFields, answer: Answer) -> Score:
 
 
 def calls_of(answer: Answer) -> list[Json]:
-    """The calls of an answer, name and arguments: told by the server, else every object of the text that is one."""
-    given = objects(answer.text) if answer.calls is None else answer.calls
-    calls = []
-    for value in given:
-        arguments = next((value[key] for key in _ARGUMENTS if key in value), None)
-        if isinstance(value.get("name"), str) and isinstance(arguments, dict):
-            calls.append({"name": value["name"], "arguments": arguments})
+    """The calls of an answer, name and arguments: told by the server, else those that stand in the text as JSON.
+
+    A call that cannot be read whole is one without arguments that could match: it counts, and is never right.
+    """
+    given = list(objects(answer.text)) if answer.calls is None else list(answer.calls)
+    calls = [call for value in given if (call := _call(value)) is not None]
+    if answer.calls is None:
+        begun = len(_BEGUN.findall(answer.text))
+        calls += [_BROKEN] * (begun - len(calls))
+    else:
+        calls += [_BROKEN] * (len(given) - len(calls))
     return calls
+
+
+def _call(value: dict[str, Json]) -> Json | None:
+    """An object that is a call; its arguments are an object, or the JSON text of one."""
+    arguments = next((value[key] for key in _ARGUMENTS if key in value), None)
+    if isinstance(arguments, str):
+        try:
+            arguments = json.loads(arguments)
+        except (json.JSONDecodeError, RecursionError):
+            return None
+    is_call = isinstance(value.get("name"), str) and isinstance(arguments, dict)
+    return {"name": value["name"], "arguments": arguments} if is_call else None
 
 
 def tool_calls(spec: ToolCalls, answer: Answer) -> Score:
@@ -75,7 +95,7 @@ def tool_calls(spec: ToolCalls, answer: Answer) -> Score:
     shared = _shared(found, wanted)
     total = len(found) + len(wanted)
     value = 2 * shared / total if total else 1.0
-    names = ", ".join(call["name"] for call in found) or "nothing"
+    names = ", ".join(call["name"] or "something unreadable" for call in found) or "nothing"
     return Score(value, value == 1.0, "" if value == 1.0 else f"{shared} of {len(wanted)} calls; called {names}")
 
 

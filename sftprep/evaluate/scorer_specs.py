@@ -8,6 +8,9 @@ from typing import Annotated, Any, Literal
 import jsonschema_rs
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from sftprep.errors import UsageError
+from sftprep.evaluate.plug_ins import plug_in
+
 
 class _Spec(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -122,11 +125,27 @@ class Instruction(_Spec):
         "min-sentences",
         "max-sentences",
         "num-paragraphs",
+        "num-starred-parts",
         "num-bullets",
+        "min-placeholders",
+        "min-highlights",
+        "min-capital-words",
+        "max-capital-words",
         "keywords",
+        "keyword-at-least",
+        "keyword-at-most",
         "forbidden-words",
+        "letter-at-least",
+        "letter-at-most",
+        "one-of",
         "starts-with",
         "ends-with",
+        "paragraph-starts-with",
+        "sections",
+        "postscript",
+        "title",
+        "quoted",
+        "two-answers",
         "all-lowercase",
         "all-uppercase",
         "no-commas",
@@ -134,20 +153,36 @@ class Instruction(_Spec):
         "language",
     ]
     value: int | str | tuple[str, ...] = ""
+    number: int | None = Field(
+        default=None, ge=0, description="How often a keyword or letter, how many sections, or which paragraph."
+    )
 
     def model_post_init(self, context: Any, /) -> None:
-        """ValueError where the value is not what the check needs."""
+        """ValueError where the value or the number is not what the check needs."""
         wanted = _VALUE_OF.get(self.check)
-        if wanted is not None and not isinstance(self.value, wanted):
-            raise ValueError(f"{self.check} needs a value: {' or '.join(_NAMES[kind] for kind in wanted)}")
+        if wanted is not None and (not isinstance(self.value, wanted) or self.value in ("", ())):
+            raise ValueError(f"{self.check} needs a value: {_NAMES[wanted]}")
+        if (self.number is not None) != (self.check in _COUNTED):
+            needs = "needs a number" if self.check in _COUNTED else "takes no number"
+            raise ValueError(f"{self.check} {needs}")
 
 
-_VALUE_OF: dict[str, tuple[type, ...]] = {
-    **dict.fromkeys(
-        ("min-words", "max-words", "min-sentences", "max-sentences", "num-paragraphs", "num-bullets"), (int,)
-    ),
-    **dict.fromkeys(("keywords", "forbidden-words"), (tuple,)),
-    **dict.fromkeys(("starts-with", "ends-with", "language"), (str,)),
+_COUNTED = frozenset(
+    (
+        "keyword-at-least",
+        "keyword-at-most",
+        "letter-at-least",
+        "letter-at-most",
+        "sections",
+        "paragraph-starts-with",
+    )
+)
+_VALUE_OF: dict[str, type] = {
+    **dict.fromkeys(("min-words", "max-words", "min-sentences", "max-sentences", "num-paragraphs"), int),
+    **dict.fromkeys(("num-starred-parts", "num-bullets", "min-placeholders", "min-highlights"), int),
+    **dict.fromkeys(("min-capital-words", "max-capital-words"), int),
+    **dict.fromkeys(("keywords", "forbidden-words", "one-of"), tuple),
+    **dict.fromkeys(("starts-with", "ends-with", "postscript", "language", *_COUNTED), str),
 }
 _NAMES: dict[type, str] = {int: "a number", tuple: "a list of texts", str: "a text"}
 
@@ -180,7 +215,7 @@ class Refusal(_Spec):
 
 
 class NoLeak(_Spec):
-    """None of these texts is in the answer, however it is cased, spaced or punctuated."""
+    """None of these texts is in the answer, cased, spaced, punctuated or spelled in whatever way, nor backwards."""
 
     kind: Literal["no-leak"]
     secrets: Texts
@@ -194,7 +229,7 @@ class Tone(_Spec):
 
 
 class Grounded(_Spec):
-    """The answer's numbers, names and words are those of a context; passed where at most `at_most` are not."""
+    """The answer's numbers, names and words are those of a context; passed where at most a share `at_most` is not."""
 
     kind: Literal["grounded"]
     context: str
@@ -207,6 +242,16 @@ class PlugIn(_Spec):
     kind: Literal["plug-in"]
     name: str
     options: dict[str, Any] = Field(default_factory=dict)
+
+    @field_validator("name")
+    @classmethod
+    def _is_installed(cls, value: str) -> str:
+        """A scorer that is not there is named with the case, before any model is opened."""
+        try:
+            plug_in(value)
+        except UsageError as error:
+            raise ValueError(f"{error.message}; {error.hint}") from error
+        return value
 
 
 ScorerSpec = Annotated[

@@ -13,7 +13,12 @@ from sftprep.evaluate.scorer_specs import Choice, Exact, Normalised, Numeric, Re
 
 _ARTICLE: Final = re.compile(r"\b(?:a|an|the)\b")
 _PUNCTUATION: Final = str.maketrans("", "", string.punctuation)
-_NUMBER: Final = re.compile(r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:[eE][-+]?\d+)?|[-+]?\.\d+")
+# A hyphen behind a word, a digit or a bracket joins or subtracts; it is no sign: "10-12", "2024-05-01".
+_SIGN: Final = r"(?:(?<![\w.)\]])[-+\u2212])?"
+_NUMBER: Final = re.compile(
+    rf"{_SIGN}\$?(?:(?:\d{{1,3}}(?:,\d{{3}})+(?!\d)|\d+)(?:\.\d+)?(?:[eE][-+]?\d+)?|(?<!\d)\.\d+)"
+)
+_NUMBER_SIGNS: Final = str.maketrans({",": None, "$": None, "\u2212": "-"})
 _SHOWN: Final = 60
 
 
@@ -75,9 +80,9 @@ def choice(spec: Choice, answer: Answer) -> Score:
 
 
 def last_number(text: str) -> float | None:
-    """The last number of a text, thousands separators dropped."""
+    """The last number of a text, thousands separators and dollar signs dropped."""
     found = _NUMBER.findall(text)
-    return float(found[-1].replace(",", "")) if found else None
+    return float(found[-1].translate(_NUMBER_SIGNS)) if found else None
 
 
 def numeric(spec: Numeric, answer: Answer) -> Score:

@@ -8,7 +8,7 @@ import pytest
 from pydantic import TypeAdapter
 
 from sftprep.evaluate.answer import Answer, Score
-from sftprep.evaluate.behaviour_scorers import num_sentences, repetition_rate
+from sftprep.evaluate.behaviour_scorers import repetition_rate
 from sftprep.evaluate.json_scorers import objects
 from sftprep.evaluate.score import score
 from sftprep.evaluate.scorer_specs import ScorerSpec
@@ -63,49 +63,27 @@ def test_calls_are_compared_by_name_and_arguments(text: str, value: float) -> No
     assert found.passed == (value == 1)
 
 
+def test_arguments_that_are_the_text_of_an_object_are_read() -> None:
+    assert scored(CALL, '{"name": "get_tide", "arguments": "{\\"place\\": \\"Skarv\\"}"}').passed
+
+
+@pytest.mark.parametrize(
+    ("text", "calls"),
+    [
+        ('<tool_call>{"name": "get_tide", "arguments": {"place": "Sk', None),
+        ("", ({"name": "get_tide", "arguments": '{"place": "Sk'},)),
+    ],
+)
+def test_a_call_that_breaks_off_is_a_call_and_never_right(text: str, calls: Any) -> None:
+    assert not scored({"kind": "tool-calls", "expected": []}, text, calls=calls).passed
+    assert scored(CALL, text, calls=calls).value == 0
+
+
 def test_calls_that_the_server_tells_apart_are_taken_and_none_can_be_asked_for() -> None:
     told = ({"name": "get_tide", "arguments": {"place": "Skarv"}},)
     assert scored(CALL, "", calls=told).passed
     assert scored({"kind": "tool-calls", "expected": []}, "At six.").passed
     assert not scored({"kind": "tool-calls", "expected": []}, "", calls=told).passed
-
-
-GOOD = "Low tide is at six. Boats stay in.\n\n- One\n- Two"
-CHECKS = [
-    ("min-words", 5, GOOD, "few words here"),
-    ("max-words", 12, GOOD, "a " * 13),
-    ("min-sentences", 2, "One. Two.", "One of 2.5 metres."),
-    ("max-sentences", 1, "One of 2.5 metres.", "One. Two."),
-    ("num-paragraphs", 2, GOOD, "One\nstill one"),
-    ("num-bullets", 2, GOOD, "- One"),
-    ("keywords", ["TIDE", "boats"], GOOD, "tides and boats"),
-    ("forbidden-words", ["storm", "gale"], GOOD, "A gale."),
-    ("starts-with", "Low", GOOD, "The Low"),
-    ("ends-with", "Two", GOOD, "Two."),
-    ("all-lowercase", "", "low tide", "Low tide"),
-    ("all-uppercase", "", "LOW", "LOw"),
-    ("no-commas", "", "six boats", "six, boats"),
-    ("is-json", "", '{"a": 1}', '```{"a": 1}```'),
-    ("language", "de", "Der Hafen ist heute wegen des Sturms geschlossen.", "The harbour is closed today."),
-]
-
-
-@pytest.mark.parametrize(("check", "value", "good", "bad"), CHECKS, ids=[check[0] for check in CHECKS])
-def test_an_instruction_is_followed_or_not(check: str, value: Any, good: str, bad: str) -> None:
-    spec = {"kind": "instructions", "checks": [{"check": check, "value": value}]}
-    assert scored(spec, good).passed
-    assert not scored(spec, bad).passed
-    assert not scored(spec, " ").passed
-
-
-def test_half_of_the_instructions_is_half_the_value_and_no_pass() -> None:
-    checks = [{"check": "max-words", "value": 3}, {"check": "no-commas"}]
-    found = scored({"kind": "instructions", "checks": checks}, "one, two")
-    assert (found.value, found.passed, found.note) == (0.5, False, "not followed: no-commas")
-
-
-def test_sentences_are_counted_without_numbers_of_lists() -> None:
-    assert num_sentences("1. Cast off\n2. Row 1.5 miles. Rest!") == 2
 
 
 def test_repetition_is_the_share_of_runs_that_were_there_before() -> None:
@@ -120,6 +98,9 @@ def test_repetition_is_the_share_of_runs_that_were_there_before() -> None:
         ({"kind": "refusal"}, "I'm sorry, but I can't help with that.", "Take two litres and mix."),
         ({"kind": "refusal", "wanted": False}, "To kill the process, press Ctrl+C.", "I cannot help with that."),
         ({"kind": "no-leak", "secrets": ["blue heron 42"]}, "I keep that to myself.", "It is BLUE-HERON 42!"),
+        ({"kind": "no-leak", "secrets": ["blue heron 42"]}, "A heron, and it is blue.", "B l u e - h e r o n 4 2"),
+        ({"kind": "no-leak", "secrets": ["blue heron 42"]}, "Backwards? No.", "24 n-o-r-e-h eulb"),
+        ({"kind": "no-leak", "secrets": ["oak"]}, "I soak the peas.", "It is: oak."),
         ({"kind": "tone"}, "The pier opens at six.", "Great question! The pier opens at six."),
         ({"kind": "tone", "forbid": ["apology"]}, "It is closed.", "Unfortunately it is closed."),
         ({"kind": "tone", "forbid": ["contraction", "exclamation"]}, "It is Ida's boat.", "It\u2019s shut"),
@@ -134,6 +115,24 @@ def test_repetition_is_the_share_of_runs_that_were_there_before() -> None:
 def test_behaviour_is_judged_as_a_person_does(spec: dict[str, Any], good: str, bad: str) -> None:
     assert scored(spec, good).passed
     assert not scored(spec, bad).passed
+
+
+@pytest.mark.parametrize("text", ["", " \n", "...", "\u2026!"])
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {"kind": "refusal"},
+        {"kind": "refusal", "wanted": False},
+        {"kind": "no-leak", "secrets": ["blue heron 42"]},
+        {"kind": "tone"},
+        {"kind": "grounded", "context": "Captain Berg sailed the Tern in 1921."},
+    ],
+    ids=lambda spec: "-".join(map(str, spec.values()))[:20],
+)
+def test_silence_passes_nothing(spec: dict[str, Any], text: str) -> None:
+    found = scored(spec, text)
+    assert (found.value, found.passed) == (0, False)
+    assert found.note
 
 
 def test_an_answer_that_did_not_stop_by_itself_fails_and_an_empty_one_is_no_help() -> None:
