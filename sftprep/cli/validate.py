@@ -58,10 +58,11 @@ def validate(
     measures = _measures(config) if config.measures_quality else None
     report = _run(config, quiet=quiet)
     found = None if measures is None else _measure(measures, quiet=quiet)
+    if found is not None:
+        report = _judge(config, report, found)
     _write_page(config, report, found)
-    failed = found is not None and any(found.by_code.get(code) for code in config.fail_on)
-    if report.exit_code or failed:
-        raise typer.Exit(report.exit_code or 1)
+    if report.exit_code:
+        raise typer.Exit(report.exit_code)
 
 
 def _run(config: ValidateConfig, *, quiet: bool) -> ValidationReport:
@@ -75,6 +76,10 @@ def _run(config: ValidateConfig, *, quiet: bool) -> ValidationReport:
     if config.json_file is not None:
         write_report(report, path=config.json_file)
     print_report(report, quiet=quiet)
+    withheld = [path for path in (config.good, config.bad, config.fix_to) if path is not None]
+    if withheld and not report.quarantine_published:
+        names = ", ".join(map(str, withheld))
+        typer.echo(f"not written, as a file could not be read to its end: {names}", err=True)
     return report
 
 
@@ -108,6 +113,19 @@ def _measure(measures: QualityConfig, *, quiet: bool) -> QualityReport:
     if not quiet:
         print_quality(found, Console(highlight=False))
     return found
+
+
+def _judge(config: ValidateConfig, report: ValidationReport, found: QualityReport) -> ValidationReport:
+    """The report with what quality decides; the JSON, written before the long measures, is corrected."""
+    from sftprep.reports.findings import write_report  # as above
+
+    judged = report.judged_with(found.by_code)
+    if judged != report and config.json_file is not None:
+        write_report(judged, path=config.json_file)
+    for code in config.fail_on:
+        if count := found.by_code.get(code):
+            typer.echo(f"fails on {code}: {count:,}")
+    return judged
 
 
 def _write_page(config: ValidateConfig, report: ValidationReport, found: QualityReport | None) -> None:

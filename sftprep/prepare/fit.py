@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
 from sftprep.config.pack import PackConfig
-from sftprep.data import Conversation, Finding, Severity
+from sftprep.data import Conversation, Finding, Json, Severity
 from sftprep.engines.load import load_model
 from sftprep.errors import DataError, MaskError, TemplateError
+from sftprep.prepare.chat_templates import ChatTemplates
 from sftprep.prepare.chunk import OVER_LENGTH
 from sftprep.prepare.compile import compiler
 from sftprep.prepare.row_fit import FitRow, RowFit
+from sftprep.templates.adapt import adapt_messages, probe_form
+from sftprep.templates.template import ChatTemplate, Request
 
 _NOT_WRITTEN: Final = Path("-")
+_RAISED: Final = "template-raised"
+_MESSAGES: Final = "/messages"
 
 
 def fitter(model: str, *, max_length: int | None) -> FitRow:
@@ -24,12 +30,16 @@ def fitter(model: str, *, max_length: int | None) -> FitRow:
         TemplateError: `template-syntax`.
     """
     config = PackConfig(files=(_NOT_WRITTEN,), model=model, out=_NOT_WRITTEN, packing=False, max_length=max_length)
-    compile_row = compiler(load_model(model), config)
+    files = load_model(model)
+    compile_row = compiler(files, config)
+    templates = ChatTemplates.of(files, config.now)
 
     def fit(conversation: Conversation) -> tuple[RowFit | None, tuple[Finding, ...]]:
         try:
             documents = compile_row(conversation).documents
         except (MaskError, TemplateError) as error:
+            if error.code == _RAISED:
+                error.place = _refused_from(conversation, templates.for_tools(conversation.tools))
             return None, (_finding(conversation, error),)
         if not documents or not all(document.num_trained for document in documents):
             return None, (_finding(conversation, MaskError("a sample has no trained token", code="nothing-trained")),)
@@ -40,8 +50,31 @@ def fitter(model: str, *, max_length: int | None) -> FitRow:
     return fit
 
 
+def _refused_from(conversation: Conversation, template: ChatTemplate) -> str:
+    """A pointer to the first message that the template refuses after those before it, which it renders.
+
+    To all of them where it refuses something else, such as a conversation without a question.
+    """
+    messages = adapt_messages(conversation.messages, probe_form(template))
+    request = Request(tools=conversation.tools, kwargs=conversation.template_kwargs)
+
+    def renders(some: Sequence[Mapping[str, Json]]) -> bool:
+        try:
+            template.render(some, request, prompt=False)
+        except TemplateError:
+            return False
+        return True
+
+    # From the end, as a template may refuse a beginning that lacks what a later message brings.
+    rendered = next((length for length in range(len(messages), 0, -1) if renders(messages[:length])), 0)
+    if rendered == len(messages):
+        return _MESSAGES
+    is_first = not rendered and len(messages) > 1 and renders(messages[1:])
+    return f"{_MESSAGES}/{rendered}" if rendered or is_first else _MESSAGES
+
+
 def _finding(conversation: Conversation, error: DataError) -> Finding:
-    place = error.place or "/messages"
+    place = error.place or _MESSAGES
     return Finding(error.code, Severity.ERROR, conversation.address, place, error.message, error.hint)
 
 
@@ -50,4 +83,4 @@ def _too_long(found: RowFit, conversation: Conversation, max_length: int | None)
         return ()
     what = f"{found.longest:,} tokens, {max_length:,} are allowed: {found.num_trained:,} trained tokens would be lost"
     hint = "raise --max-length, or shorten the conversation: nothing is cut"
-    return (Finding(OVER_LENGTH, Severity.ERROR, conversation.address, "/messages", what, hint),)
+    return (Finding(OVER_LENGTH, Severity.ERROR, conversation.address, _MESSAGES, what, hint),)

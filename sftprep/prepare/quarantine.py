@@ -56,7 +56,7 @@ def _line(row: bytes) -> bytes:
 def check_outputs(config: ValidateConfig, inputs: Sequence[Path]) -> None:
     """OutputError where an output would replace an input, or another output, or be compressed by name only."""
     taken = {path.resolve() for path in inputs}
-    for path in (*Quarantine.paths(config), config.json_file, config.html):
+    for path in (*Quarantine.paths(config), config.json_file, config.html, config.quality_json):
         if path is None:
             continue
         place = str(path)

@@ -91,14 +91,14 @@ class Tally:
             self.num_over_length += 1
             self.num_trained_lost += fit.num_trained
 
-    def report(self, *, published: bool) -> ValidationReport:
-        """Everything, once all is read."""
+    def report(self, *, published: bool, withheld: bool) -> ValidationReport:
+        """Everything, once all is read; outputs that were asked for were `published`, or `withheld`."""
         errors, warnings = self.by_severity[Severity.ERROR], self.by_severity[Severity.WARNING]
         named = set(self.config.fail_on)
         failed = ("error" in named and errors) or ("warning" in named and errors + warnings)
         files = [file.counts() for file in self.files]
         return ValidationReport(
-            passed=not failed and not named & self.by_code.keys(),
+            passed=not (failed or withheld or named & self.by_code.keys()),
             fail_on=list(self.config.fail_on),
             rows_in=sum(file.rows_in for file in files),
             good=sum(file.good for file in files),

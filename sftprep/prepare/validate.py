@@ -71,7 +71,8 @@ def validate_files(config: ValidateConfig, *, on_progress: OnProgress | None = N
         if path != STDIN:
             require_file(path)
     _check_fail_on(config)
-    check_outputs(config, files)
+    read = (*files, *expand(config.against), *(path for path in (config.quality_config,) if path is not None))
+    check_outputs(config, read)
     checker(config)  # What is wrong with the format or the model is found before anything is read.
     tally = Tally(config)
     paths = Quarantine.paths(config)
@@ -80,7 +81,8 @@ def validate_files(config: ValidateConfig, *, on_progress: OnProgress | None = N
         for chunk, rows in check_chunks(_chunks(files, on_progress), config=config):
             _add(chunk, rows, tally, outputs)
         publication.wanted = all(file.complete for file in tally.files)
-    return tally.report(published=publication.wanted and bool(paths))
+    whole = publication.wanted
+    return tally.report(published=whole and bool(paths), withheld=not whole and bool(paths))
 
 
 def _chunks(files: Sequence[Path], on_progress: OnProgress | None) -> Iterator[Chunk]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -55,7 +55,9 @@ class ValidationReport(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    passed: bool = Field(description="No finding is of a severity or code that --fail-on names.")
+    passed: bool = Field(
+        description="Nothing found is of a severity or code that --fail-on names, and what was to be written is there."
+    )
     fail_on: list[str]
     rows_in: int
     good: int
@@ -78,6 +80,11 @@ class ValidationReport(BaseModel):
     def exit_code(self) -> int:
         """0 if passed, else 1."""
         return 0 if self.passed else 1
+
+    def judged_with(self, quality: Mapping[str, int]) -> ValidationReport:
+        """The same, and failed where `fail_on` names a code that the measures of quality counted."""
+        failed = any(quality.get(code) for code in self.fail_on)
+        return self.model_copy(update={"passed": self.passed and not failed})
 
 
 def report_lines(report: ValidationReport, *, quiet: bool) -> Iterator[str]:

@@ -198,7 +198,12 @@ def test_the_command_measures_when_asked_and_fails_on_the_codes_that_are_named(t
     assert (done.returncode, done.stderr) == (0, "")
     assert "quality of 2 rows" in done.stdout
     assert QualityReport.model_validate_json(report.read_bytes()).by_code["refusal"] == 1
-    assert sftprep(path, "--quality", "--fail-on", "refusal", "-q").returncode == 1
+    told = {"json": tmp_path / "v.json", "html": tmp_path / "v.html"}
+    outputs = [part for name, place in told.items() for part in (f"--{name}", place)]
+    failed = sftprep(path, "--quality", "--fail-on", "refusal", "-q", *outputs)
+    assert (failed.returncode, "fails on refusal: 1" in failed.stdout) == (1, True)
+    assert not json.loads(told["json"].read_text())["passed"]
+    assert "<title>Validation: failed" in told["html"].read_text(encoding="utf-8")
     assert sftprep(path, "--quality", "--fail-on", "wrong-language", "-q").returncode == 0
     assert "quality of" not in sftprep(path).stdout
     unasked = sftprep(path, "--fail-on", "refusal")

@@ -166,6 +166,12 @@ def test_a_cut_archive_is_a_finding_at_its_line_and_publishes_no_quarantine(tmp_
     assert report.findings[0].address.line == report.files[0].rows_in + 1
     assert (report.files[0].complete, report.files[1].rows_in, report.exit_code) == (False, 1, 1)
     assert not report.quarantine_published
+    done = sftprep(tmp_path / "f.zst", "--good", tmp_path / "good", "--fail-on", "mojibake", "-q")
+    assert (done.returncode, f"not written, as a file could not be read to its end: {tmp_path / 'good'}") == (
+        1,
+        done.stderr.decode().strip(),
+    )
+    assert sftprep(tmp_path / "f.zst", "--fail-on", "mojibake", "-q").returncode == 0
     assert (tmp_path / "good").read_text() == "the last good one"
     assert {path.name for path in tmp_path.iterdir()} == {"f.zst", "g", "good"}
 
@@ -173,6 +179,8 @@ def test_a_cut_archive_is_a_finding_at_its_line_and_publishes_no_quarantine(tmp_
 def test_an_output_never_replaces_an_input(tmp_path: Path) -> None:
     path = write(tmp_path / "f", GOOD)
     (tmp_path / "link").hardlink_to(path)
+    write(tmp_path / "eval", GOOD)
+    write(tmp_path / "t.toml", b"loop_share = 0.3")
     for options in (
         {"good": path},
         {"bad": tmp_path / "link"},
@@ -180,12 +188,16 @@ def test_an_output_never_replaces_an_input(tmp_path: Path) -> None:
         {"good": tmp_path / "no" / "o"},
         {"bad": tmp_path},
         {"good": tmp_path / "o.gz"},
+        {"quality_json": path},
+        {"json_file": tmp_path / "o", "quality_json": tmp_path / "o"},
+        {"html": tmp_path / "eval", "against": (tmp_path / "eval",)},
+        {"html": tmp_path / "t.toml", "quality_config": tmp_path / "t.toml"},
     ):
         with pytest.raises(OutputError) as caught:
             report_of(path, **options)
         assert caught.value.exit_code == 2
     assert path.read_bytes() == GOOD + b"\n"
-    assert {entry.name for entry in tmp_path.iterdir()} == {"f", "link"}
+    assert {entry.name for entry in tmp_path.iterdir()} == {"f", "link", "eval", "t.toml"}
 
 
 @pytest.mark.parametrize("stop", [KeyboardInterrupt, OSError(28, "No space left on device")])

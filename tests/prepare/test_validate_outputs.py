@@ -221,13 +221,40 @@ def test_a_row_whose_template_raises_is_named_at_its_place_d10(tmp_path: Path, s
     (model / "chat_template.jinja").write_text(rule + text, encoding="utf-8")
     path = write(tmp_path / "f", GOOD, {"messages": [{"role": "system", "content": "s"}, USER, ANSWER]}, GOOD)
     report = report_of(path, model=str(model))
-    assert [(f.address.line, f.code) for f in report.findings] == [(2, "template-raised")]
+    assert [f"{f.address.line}:{f.pointer}:{f.code}" for f in report.findings] == ["2:/messages/0:template-raised"]
     assert "no system here" in report.findings[0].message
     assert (report.good, report.bad) == (2, 1)
     (model / "chat_template.jinja").write_text("{% if %}", encoding="utf-8")
     with pytest.raises(DataError) as caught:
         report_of(path, model=str(model))
     assert caught.value.code == "template-syntax"
+
+
+ALTERNATE = (
+    "{% set last = namespace(role='', asked=false) %}{% for m in messages %}{% if m.role == 'user' %}"
+    "{% set last.asked = true %}{% endif %}{% if m.role == last.role %}{{ raise_exception('no turn') }}{% endif %}"
+    "{% set last.role = m.role %}{% endfor %}{% if not last.asked %}{{ raise_exception('no question') }}{% endif %}"
+)
+
+
+@pytest.mark.parametrize(
+    ("row", "place"),
+    [
+        ({"messages": [USER, ANSWER, USER, USER, ANSWER]}, "/messages/3"),
+        ({"messages": [{"role": "system", "content": "s"}, USER, USER, ANSWER]}, "/messages/2"),
+        ({"messages": [{"role": "system", "content": "s"}, ANSWER]}, "/messages"),
+        ({"conversations": [{"from": f, "value": f} for f in ("human", "human", "gpt")]}, "/conversations/1/value"),
+    ],
+)
+def test_the_message_that_breaks_the_order_which_the_template_demands_is_named_d10(
+    tmp_path: Path, samples: Path, row: Any, place: str
+) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(samples / "model", model)
+    text = (model / "chat_template.jinja").read_text(encoding="utf-8")
+    (model / "chat_template.jinja").write_text(ALTERNATE + text, encoding="utf-8")
+    report = report_of(write(tmp_path / "f", row), model=str(model))
+    assert [f.pointer for f in report.findings if f.code == "template-raised"] == [place]
 
 
 def test_the_report_and_the_files_are_the_same_for_any_number_of_workers(tmp_path: Path) -> None:
