@@ -67,7 +67,7 @@ class ShardSet:
         """The rows of one shard in order, one row group a batch."""
         with self._open(shard) as file:
             for group in range(file.num_row_groups):
-                yield _read_group(file, group, columns=columns, path=self.directory / shard.file)
+                yield read_group(file, group, columns=columns, path=self.directory / shard.file)
 
     def row(self, index: int) -> pa.RecordBatch:
         """Row `index` as a batch of one row; IndexError where there is none."""
@@ -97,7 +97,7 @@ class ShardSet:
             for group in range(file.num_row_groups):
                 size = file.metadata.row_group(group).num_rows
                 if index < size:
-                    return _read_group(file, group, columns=None, path=path).slice(index, 1)
+                    return read_group(file, group, columns=None, path=path).slice(index, 1)
                 index -= size
             raise _count_error(path, found=file.metadata.num_rows, shard=shard)
 
@@ -170,7 +170,8 @@ def _first_line(error: Exception) -> str:
     return str(error).partition("\n")[0]
 
 
-def _read_group(file: pq.ParquetFile, group: int, *, columns: Sequence[str] | None, path: Path) -> pa.RecordBatch:
+def read_group(file: pq.ParquetFile, group: int, *, columns: Sequence[str] | None, path: Path) -> pa.RecordBatch:
+    """One row group of an open shard; `path` names it. ShardError `damaged-shard` where it cannot be read."""
     try:
         # One thread: the caller decides how many cores it uses, and a row group is small.
         table = file.read_row_group(group, columns=columns, use_threads=False)

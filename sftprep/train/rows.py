@@ -1,10 +1,11 @@
-"""Reads single rows of a shard set in any order, by row group, with a few groups kept."""
+"""Reads single rows of a shard set in any order: a row group is decoded once and kept, and rows are views of it."""
 
 from __future__ import annotations
 
 from bisect import bisect_right
 from collections import OrderedDict
-from typing import Final
+from dataclasses import dataclass
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -12,68 +13,108 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sftprep.errors import ShardError
-from sftprep.shards.read import ShardSet
-from sftprep.train.stream import Row
+from sftprep.shards.read import ShardSet, read_group
+from sftprep.train.stream import GROUPS_A_WINDOW, Row
 
 _COLUMNS: Final = ("input_ids", "assistant_masks", "seq_lengths", "doc_files")
 _MESSAGE_COLUMNS: Final = ("span_starts", "span_messages")
-_KEPT_GROUPS: Final = 16
 
 
 class RowReader:
-    """Rows by number; memory is bounded by a few row groups, whatever the size of the set."""
+    """Rows by number; memory is bounded by the row groups of a shuffling window, whatever the size of the set.
+
+    Five bytes a token are kept (nine with weights): 170 MB at the most, with groups as the writer makes them. Not safe
+    to be read by two threads at once.
+    """
 
     def __init__(self, shards: ShardSet, *, with_messages: bool = False) -> None:
         self._columns = [*_COLUMNS, "weights"] if shards.manifest.has_weights else list(_COLUMNS)
         self._columns += _MESSAGE_COLUMNS if with_messages else ()
-        self._files = [
-            pq.ParquetFile(shards.directory / shard.file, memory_map=True) for shard in shards.manifest.shards
-        ]
-        self._groups = [(file, group) for file in self._files for group in range(file.num_row_groups)]
-        sizes = [file.metadata.row_group(group).num_rows for file, group in self._groups]
-        self._starts = np.concatenate([[0], np.cumsum(sizes)]).astype(int).tolist()
-        self._kept: OrderedDict[int, pa.Table] = OrderedDict()
+        paths = [shards.directory / shard.file for shard in shards.manifest.shards]
+        files = [(path, pq.ParquetFile(path, memory_map=True)) for path in paths]
+        self._groups = [(path, file, group) for path, file in files for group in range(file.num_row_groups)]
+        self.group_rows = tuple(file.metadata.row_group(group).num_rows for _, file, group in self._groups)
+        """Rows of each row group, through all shards."""
+        self._starts: list[int] = np.concatenate([[0], np.cumsum(self.group_rows)]).astype(int).tolist()
+        self._kept: OrderedDict[int, _Group] = OrderedDict()
+        self._ones = np.ones(0, np.float32)
 
     def row(self, index: int) -> Row:
-        """Row `index`, counted from 0 through all shards.
+        """Row `index`, counted from 0 through all shards; its arrays are views that cannot be written.
 
         Raises:
-            ShardError: `damaged-row`: its columns do not fit together.
+            ShardError: `damaged-row`: its columns do not fit together. `damaged-shard`: it cannot be read.
         """
-        group = bisect_right(self._starts, index) - 1
-        table = self._read(group).slice(index - self._starts[group], 1)
-        ids, trained, lengths, sources = (_values(table, name) for name in _COLUMNS)
-        weights = _values(table, "weights") if "weights" in self._columns else np.ones(len(ids))
-        uneven = len({len(ids), len(trained), len(weights), int(lengths.sum())}) != 1 or len(sources) != len(lengths)
-        if uneven or (lengths < 1).any():
-            raise ShardError("the row's columns differ in length", code="damaged-row", place=f"row {index}")
+        number = bisect_right(self._starts, index) - 1
+        group, place = self._read(number), index - self._starts[number]
+        ids = group.values("input_ids", place)
         return Row(
             index=index,
-            ids=ids.astype(np.int32),
-            trained=trained.astype(bool),
-            lengths=lengths.astype(np.int32),
-            weights=weights.astype(np.float32),
-            sources=sources.astype(np.int32),
-            messages=self._messages(table, len(ids)),
+            ids=ids,
+            trained=group.values("assistant_masks", place).view(np.bool_),
+            lengths=group.values("seq_lengths", place),
+            weights=group.values("weights", place) if "weights" in self._columns else self._ones_for(len(ids)),
+            sources=group.values("doc_files", place),
+            messages=self._messages(group, place, len(ids)),
         )
 
-    def _messages(self, table: pa.Table, num_tokens: int) -> npt.NDArray[np.int32]:
+    def _messages(self, group: _Group, place: int, num_tokens: int) -> npt.NDArray[np.int32]:
         """Each token's message, int32 `[T]`; empty where the reader was not asked for them."""
         if "span_messages" not in self._columns:
             return np.zeros(0, np.int32)
-        starts, messages = (_values(table, name) for name in _MESSAGE_COLUMNS)
+        starts, messages = (group.values(name, place) for name in _MESSAGE_COLUMNS)
         return np.repeat(messages, np.diff([*starts, num_tokens])).astype(np.int32)
 
-    def _read(self, group: int) -> pa.Table:
-        if group not in self._kept:
-            file, number = self._groups[group]
-            self._kept[group] = file.read_row_group(number, columns=self._columns, use_threads=False)
-            if len(self._kept) > _KEPT_GROUPS:
+    def _ones_for(self, num_tokens: int) -> npt.NDArray[np.float32]:
+        """The weights of a row where the set has none: the same memory for all rows. float32 `[T]`."""
+        if num_tokens > len(self._ones):
+            self._ones = np.ones(num_tokens, np.float32)
+            self._ones.setflags(write=False)
+        return self._ones[:num_tokens]
+
+    def _read(self, number: int) -> _Group:
+        if number not in self._kept:
+            path, file, group = self._groups[number]
+            decoded = _Group.of(read_group(file, group, columns=self._columns, path=path))
+            decoded.check(first_row=self._starts[number])
+            self._kept[number] = decoded
+            if len(self._kept) > GROUPS_A_WINDOW:
                 self._kept.popitem(last=False)
-        self._kept.move_to_end(group)
-        return self._kept[group]
+        self._kept.move_to_end(number)
+        return self._kept[number]
 
 
-def _values(table: pa.Table, name: str) -> np.ndarray:
-    values: np.ndarray = table[name].combine_chunks().flatten().to_numpy(zero_copy_only=False)
-    return values
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """A row group's list columns: flat values, and where each row's begin. int64 `[rows + 1]`."""
+
+    flat: dict[str, npt.NDArray[Any]]
+    offsets: dict[str, npt.NDArray[np.int64]]
+
+    @classmethod
+    def of(cls, batch: pa.RecordBatch) -> _Group:
+        """Views of Arrow's buffers: nothing is copied."""
+        offsets = {name: batch[name].offsets.to_numpy().astype(np.int64) for name in batch.schema.names}
+        values = {name: batch[name].flatten().to_numpy(zero_copy_only=False) for name in batch.schema.names}
+        return cls(values, {name: found - found[0] for name, found in offsets.items()})
+
+    def values(self, name: str, place: int) -> npt.NDArray[Any]:
+        """One row's values of a column."""
+        start, stop = self.offsets[name][place : place + 2]
+        return self.flat[name][start:stop]
+
+    def check(self, *, first_row: int) -> None:
+        """ShardError `damaged-row`: columns of different length, an empty document, or a mask that is not 0 or 1."""
+        counts = {name: np.diff(offsets) for name, offsets in self.offsets.items()}
+        totals = np.concatenate([[0], np.cumsum(self.flat["seq_lengths"], dtype=np.int64)])
+        bad = np.diff(totals[self.offsets["seq_lengths"]]) != counts["input_ids"]
+        bad |= counts["doc_files"] != counts["seq_lengths"]
+        for name in {"assistant_masks", "weights"} & counts.keys():
+            bad |= counts[name] != counts["input_ids"]
+        lengths, masks = self.flat["seq_lengths"], self.flat["assistant_masks"]
+        for name, wrong in (("seq_lengths", lengths < 1), ("assistant_masks", masks.view(np.uint8) > 1)):
+            places = np.searchsorted(self.offsets[name], np.flatnonzero(wrong), side="right") - 1
+            bad[places] = True
+        if bad.any():
+            row = first_row + int(bad.argmax())
+            raise ShardError("the row's columns do not fit together", code="damaged-row", place=f"row {row}")

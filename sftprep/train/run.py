@@ -109,7 +109,12 @@ def _opened(config: TrainConfig, *, world: World, console: Console) -> tuple[Sha
 
 
 def _feed(config: TrainConfig, *, shards: ShardSet, reader: RowReader) -> Feed:
-    schedule = Schedule(num_rows=shards.num_rows, rows_per_step=config.rows_per_step, seed=config.seed)
+    schedule = Schedule(
+        num_rows=shards.num_rows,
+        rows_per_step=config.rows_per_step,
+        seed=config.seed,
+        group_rows=reader.group_rows,
+    )
     return Feed(
         reader=reader,
         schedule=schedule,

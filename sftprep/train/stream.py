@@ -9,18 +9,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from functools import lru_cache
 from itertools import pairwise
-from typing import TypedDict
+from typing import Any, Final, TypedDict
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from sftprep.data import IGNORE_INDEX
 from sftprep.errors import TrainError
 
-_FIRST_BUCKET_SHARE = 0.5
+GROUPS_A_WINDOW: Final = 32
+"""Row groups that are decoded at a time, and whose rows are shuffled together: 33 million tokens, as `pack` writes."""
+_FIRST_BUCKET_SHARE: Final = 0.5
 """Rows that are shorter than this share of a batch's longest go into another batch: less than half is padding."""
 
 
@@ -39,12 +39,6 @@ class Row:
     weights: npt.NDArray[np.float32]
     sources: npt.NDArray[np.int32] = field(default_factory=lambda: np.zeros(0, np.int32))
     messages: npt.NDArray[np.int32] = field(default_factory=lambda: np.zeros(0, np.int32))
-
-    @property
-    def source_of_each(self) -> npt.NDArray[np.int64]:
-        """Each token's source, 0 where nobody asked. int64 `[T]`."""
-        sources = self.sources if len(self.sources) else np.zeros(len(self.lengths), np.int32)
-        return np.repeat(sources.astype(np.int64), self.lengths)
 
     def documents(self) -> list[Row]:
         """Each document as a row of its own."""
@@ -97,11 +91,17 @@ class Layout(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """How rows become optimizer steps. The last step of an epoch takes what is left."""
+    """How rows become optimizer steps. The last step of an epoch takes what is left.
+
+    `group_rows` are the rows of each row group, in the set's order. Where there are more than GROUPS_A_WINDOW, the
+    groups are shuffled first, and then the rows of each GROUPS_A_WINDOW of them: a group is decoded once an epoch.
+    """
 
     num_rows: int
     rows_per_step: int
     seed: int
+    group_rows: tuple[int, ...] = ()
+    _orders: dict[int, npt.NDArray[np.int64]] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -110,7 +110,10 @@ class Schedule:
 
     def order(self, epoch: int) -> npt.NDArray[np.int64]:
         """A permutation of all rows, int64 `[num_rows]`, the same on every machine."""
-        return _order(self.num_rows, seed=self.seed, epoch=epoch)
+        if epoch not in self._orders:
+            self._orders.clear()
+            self._orders[epoch] = _order(self.group_rows or (self.num_rows,), seed=self.seed, epoch=epoch)
+        return self._orders[epoch]
 
     def rows(self, step: int) -> npt.NDArray[np.int64]:
         """The rows of a step, counted from 0 over all epochs. int64 `[<= rows_per_step]`."""
@@ -128,68 +131,51 @@ class Schedule:
         return steps if max_steps is None else min(steps, max_steps)
 
 
-@lru_cache(maxsize=2)
-def _order(num_rows: int, *, seed: int, epoch: int) -> npt.NDArray[np.int64]:
+def _order(group_rows: Sequence[int], *, seed: int, epoch: int) -> npt.NDArray[np.int64]:
     generator = np.random.Generator(np.random.Philox(key=np.array([seed, epoch], dtype=np.uint64)))
-    return generator.permutation(num_rows)
+    sizes = np.array(group_rows, dtype=np.int64)
+    if len(sizes) <= GROUPS_A_WINDOW:
+        return generator.permutation(int(sizes.sum()))
+    groups = generator.permutation(len(sizes))
+    starts, ends = (np.cumsum(sizes) - sizes)[groups], np.cumsum(sizes[groups])
+    rows = np.repeat(starts - (ends - sizes[groups]), sizes[groups]) + np.arange(ends[-1])
+    for window in np.split(rows, ends[GROUPS_A_WINDOW - 1 : -1 : GROUPS_A_WINDOW]):
+        generator.shuffle(window)
+    return rows
 
 
-def shifted_labels(row: Row) -> npt.NDArray[np.int64]:
-    """What each position must predict: the next token where it is trained, else `IGNORE_INDEX`. int64 `[T]`.
+def collate_packed(rows: Sequence[Row]) -> MicroBatch:
+    """Rows end to end in one row: documents are told apart by `offsets`, so nothing is padded.
 
     Raises:
         TrainError: `border-trained`: a document's first token is trained, so the document before would predict it.
     """
-    starts = np.concatenate([[0], np.cumsum(row.lengths)[:-1]]).astype(np.int64)
-    if row.trained[starts].any():
-        raise TrainError(
-            "a document's first token is marked as trained",
-            code="border-trained",
-            place=f"row {row.index}",
-            hint="the shards are damaged: pack again",
-        )
-    labels = np.where(row.trained, row.ids, IGNORE_INDEX).astype(np.int64)
-    return np.append(labels[1:], IGNORE_INDEX)
-
-
-def collate_packed(rows: Sequence[Row]) -> MicroBatch:
-    """Rows end to end in one row: documents are told apart by `offsets`, so nothing is padded."""
-    lengths = np.concatenate([row.lengths for row in rows]).astype(np.int64)
+    lengths = _joined([row.lengths for row in rows]).astype(np.int64)
     offsets = np.concatenate([[0], np.cumsum(lengths)])
-    labels = np.concatenate([shifted_labels(row) for row in rows])
-    ids = np.concatenate([row.ids for row in rows]).astype(np.int64)
-    weights = np.concatenate([row.weights for row in rows])
-    positions = np.arange(len(ids)) - np.repeat(offsets[:-1], lengths)
+    sizes = [len(row.ids) for row in rows]
+    positions = np.arange(offsets[-1])
+    positions -= offsets[:-1].repeat(lengths)
     return _batch(
-        [ids, positions, labels, np.append(weights[1:], 0.0), np.concatenate([row.source_of_each for row in rows])],
-        shape=(1, len(ids)),
+        rows,
+        ids=_joined([row.ids for row in rows]).astype(np.int64)[None],
+        positions=positions[None],
+        firsts=[sum(sizes[:number]) for number in range(len(rows))],
         offsets=tuple(offsets.tolist()),
-        num_tokens=len(ids),
     )
 
 
 def collate_padded(rows: Sequence[Row], *, pad_id: int) -> MicroBatch:
-    """Each row's single document right-padded to the longest. What is padding is decided by length, never by id."""
+    """Each row's single document right-padded to the longest. What is padding is decided by length, never by id.
+
+    Raises:
+        TrainError: `border-trained`, as above.
+    """
     width = max(len(row.ids) for row in rows)
-
-    def grid(values: Iterable[npt.NDArray[np.generic]], fill: float, dtype: type) -> npt.NDArray[np.generic]:
-        filled: npt.NDArray[np.generic] = np.full((len(rows), width), fill, dtype=dtype)
-        for line, value in zip(filled, values, strict=True):
-            line[: len(value)] = value
-        return filled.reshape(-1)
-
-    return _batch(
-        [
-            grid((row.ids for row in rows), pad_id, np.int64),
-            np.tile(np.arange(width), len(rows)),
-            grid((shifted_labels(row) for row in rows), IGNORE_INDEX, np.int64),
-            grid((np.append(row.weights[1:], 0.0) for row in rows), 0.0, np.float32),
-            grid((row.source_of_each for row in rows), 0, np.int64),
-        ],
-        shape=(len(rows), width),
-        offsets=(),
-        num_tokens=sum(len(row.ids) for row in rows),
-    )
+    ids = np.full((len(rows), width), pad_id, dtype=np.int64)
+    for line, row in zip(ids, rows, strict=True):
+        line[: len(row.ids)] = row.ids
+    positions = np.tile(np.arange(width), (len(rows), 1))
+    return _batch(rows, ids=ids, positions=positions, firsts=range(0, len(rows) * width, width), offsets=())
 
 
 def micro_batches(rows: Sequence[Row], *, size: int, layout: Layout, pad_id: int) -> Iterator[MicroBatch]:
@@ -217,18 +203,52 @@ def buckets(documents: Iterable[Row]) -> list[list[Row]]:
 
 
 def _batch(
-    columns: Sequence[npt.NDArray[np.generic]], *, shape: tuple[int, int], offsets: tuple[int, ...], num_tokens: int
+    rows: Sequence[Row],
+    *,
+    ids: npt.NDArray[np.int64],
+    positions: npt.NDArray[np.int64],
+    firsts: Iterable[int],
+    offsets: tuple[int, ...],
 ) -> MicroBatch:
-    """The tensors of flat columns: ids, positions, shifted labels, weights shifted alike, and sources."""
-    ids, positions, labels, weights, sources = columns
-    rows = np.flatnonzero(labels != IGNORE_INDEX)
+    """The tensors of a batch; `firsts` says where in it each row's first token lies."""
+    trained = [_trained_positions(row) for row in rows]
+    # The shift: a token is predicted at the position before it, which is never another document's.
+    before = [where + (first - 1) for where, first in zip(trained, firsts, strict=True)]
+    pairs = list(zip(rows, trained, strict=True))
     return MicroBatch(
-        input_ids=torch.from_numpy(ids.reshape(shape)),
-        position_ids=torch.from_numpy(positions.reshape(shape)),
+        input_ids=torch.from_numpy(ids),
+        position_ids=torch.from_numpy(positions),
         offsets=offsets,
-        rows=torch.from_numpy(rows),
-        targets=torch.from_numpy(labels[rows]),
-        weights=torch.from_numpy(weights[rows].astype(np.float32)),
-        sources=torch.from_numpy(sources[rows]),
-        num_tokens=num_tokens,
+        rows=torch.from_numpy(_joined(before)),
+        targets=torch.from_numpy(_joined([row.ids[where] for row, where in pairs]).astype(np.int64)),
+        weights=torch.from_numpy(_joined([row.weights[where] for row, where in pairs])),
+        sources=torch.from_numpy(_joined([_sources(row, where) for row, where in pairs])),
+        num_tokens=sum(len(row.ids) for row in rows),
     )
+
+
+def _trained_positions(row: Row) -> npt.NDArray[np.int64]:
+    """Where the row's targets are, not shifted. int64 `[K]`."""
+    starts = row.lengths.cumsum() - row.lengths
+    if row.trained[starts].any():
+        raise TrainError(
+            "a document's first token is marked as trained",
+            code="border-trained",
+            place=f"row {row.index}",
+            hint="the shards are damaged: pack again",
+        )
+    return row.trained.nonzero()[0]
+
+
+def _sources(row: Row, trained: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Each target's source, 0 where nobody asked. int64 `[K]`."""
+    if not len(row.sources):
+        return np.zeros(len(trained), np.int64)
+    counts = trained.searchsorted(row.lengths.cumsum())
+    counts[1:] -= counts[:-1].copy()
+    return row.sources.astype(np.int64).repeat(counts)
+
+
+def _joined(parts: Sequence[npt.NDArray[Any]]) -> npt.NDArray[Any]:
+    """The parts end to end; a single one is not copied."""
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)

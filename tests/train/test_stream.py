@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,9 +12,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sftprep.data import IGNORE_INDEX
 from sftprep.errors import TrainError
 from sftprep.train.stream import (
+    GROUPS_A_WINDOW,
     Layout,
     Row,
     Schedule,
@@ -20,7 +22,6 @@ from sftprep.train.stream import (
     collate_packed,
     collate_padded,
     micro_batches,
-    shifted_labels,
 )
 
 PAD_AND_EOS = 2
@@ -47,15 +48,24 @@ def rows(draw: st.DrawFn) -> Row:
     return _row(ids, [int(bit) for bit in trained], lengths)
 
 
-def test_labels_are_the_next_token_where_it_is_trained() -> None:
-    row = _row([7, 8, 9, 5, 6], [0, 1, 1, 0, 1], [3, 2])
-    assert shifted_labels(row).tolist() == [8, 9, IGNORE_INDEX, 6, IGNORE_INDEX]
+def test_a_target_is_predicted_at_the_position_before_it() -> None:
+    batch = collate_packed([_row([7, 8, 9, 5, 6], [0, 1, 1, 0, 1], [3, 2])])
+    assert batch["rows"].tolist() == [0, 1, 3]
+    assert batch["targets"].tolist() == [8, 9, 6]
 
 
-def test_a_trained_first_token_of_a_document_is_refused_f4() -> None:
+@pytest.mark.parametrize("collate", [collate_packed, lambda rows: collate_padded(rows[0].documents(), pad_id=0)])
+def test_a_trained_first_token_of_a_document_is_refused_f4(collate: Any) -> None:
     with pytest.raises(TrainError) as raised:
-        shifted_labels(_row([7, 8, 9], [0, 0, 1], [2, 1]))
+        collate([_row([7, 8, 9], [0, 0, 1], [2, 1])])
     assert raised.value.code == "border-trained"
+
+
+def test_targets_know_the_source_of_their_document() -> None:
+    sourced = replace(_row([7, 8, 9, 5, 6], [0, 1, 1, 0, 1], [3, 2]), sources=np.array([4, 1], np.int32))
+    empty = replace(_row([3, 3], [0, 0], [2]), sources=np.array([2], np.int32))
+    assert collate_packed([sourced, empty, sourced])["sources"].tolist() == [4, 4, 1, 4, 4, 1]
+    assert collate_padded([*sourced.documents(), *empty.documents()], pad_id=0)["sources"].tolist() == [4, 4, 1]
 
 
 def test_packs_of_one_batch_lie_end_to_end_with_positions_from_zero() -> None:
@@ -107,6 +117,32 @@ def test_less_than_half_of_an_unpacked_batch_is_padding() -> None:
         width = max(len(row.ids) for row in group)
         assert 2 * sum(len(row.ids) for row in group) >= len(group) * width
     assert sum(len(group) for group in buckets(documents)) == len(documents)
+
+
+@given(st.lists(st.integers(1, 4), min_size=1, max_size=5 * GROUPS_A_WINDOW), st.integers(0, 2))
+@settings(max_examples=40, deadline=None)
+def test_rows_that_are_taken_together_lie_in_few_groups_and_an_epoch_takes_each_once(
+    sizes: list[int], epoch: int
+) -> None:
+    schedule = Schedule(num_rows=sum(sizes), rows_per_step=3, seed=5, group_rows=tuple(sizes))
+    order = schedule.order(epoch)
+    assert sorted(order.tolist()) == list(range(sum(sizes)))
+    groups = np.searchsorted(np.cumsum(sizes), order, side="right")
+    _, first = np.unique(groups, return_index=True)
+    opened = np.sort(first)
+    for start in range(0, len(opened), GROUPS_A_WINDOW):
+        stop = opened[start + GROUPS_A_WINDOW] if start + GROUPS_A_WINDOW < len(opened) else len(order)
+        assert len(np.unique(groups[opened[start] : stop])) <= GROUPS_A_WINDOW
+        assert not set(groups[: opened[start]]) & set(groups[opened[start] : stop])
+
+
+def test_a_large_set_is_not_taken_group_by_group() -> None:
+    schedule = Schedule(num_rows=8000, rows_per_step=8, seed=5, group_rows=(10,) * 800)
+    assert len(set((schedule.rows(30) // 10).tolist())) > 4
+    first, last = schedule.order(0)[:320], schedule.order(0)[-320:]
+    assert 2000 < first.mean() < 6000
+    assert 2000 < last.mean() < 6000
+    assert schedule.order(0).tolist() != schedule.order(1).tolist()
 
 
 @given(st.integers(1, 60), st.integers(1, 9), st.integers(0, 2**63 - 1))
