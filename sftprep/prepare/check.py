@@ -16,7 +16,8 @@ from sftprep.records.draft import Format, moved
 from sftprep.sources.blocks import SourceRow
 from sftprep.stages.validate import ValidatedRow, validate_row
 
-_ONCE_A_FILE: Final = frozenset({"unknown-row-key", "null-as-absent"})
+ONCE_A_FILE: Final = frozenset({"unknown-row-key", "null-as-absent"})
+"""The codes of what is said once a file."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +42,7 @@ class SaidOnce:
 
     def first(self, findings: tuple[Finding, ...]) -> tuple[Finding, ...]:
         """The findings without those that an earlier row of the file had."""
-        return tuple(finding for finding in findings if finding.code not in _ONCE_A_FILE or self._is_new(finding))
+        return tuple(finding for finding in findings if finding.code not in ONCE_A_FILE or self._is_new(finding))
 
     def _is_new(self, finding: Finding) -> bool:
         key = (finding.address.file, finding.code, finding.pointer if finding.code == "unknown-row-key" else "")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import signal
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -14,6 +13,7 @@ from sftprep.config.validate import ValidateConfig
 from sftprep.data import RowAddress
 from sftprep.errors import DataError, SourceError
 from sftprep.prepare.check import CheckedRow, CheckRow, SaidOnce, checker
+from sftprep.prepare.child_process import obey_parent
 from sftprep.sources.blocks import SourceRow
 
 
@@ -83,8 +83,7 @@ class _Child:
 
 
 def _start_child(config: ValidateConfig) -> None:
-    # Ctrl-C reaches the whole process group; the parent alone answers it and ends the children.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    obey_parent()
     _Child.check = staticmethod(checker(config))
 
 

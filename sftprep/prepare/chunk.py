@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 import numpy as np
@@ -73,6 +73,21 @@ class ExactRow:
 
 
 @dataclass(frozen=True, slots=True)
+class RowsRead:
+    """What was read of a source to make a chunk, and what validation warned of."""
+
+    source: int = 0
+    num_rows: int = 0
+    num_taken: int = 0
+    """With repetition."""
+    num_taken_rows: int = 0
+    """Rows taken at least once, each counted once."""
+    warnings: Counter[str] = field(default_factory=Counter)
+    said_once: tuple[tuple[str, str, str], ...] = ()
+    """File, code and pointer of the warnings that count once a file."""
+
+
+@dataclass(frozen=True, slots=True)
 class Chunk:
     """What became of a run of rows: documents once each, and how often each is taken, int64 `[documents]`."""
 
@@ -84,6 +99,7 @@ class Chunk:
     """Trained turns by class, with repetition."""
     remarks: Counter[str]
     """What is exact and worth knowing, with repetition."""
+    read: RowsRead = field(default_factory=RowsRead)
 
 
 def compile_chunk(rows: Sequence[InputRow], *, compile_row: CompileRow, config: PackConfig) -> Chunk:

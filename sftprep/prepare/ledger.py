@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from sftprep.data import TRAINED_KINDS, Severity, SpanKind
-from sftprep.prepare.chunk import OVER_LENGTH, Chunk, ExactRow, InputRow, LeftOutRow
+from sftprep.data import TRAINED_KINDS, SpanKind
+from sftprep.prepare.chunk import OVER_LENGTH, Chunk, ExactRow, LeftOutRow, RowsRead
 
 Array = npt.NDArray[Any]
 
@@ -64,7 +64,6 @@ class Ledger:
         self.sources = [SourceAccount() for _ in range(num_sources)]
         self.left_out = LeftOutAccount()
         self.over_length = OverLengthAccount()
-        self.warnings: Counter[str] = Counter()
         self.classes: Counter[str] = Counter()
         self.remarks: Counter[str] = Counter()
         self.num_taken_rows = 0
@@ -72,22 +71,15 @@ class Ledger:
         self.num_conversations = 0
         self.num_repeated_tokens = 0
         self.has_weights = False
+        self._warnings: Counter[str] = Counter()
+        self._said_once: set[tuple[str, str, str]] = set()
         self._by_kind = np.zeros(len(SpanKind), dtype=np.int64)
         self._documents = (array("i"), array("i"), array("i"))
         self._rows = (array("i"), array("q"), array("i"))
 
-    def read(self, rows: list[InputRow]) -> list[InputRow]:
-        """Count rows as they were read, and hand them on."""
-        for row in rows:
-            account = self.sources[row.source]
-            account.num_rows += 1
-            account.num_taken += row.times
-            self.num_taken_rows += row.times > 0
-            self.warnings.update(finding.code for finding in row.findings if finding.severity is Severity.WARNING)
-        return rows
-
     def add(self, chunk: Chunk) -> None:
-        """Count what became of rows that were read."""
+        """Count the rows that were read, and what became of them."""
+        self._add_read(chunk.read)
         for row in chunk.exact:
             self._add_exact(row)
         for left_out in chunk.left_out:
@@ -96,6 +88,11 @@ class Ledger:
         self.remarks.update(chunk.remarks)
         if chunk.documents.num_rows:
             self._add_documents(chunk.documents, chunk.times)
+
+    @property
+    def warnings(self) -> Counter[str]:
+        """Warnings of the rows that were read, by code."""
+        return self._warnings + Counter(code for _, code, _ in self._said_once)
 
     @property
     def times(self) -> Array:
@@ -123,6 +120,14 @@ class Ledger:
     def tokens_by_kind(self) -> dict[str, int]:
         """Tokens by span kind, lower-case names, in the kinds' order, those that occur."""
         return {kind.name.lower(): int(self._by_kind[kind]) for kind in SpanKind if self._by_kind[kind]}
+
+    def _add_read(self, read: RowsRead) -> None:
+        account = self.sources[read.source]
+        account.num_rows += read.num_rows
+        account.num_taken += read.num_taken
+        self.num_taken_rows += read.num_taken_rows
+        self._warnings.update(read.warnings)
+        self._said_once.update(read.said_once)
 
     def _add_exact(self, row: ExactRow) -> None:
         self.sources[row.source].num_documents += row.num_documents * row.times

@@ -25,7 +25,7 @@ from sftprep.prepare.audit import summarise
 from sftprep.prepare.chunk import OVER_LENGTH
 from sftprep.prepare.compile import compiler
 from sftprep.prepare.fingerprint import fingerprint
-from sftprep.prepare.inputs import InputFile, chunks, input_rows
+from sftprep.prepare.inputs import InputFile, input_chunks
 from sftprep.prepare.ledger import Ledger
 from sftprep.prepare.mix import planning_order, wanted_rows
 from sftprep.prepare.pack_report import REPORT_NAME, PackReport, build_report
@@ -71,10 +71,8 @@ def pack(config: PackConfig, *, on_bytes: OnBytes | None = None, on_left_out: On
     if there is not None:
         return _unchanged(there, config, on_left_out)
     with Spool(config.out) as spool:
-        rows = input_rows(files, config, on_bytes=on_bytes)
         ledger = Ledger(len(files))
-        read = (ledger.read(chunk) for chunk in chunks(rows))
-        for chunk in compile_chunks(read, model=model, config=config):
+        for chunk in compile_chunks(input_chunks(files, config, on_bytes=on_bytes), model=model, config=config):
             ledger.add(chunk)
             spool.add(chunk.documents, chunk.left_out)
         for file in files:

@@ -1,65 +1,125 @@
-"""Who compiles the chunks: this process, or some of its children. The chunks come out in order either way."""
+"""Who compiles the chunks: this process, some of its children, or a cluster. They come out in order whoever does."""
 
 from __future__ import annotations
 
 import multiprocessing
-import signal
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, replace
 
 from sftprep.config.pack import PackConfig
 from sftprep.engines.model import ModelFiles
 from sftprep.errors import DataError
-from sftprep.prepare.chunk import Chunk, InputRow, compile_chunk
+from sftprep.prepare.child_process import obey_parent
+from sftprep.prepare.chunk import Chunk, compile_chunk
 from sftprep.prepare.compile import CompileRow, compiler
+from sftprep.prepare.inputs import InputChunk, read_chunk
 
 Job = tuple[ModelFiles, PackConfig]
 
 
-def compile_chunks(chunks: Iterator[list[InputRow]], *, model: ModelFiles, config: PackConfig) -> Iterator[Chunk]:
-    """Each chunk compiled, in order.
+def compile_chunks(chunks: Iterator[InputChunk], *, model: ModelFiles, config: PackConfig) -> Iterator[Chunk]:
+    """Each chunk read and compiled, in order; a bounded number of them is in memory.
 
     Raises:
-        DataError: `worker-died`, naming the rows that it had.
+        DataError: `worker-died`, naming the rows that it had, where a worker died and died again.
+        SourceError: `damaged-table`.
     """
     if config.workers > 1:
-        yield from _in_children(chunks, job=(model, config))
+        yield from _Children((model, config)).compiled(chunks)
         return
     compile_row = compiler(model, config)
-    for rows in chunks:
-        yield compile_chunk(rows, compile_row=compile_row, config=config)
+    for chunk in chunks:
+        yield compiled(chunk, compile_row=compile_row, config=config)
 
 
-def _in_children(chunks: Iterator[list[InputRow]], *, job: Job) -> Iterator[Chunk]:
-    # Fork would copy this process's threads' locks (tokenizers has a thread pool) in whatever state they are.
-    context = multiprocessing.get_context("spawn")
-    workers = job[1].workers
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_child, initargs=job)
-    waiting: deque[tuple[list[InputRow], Future[Chunk]]] = deque()
-    try:
-        for rows in chunks:
-            waiting.append((rows, pool.submit(_compile_in_child, rows)))
-            # A few chunks ahead keep every child busy, and bound what is in memory.
-            if len(waiting) > 2 * workers:
-                yield _result(*waiting.popleft())
-        while waiting:
-            yield _result(*waiting.popleft())
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+def compiled(chunk: InputChunk, *, compile_row: CompileRow, config: PackConfig) -> Chunk:
+    """What every runner does with a chunk, wherever it does it."""
+    rows, read = read_chunk(chunk, format=config.format)
+    return replace(compile_chunk(rows, compile_row=compile_row, config=config), read=read)
 
 
-def _result(rows: list[InputRow], future: Future[Chunk]) -> Chunk:
-    try:
-        return future.result()
-    except BrokenProcessPool as error:
-        raise DataError(
-            "a worker process died",
-            code="worker-died",
-            place=f"{rows[0].address} to {rows[-1].address}, or a chunk after it",
-            hint="out of memory? try fewer --workers",
-        ) from error
+def worker_died(chunk: InputChunk) -> DataError:
+    """The error that says where the reader was."""
+    return DataError(
+        "a worker process died, and died again in another try",
+        code="worker-died",
+        place=f"{chunk.name}:{chunk.block.first}, or rows after it",
+        hint="out of memory? try fewer --workers",
+    )
+
+
+@dataclass(slots=True)
+class _Waiting:
+    """A chunk that a child has or will have."""
+
+    chunk: InputChunk
+    future: Future[Chunk]
+    is_retried: bool = False
+
+
+class _Children:
+    """Processes of this machine. Where one is killed, all are made anew, and every chunk has a second try."""
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        self._pool = self._new_pool()
+        self._waiting: deque[_Waiting] = deque()
+
+    def compiled(self, chunks: Iterator[InputChunk]) -> Iterator[Chunk]:
+        """Each chunk compiled, in order."""
+        try:
+            for chunk in chunks:
+                self._give(chunk)
+                # A few chunks ahead keep every child busy, and bound what is in memory.
+                if len(self._waiting) > 2 * self._job[1].workers:
+                    yield self._next()
+            while self._waiting:
+                yield self._next()
+        finally:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def _new_pool(self) -> ProcessPoolExecutor:
+        # Fork would copy this process's threads' locks (tokenizers has a thread pool) in whatever state they are.
+        context = multiprocessing.get_context("spawn")
+        workers = self._job[1].workers
+        return ProcessPoolExecutor(workers, mp_context=context, initializer=_start_child, initargs=self._job)
+
+    def _give(self, chunk: InputChunk) -> None:
+        try:
+            future = self._pool.submit(_compile_in_child, chunk)
+        except BrokenProcessPool:
+            self._begin_again()
+            future = self._pool.submit(_compile_in_child, chunk)
+        self._waiting.append(_Waiting(chunk, future))
+
+    def _next(self) -> Chunk:
+        try:
+            done = self._waiting[0].future.result()
+        except BrokenProcessPool:
+            self._begin_again()
+            return self._next()
+        self._waiting.popleft()
+        return done
+
+    def _begin_again(self) -> None:
+        """One child's death ends the whole pool. What is done is done; the rest is done by new children, once."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+        self._pool = self._new_pool()
+        for waiting in self._waiting:
+            if _is_done(waiting.future):
+                continue
+            if waiting.is_retried:
+                raise worker_died(waiting.chunk)
+            waiting.is_retried = True
+            waiting.future = self._pool.submit(_compile_in_child, waiting.chunk)
+
+
+def _is_done(future: Future[Chunk]) -> bool:
+    """Whether a child has answered, be it with the error that its rows deserve."""
+    return future.done() and not future.cancelled() and not isinstance(future.exception(), BrokenProcessPool)
 
 
 class _Child:
@@ -70,11 +130,10 @@ class _Child:
 
 
 def _start_child(model: ModelFiles, config: PackConfig) -> None:
-    # Ctrl-C reaches the whole process group; the parent alone answers it and ends the children.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    obey_parent()
     _Child.compile_row = staticmethod(compiler(model, config))
     _Child.config = config
 
 
-def _compile_in_child(rows: list[InputRow]) -> Chunk:
-    return compile_chunk(rows, compile_row=_Child.compile_row, config=_Child.config)
+def _compile_in_child(chunk: InputChunk) -> Chunk:
+    return compiled(chunk, compile_row=_Child.compile_row, config=_Child.config)

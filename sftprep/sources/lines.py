@@ -71,11 +71,8 @@ def file_sha256(path: Path) -> str:
 
 def _blocks(path: Path, *, name: str, on_bytes: OnBytes | None) -> Iterator[Block]:
     found = False
-    if path != STDIN and is_table(path):
-        blocks = table_blocks(path, name=name, on_bytes=on_bytes)
-    else:
-        blocks = _text_blocks(path, name=name, on_bytes=on_bytes)
-    for block in blocks:
+    is_text = path == STDIN or not is_table(path)
+    for block in (_text_blocks if is_text else table_blocks)(path, name=name, on_bytes=on_bytes):
         found = found or next(block.rows(name), None) is not None
         yield block
     if not found:

@@ -20,7 +20,7 @@ from pydantic_core import from_json
 
 from sftprep.data import Json, RowAddress
 from sftprep.errors import SourceError
-from sftprep.sources.blocks import SourceRow
+from sftprep.sources.blocks import Block, SourceRow
 from sftprep.sources.compressed import OnBytes
 
 _PARQUET: Final = b"PAR1"
@@ -61,7 +61,7 @@ def is_table(path: Path) -> bool:
         return file.read(8).startswith((_PARQUET, _ARROW_FILE, _ARROW_STREAM))
 
 
-def table_blocks(path: Path, *, name: str, on_bytes: OnBytes | None) -> Iterator[TableBlock]:
+def table_blocks(path: Path, *, name: str, on_bytes: OnBytes | None) -> Iterator[Block]:
     """All rows in order. SourceError `damaged-table`, with the row reached, where the file cannot be read."""
     batches = _batches(path, on_bytes)
     first = 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import signal
@@ -13,20 +14,24 @@ from typing import Any
 import pytest
 
 from sftprep.config.pack import PackConfig
-from sftprep.data import Conversation, RowAddress
 from sftprep.engines.load import load_model
 from sftprep.errors import DataError, TemplateLimitError
-from sftprep.prepare.chunk import InputRow
+from sftprep.prepare import workers
+from sftprep.prepare.inputs import InputChunk
 from sftprep.prepare.workers import compile_chunks
+from sftprep.sources.blocks import LineBlock
 
 
-def chunks(count: int) -> Iterator[list[InputRow]]:
+def _die(chunk: InputChunk) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def chunks(count: int) -> Iterator[InputChunk]:
     """Chunks of one row; the first ones are the slowest to compile."""
     for line in range(1, count + 1):
-        address = RowAddress("chats", line)
         answer = "and so on " * (400 // line)
         messages = [{"role": "user", "content": "Go on"}, {"role": "assistant", "content": answer}]
-        yield [InputRow(0, 1, address, Conversation(address, messages, [1.0, 1.0]), ())]
+        yield InputChunk(0, "chats", LineBlock(json.dumps({"messages": messages}).encode(), line, 0), 1)
 
 
 @pytest.fixture
@@ -43,24 +48,39 @@ def test_chunks_come_out_in_the_order_of_the_rows(job: dict[str, Any]) -> None:
     assert multiprocessing.active_children() == []
 
 
-@pytest.mark.timeout(60)
-def test_a_child_that_dies_is_an_error_that_names_its_rows(job: dict[str, Any]) -> None:
-    def with_a_murder() -> Iterator[list[InputRow]]:
-        for number, rows in enumerate(chunks(40)):
-            if number == 8:
-                for child in multiprocessing.active_children():
-                    os.kill(child.pid, signal.SIGKILL)
-            yield rows
+def with_murders(count: int, *, before: set[int]) -> Iterator[InputChunk]:
+    """The children are killed before these chunks are given to them."""
+    for number, chunk in enumerate(chunks(count)):
+        if number in before:
+            for child in multiprocessing.active_children():
+                os.kill(child.pid, signal.SIGKILL)
+        yield chunk
 
+
+@pytest.mark.timeout(120)
+def test_chunks_of_a_child_that_dies_are_compiled_by_another(job: dict[str, Any]) -> None:
+    # H4: nothing lost, nothing twice.
+    lines = [chunk.documents["doc_line"].to_pylist() for chunk in compile_chunks(with_murders(40, before={8}), **job)]
+    assert lines == [[line] for line in range(1, 41)]
+    assert multiprocessing.active_children() == []
+
+
+@pytest.mark.timeout(120)
+def test_chunks_that_end_their_child_twice_are_an_error_that_names_its_rows(
+    job: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The kernel kills what takes too much memory, and would do so again.
+    monkeypatch.setattr(workers, "_compile_in_child", _die)
     with pytest.raises(DataError) as caught:  # H4: no hang
-        list(compile_chunks(with_a_murder(), **job))
+        list(compile_chunks(chunks(40), **job))
     assert caught.value.code == "worker-died"
-    assert caught.value.place.startswith("chats:")
+    assert caught.value.place.startswith("chats:1,")
+    assert multiprocessing.active_children() == []
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_a_hostile_template_ends_the_run_at_the_first_row(job: dict[str, Any], workers: int) -> None:
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_hostile_template_ends_the_run_at_the_first_row(job: dict[str, Any], count: int) -> None:
     hostile = replace(job["model"], template="{{ messages[0].content * 10000000000 }}")
-    config = job["config"].model_copy(update={"workers": workers})
+    config = job["config"].model_copy(update={"workers": count})
     with pytest.raises(TemplateLimitError):
         list(compile_chunks(chunks(3), model=hostile, config=config))
