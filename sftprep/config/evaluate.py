@@ -15,6 +15,7 @@ GateKind = Literal[
     "stops",
     "repetition",
     "regression",
+    "improvement",
     "nll",
     "nll-regression",
     "contamination",
@@ -23,7 +24,7 @@ GateKind = Literal[
 ]
 _AT_LEAST: Final = frozenset({"pass-rate", "win-rate", "stops"})
 _AT_MOST: Final = frozenset({"repetition", "nll"})
-_PLAIN: Final = frozenset({"regression", "nll-regression", "contamination", "parity", "provenance"})
+_PLAIN: Final = frozenset({"regression", "improvement", "nll-regression", "contamination", "parity", "provenance"})
 _GATE: Final = re.compile(r"([a-z-]+)(?:\.([^=]+))?(?:=(\d+(?:\.\d+)?)(%?))?")
 
 
@@ -81,8 +82,8 @@ class EvaluateConfig(BaseModel):
     fail_on: tuple[str, ...] = Field(
         default=(),
         description="A gate: pass-rate=0.8, stops=0.95, repetition=0.2 (each also for one suite or tag: "
-        "pass-rate.safety=1), win-rate=0.5, regression, nll=2.5, nll-regression, contamination, parity, provenance. "
-        "Those that can be checked without a value always are.",
+        "pass-rate.safety=1), win-rate=0.5, regression, improvement, nll=2.5, nll-regression, contamination, parity, "
+        "provenance. Those that can be checked without a value always are, but for improvement.",
     )
     endpoint: str | None = Field(
         default=None,
@@ -119,6 +120,7 @@ class EvaluateConfig(BaseModel):
         kinds = {gate.kind for gate in self.gates}
         needs = {
             "regression": ("--baseline and --suite", self.baseline is not None and bool(self.suite)),
+            "improvement": ("--baseline and --suite", self.baseline is not None and bool(self.suite)),
             "win-rate": ("--judge", self.judge is not None),
             "nll": ("--held-out", self.held_out is not None),
             "nll-regression": ("--held-out and --baseline", self.held_out is not None and self.baseline is not None),

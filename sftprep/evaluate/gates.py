@@ -8,7 +8,7 @@ from typing import Final
 
 from sftprep.config.evaluate import EvaluateGate
 from sftprep.errors import UsageError
-from sftprep.reports.evaluate_json import Contamination, GateRecord, GroupRecord, LikelihoodRecord, WinRate
+from sftprep.reports.evaluate_json import Comparison, Contamination, GateRecord, GroupRecord, LikelihoodRecord, WinRate
 
 _SHOWN: Final = 3
 
@@ -75,16 +75,32 @@ def _shares(gate: EvaluateGate, measured: Measured) -> tuple[bool, str]:
     return not failed, _listed([f"{name} {value:.1%}" for name, value in (failed or values).items()])
 
 
-def _regression(gate: EvaluateGate, measured: Measured) -> tuple[bool, str]:
+def _compared(gate: EvaluateGate, measured: Measured) -> Sequence[tuple[str, Comparison]]:
     pairs = [(group.name, group.against_baseline) for group in _chosen(gate, measured)]
     compared = [(name, found) for name, found in pairs if found is not None]
-    worse = [
+    if not compared:
+        raise UsageError("a suite's gate needs --baseline", code="bad-option", hint="see sftprep evaluate --help")
+    return compared
+
+
+def _regression(gate: EvaluateGate, measured: Measured) -> tuple[bool, str]:
+    compared = _compared(gate, measured)
+    worse = [_told(name, found) for name, found in compared if found.verdict == "worse"]
+    return not worse, _listed(worse) or f"none of {len(compared)} is shown to be worse"
+
+
+def _improvement(gate: EvaluateGate, measured: Measured) -> tuple[bool, str]:
+    """Every suite, or the one that the gate names, is shown to be better: no difference shown is a failure."""
+    compared = _compared(gate, measured)
+    others = [_told(name, found) for name, found in compared if found.verdict != "better"]
+    return not others, _listed(others or [_told(name, found) for name, found in compared])
+
+
+def _told(name: str, found: Comparison) -> str:
+    return (
         f"{name} {found.difference:+.3f} ({found.confidence:.1%} interval {found.low:+.3f} to {found.high:+.3f}, "
         f"{found.lost} lost, {found.gained} gained, p = {found.p_value:.2g})"
-        for name, found in compared
-        if found.verdict == "worse"
-    ]
-    return not worse, _listed(worse) or f"none of {len(compared)} is shown to be worse"
+    )
 
 
 def _nll(gate: EvaluateGate, measured: Measured) -> tuple[bool, str]:
@@ -138,6 +154,7 @@ def _listed(found: Sequence[str]) -> str:
 
 _JUDGES: Final[Mapping[str, Callable[[EvaluateGate, Measured], tuple[bool, str]]]] = {
     "regression": _regression,
+    "improvement": _improvement,
     "nll": _nll,
     "nll-regression": _nll_regression,
     "contamination": _contamination,

@@ -95,6 +95,25 @@ def test_a_share_is_compared_with_its_value(gate: str, wanted: bool) -> None:
     assert [one.passed for one in judged([EvaluateGate.parse(gate)], found)] == [wanted]
 
 
+@pytest.mark.parametrize(
+    ("gained", "lost", "wanted"), [(9, 0, True), (9, 4, False), (5, 0, False), (0, 9, False), (0, 0, False)]
+)
+def test_improvement_must_be_shown_and_is_asked_for(*, gained: int, lost: int, wanted: bool) -> None:
+    """By hand: 9 of 9 changes one way have p = 2/512, 9 of 13 have 0.27, 5 of 5 have 0.0625."""
+    changes = [(1.0, 0.0)] * gained + [(0.0, 1.0)] * lost + [(1.0, 1.0)] * 10
+    found = measured([case(new, old, number=i) for i, (new, old) in enumerate(changes)])
+    (gate,) = (one for one in judged([EvaluateGate.parse("improvement")], found) if one.gate == "improvement")
+    assert gate.passed is wanted, gate.what
+    assert f"{lost} lost, {gained} gained" in gate.what
+    assert "improvement" not in {one.gate for one in judged([], found)}
+
+
+@pytest.mark.parametrize("gate", ["regression", "improvement"])
+def test_a_comparison_without_a_baseline_is_refused_and_not_passed(gate: str) -> None:
+    with pytest.raises(UsageError, match="--baseline"):
+        judged([EvaluateGate.parse(gate)], measured([case(1.0, None)]))
+
+
 def test_a_gate_of_an_unknown_suite_is_refused() -> None:
     with pytest.raises(UsageError, match="nowhere"):
         judged([EvaluateGate.parse("pass-rate.nowhere=1")], measured([case(1.0, None)]))

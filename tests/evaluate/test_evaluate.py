@@ -207,6 +207,7 @@ def test_a_model_is_no_worse_than_itself_and_gates_decide_the_exit_code(
         ({"fail_on": ("parity=1",)}, "takes no value"),
         ({"fail_on": ("pass-rate=80",)}, "share"),
         ({"fail_on": ("regression",)}, "--baseline"),
+        ({"fail_on": ("improvement",)}, "--baseline"),
         ({"fail_on": ("provenance",)}, "--trained-on"),
         ({"suite": ()}, "nothing to evaluate"),
     ],

@@ -1,4 +1,4 @@
-"""The statistics against slow references, and on noise and real differences."""
+"""The statistics against slow references and scipy's, and on noise and real differences."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from itertools import product
 
 import numpy as np
 import pytest
+from scipy import optimize, stats
 
+from sftprep.evaluate.judge import length_controlled
 from sftprep.evaluate.statistics import mcnemar, paired_bootstrap, wilson
 
 
@@ -39,3 +41,43 @@ def test_the_bootstrap_is_seeded_and_empty_is_no_difference() -> None:
     values = [0.0, 1.0, -1.0, 0.5]
     assert paired_bootstrap(values, seed=1) == paired_bootstrap(values, seed=1)
     assert paired_bootstrap([], seed=1).low == 0
+
+
+def test_mcnemar_and_wilson_are_those_of_scipy() -> None:
+    generator = np.random.default_rng(5)
+    for _ in range(40):
+        gained, lost = (int(count) for count in generator.integers(0, 60, 2))
+        if gained + lost:
+            assert mcnemar(gained, lost) == pytest.approx(stats.binomtest(gained, gained + lost).pvalue)
+            wanted = stats.binomtest(gained, gained + lost).proportion_ci(method="wilson")
+            found = wilson(gained, gained + lost)
+            assert (found.low, found.high) == pytest.approx((wanted.low, wanted.high))
+
+
+@pytest.mark.parametrize("alpha", [0.05, 0.01])
+def test_the_bootstrap_is_scipys_percentile_interval(alpha: float) -> None:
+    values = np.random.default_rng(4).normal(0.1, 0.6, 50)
+    found = paired_bootstrap(values.tolist(), seed=2, alpha=alpha)
+    options = {"method": "percentile", "confidence_level": 1 - alpha, "n_resamples": 40_000, "vectorized": True}
+    wanted = stats.bootstrap((values,), np.mean, rng=np.random.default_rng(6), **options).confidence_interval
+    # 5,000 resamples place the outermost of these quantiles to 0.07 standard errors; four of those are allowed.
+    error = values.std() / 50**0.5
+    assert (found.low, found.high) == pytest.approx((wanted.low, wanted.high), abs=4 * 0.07 * error)
+
+
+@pytest.mark.parametrize("bias", [-1.5, 0.0, 0.4, 6.0])
+def test_length_control_is_the_penalised_regression_that_scipy_finds(bias: float) -> None:
+    """The slow way: the same penalised likelihood, handed to a general minimiser."""
+    generator = np.random.default_rng(8)
+    lengths = generator.normal(100, 250, 80)
+    features = np.tanh(lengths / lengths.std())
+    scores = np.round(generator.random(80) < 1 / (1 + np.exp(-bias - features)), 0).astype(float)
+    scores[::7] = 0.5
+
+    def loss(weights: np.ndarray) -> float:
+        at = weights[0] + weights[1] * features
+        likelihood = scores * at - np.logaddexp(0, at)
+        return float(-likelihood.sum() + 0.5 * (1e-3 * weights[0] ** 2 + weights[1] ** 2))
+
+    found = optimize.minimize(loss, np.zeros(2), method="Nelder-Mead", options={"xatol": 1e-9, "fatol": 1e-12})
+    assert length_controlled(scores, lengths) == pytest.approx(1 / (1 + np.exp(-found.x[0])), abs=1e-6)
