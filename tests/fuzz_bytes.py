@@ -10,6 +10,7 @@ name is given as the last argument. Runs until the seconds are over, then prints
 from __future__ import annotations
 
 import argparse
+import hashlib
 import multiprocessing
 import sys
 import tempfile
@@ -35,6 +36,17 @@ def run(data: bytes, folder: Path) -> None:
     name, row_format = NAMES[data[0] % len(NAMES)], FORMATS[data[1] % len(FORMATS)]
     judge = check_outputs if data[2] % OUTPUTS_EVERY == 1 else check
     judge(folder / name, data[3:], row_format)
+
+
+def run_or_keep(data: bytes, folder: Path, keep: Path) -> None:
+    """The same; the fuzzer itself keeps what ends the process or takes too long, and nothing that raises."""
+    try:
+        run(data, folder)
+    except BaseException:
+        kept = keep / f"raises-{hashlib.sha1(data).hexdigest()}"
+        kept.write_bytes(data)
+        sys.stderr.write(f"{kept} fails\n")
+        raise
 
 
 def write_seeds(folder: Path) -> None:
@@ -66,15 +78,15 @@ def main() -> None:
         limits = [f"-max_total_time={options.seconds}", "-timeout=30", "-rss_limit_mb=4096", f"-max_len={MAX_BYTES}"]
         places = [f"-dict={words}", f"-artifact_prefix={options.keep}/", str(options.input or corpus)]
         # The fuzzer ends its process at once, so the folder is removed by its parent.
-        child = multiprocessing.get_context("fork").Process(target=fuzz, args=([*limits, *places], rows))
+        child = multiprocessing.get_context("fork").Process(target=fuzz, args=([*limits, *places], rows, options.keep))
         child.start()
         child.join()
     sys.exit(child.exitcode)
 
 
-def fuzz(options: list[str], rows: Path) -> None:
+def fuzz(options: list[str], rows: Path, keep: Path) -> None:
     """Run until the time is over or an input fails."""
-    atheris.Setup([sys.argv[0], *options], lambda data: run(data, rows))
+    atheris.Setup([sys.argv[0], *options], lambda data: run_or_keep(data, rows, keep))
     atheris.Fuzz()
 
 

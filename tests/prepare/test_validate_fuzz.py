@@ -64,6 +64,8 @@ SEEDS = [form(lines) for lines in GOOD for form in FORMS] + BAD
 TOKENS = [b"\n", b"\r\n", b"[", b"]", b"{", b"}", b'"', b"\\", b",", b":", b"\xff", b"\xef\xbb\xbf", b"\xed\xa0\x80"]
 TOKENS += [b"\\ud800", b"\\u0000", b"null", b"NaN", b"1e999", b"-", b"9" * 400, b'"role"', b'"messages":', b"</think>"]
 TOKENS += [b"[" * 300, b'{"a":' * 300, b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"PAR1", b"ARROW1", b"\0" * 9, b'"tools":']
+# What other readers take for a line end or for nothing.
+TOKENS += [b"\r", b"\n\x0b\n", b"\n\x0c\n", b"\x1c", b"\xc2\x85", b"\xe2\x80\xa8", b"\xe3\x80\x80", b"\n\xc2\xa0\n"]
 NAMES = st.sampled_from(["f.jsonl", "f.json", "f", "f.gz", "f.zst", "f.parquet"])
 
 
@@ -88,6 +90,28 @@ def damaged(draw: st.DrawFn) -> bytes:
     return bytes(data)
 
 
+_VALUES = json.JSONDecoder(parse_int=len, parse_float=len, parse_constant=len, strict=False)
+
+
+def count_rows(data: bytes, *, name: str) -> int:
+    """How many rows a sound file holds, by other readers than ours, the whole file in memory."""
+    if data.startswith(b"PAR1"):
+        return pq.ParquetFile(io.BytesIO(data)).metadata.num_rows
+    if data.startswith((b"ARROW1", b"\xff\xff\xff\xff")):
+        make = pa.ipc.open_file if data.startswith(b"ARROW1") else pa.ipc.open_stream
+        return make(pa.py_buffer(data)).read_all().num_rows
+    if data.startswith(b"\x1f\x8b"):
+        data = gzip.decompress(data)
+    elif data.startswith(b"\x28\xb5\x2f\xfd") or re.match(rb"[\x50-\x5f]\x2a\x4d\x18", data):
+        data = zstandard.ZstdDecompressor().stream_reader(io.BytesIO(data), read_across_frames=True).read()
+    text = data.lstrip(b" \t\r\n").removeprefix(b"\xef\xbb\xbf").lstrip(b" \t\r\n")
+    opening = b"[" if name.endswith(".json") else b"[{"
+    if text.translate(None, b" \t\r\n").startswith(opening) and not name.endswith(".jsonl"):
+        return len(_VALUES.decode(text.decode("utf-8", "surrogateescape")))
+    lines = data.removeprefix(b"\xef\xbb\xbf").split(b"\n")
+    return sum(bool(line.strip(b" \t\r")) for line in lines)
+
+
 def check(path: Path, data: bytes, row_format: str | None) -> ValidationReport:
     """Every row is good, or bad for a reason that is told, in time."""
     path.write_bytes(data)
@@ -95,6 +119,8 @@ def check(path: Path, data: bytes, row_format: str | None) -> ValidationReport:
     report = validate_files(ValidateConfig(files=(path,), format=row_format, max_errors=0))
     assert time.monotonic() - start < SECONDS
     assert report.rows_in == report.good + report.bad
+    if report.files[0].complete:
+        assert report.rows_in == count_rows(data, name=path.name)
     assert report.by_code.keys() <= CODES.keys() | FILE_CODES
     assert (report.num_errors > 0) == (report.bad > 0 or not report.files[0].complete)
     bad_rows = {finding.address.line for finding in report.findings if finding.severity is Severity.ERROR}
