@@ -16,17 +16,23 @@ from sftprep.shards.manifest import Manifest
 from sftprep.shards.schema import MANIFEST_NAME
 
 
-def check_output(out: Path, *, fingerprint: str, overwrite: bool) -> None:
-    """OutputError unless `out` is missing, empty, or a shard set that may be replaced."""
+def holds_something(out: Path) -> bool:
+    """Whether something is in the directory `out`. OutputError `output-not-a-directory`, `output-not-writable`."""
     with named_failures(out):
         if not out.exists():
-            return
+            return False
         if not out.is_dir():
             raise OutputError(
                 "the output is a file", code="output-not-a-directory", place=str(out), hint="name a directory"
             )
-        if not any(out.iterdir()):
-            return
+        return any(out.iterdir())
+
+
+def check_output(out: Path, *, fingerprint: str, overwrite: bool) -> None:
+    """OutputError unless `out` is missing, empty, or a shard set that may be replaced."""
+    if not holds_something(out):
+        return
+    with named_failures(out):
         found = _fingerprint_in(out)
     if found is None:
         raise OutputError(
@@ -87,7 +93,7 @@ def named_failures(out: Path) -> Iterator[None]:
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         raise OutputError(
-            f"cannot write the shard set: {error.strerror or error}",
+            f"cannot write: {error.strerror or error}",
             code="disk-full" if full else "output-not-writable",
             place=str(out),
             hint="free some space or name another place" if full else "name a directory that can be written",

@@ -6,6 +6,7 @@ too, and the directory is renamed to `OUT`.
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import shutil
@@ -18,6 +19,7 @@ from typing import Any, Final
 
 import torch
 from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
@@ -28,7 +30,7 @@ from transformers import PreTrainedModel
 
 from sftprep.config.train import TrainConfig
 from sftprep.errors import OutputError, ShardError, TrainError
-from sftprep.shards.place import replace_directory, sync_directory
+from sftprep.shards.place import holds_something, replace_directory, sync_directory
 from sftprep.shards.read import ShardSet
 from sftprep.train import lora
 from sftprep.train.distributed import World, fsdp_parts
@@ -114,6 +116,8 @@ def open_workspace(config: TrainConfig) -> Workspace:
         if not config.resume and workspace.directory.exists():
             shutil.rmtree(workspace.directory)
         workspace.directory.mkdir(parents=True, exist_ok=True)
+        for path in workspace.directory.glob("checkpoints/.step-*"):  # a killed run was writing or removing it
+            shutil.rmtree(path)
     return workspace
 
 
@@ -168,12 +172,7 @@ def load_checkpoint(directory: Path, state: State, *, wanted: Position) -> Posit
     try:
         position = Position(**json.loads((directory / _POSITION).read_bytes()))
     except (OSError, ValueError, TypeError) as error:
-        raise ShardError(
-            f"the checkpoint cannot be read: {error}",
-            code="damaged-checkpoint",
-            place=str(directory),
-            hint="remove it, and --resume takes the one before",
-        ) from error
+        raise _damaged(directory, error) from error
     for name in ("fingerprint", "seed", "rows_per_step", "loss"):
         if getattr(position, name) != getattr(wanted, name):
             raise TrainError(
@@ -201,14 +200,18 @@ def whole_weights(state: State) -> dict[str, Any] | None:
 def _write_optimizer(state: State, directory: Path) -> None:
     """Each process writes its part; any number of processes can read it."""
     held = {_OPTIMIZER: get_optimizer_state_dict(state.model, state.optimizer)}
-    with _quiet_alone():
+    with _quiet_alone(), _as_file_errors(directory):
         state_dict_saver.save(held, checkpoint_id=directory, no_dist=state.world.size == 1)
 
 
 def _read_optimizer(state: State, directory: Path) -> None:
     held = {_OPTIMIZER: get_optimizer_state_dict(state.model, state.optimizer)}
     with _quiet_alone():
-        state_dict_loader.load(held, checkpoint_id=directory, no_dist=state.world.size == 1)
+        try:
+            with _as_file_errors(directory):
+                state_dict_loader.load(held, checkpoint_id=directory, no_dist=state.world.size == 1)
+        except OSError as error:
+            raise _damaged(directory.parent, error) from error
     set_optimizer_state_dict(state.model, state.optimizer, optim_state_dict=held[_OPTIMIZER])
 
 
@@ -218,6 +221,28 @@ def _quiet_alone() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
         yield
+
+
+@contextmanager
+def _as_file_errors(directory: Path) -> Iterator[None]:
+    """What torch wraps in an exception of its own, as an OSError again: the first process's failure."""
+    try:
+        yield
+    except CheckpointException as error:
+        cause, _ = next(iter(error.failures.values()))
+        if isinstance(cause, OSError):
+            raise cause from error
+        text = str(cause).strip().partition("\n")[0]
+        raise OSError(errno.EIO, f"{type(cause).__name__}: {text}", str(directory)) from error
+
+
+def _damaged(directory: Path, error: Exception) -> ShardError:
+    return ShardError(
+        f"the checkpoint cannot be read: {error}",
+        code="damaged-checkpoint",
+        place=str(directory),
+        hint="remove it, and --resume takes the one before",
+    )
 
 
 def _make_empty(directory: Path) -> None:
@@ -235,13 +260,7 @@ def publish(workspace: Workspace, *, report: Mapping[str, object]) -> None:
 
 
 def _check_out(out: Path, *, overwrite: bool) -> None:
-    if not out.exists():
-        return
-    if not out.is_dir():
-        raise OutputError(
-            "the output is a file", code="output-not-a-directory", place=str(out), hint="name a directory"
-        )
-    if not any(out.iterdir()):
+    if not holds_something(out):
         return
     if not overwrite:
         raise OutputError(

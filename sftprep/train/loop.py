@@ -23,6 +23,7 @@ from sftprep.train.distributed import ALONE, World, sync_gradients
 from sftprep.train.forward import Head, to_device, token_loss
 from sftprep.train.optim import clip_and_step, learning_rate, set_learning_rate
 from sftprep.train.rows import RowReader
+from sftprep.train.seeds import dropout_seed
 from sftprep.train.stream import Layout, MicroBatch, Row, Schedule, micro_batches
 from sftprep.train.weighting import reweighted
 
@@ -169,7 +170,7 @@ def accumulate(trainee: Trainee, rows: list[Row], *, weight_sum: float, step: in
         sync_gradients(trainee.model, number == len(batches) - 1)
         # Dropout is a function of seed, step and batch: a resumed run draws the same without any stored state.
         slot = number * trainee.world.size + trainee.world.rank
-        torch.manual_seed(hash((config.seed, step, slot)) & 0x7FFF_FFFF_FFFF_FFFF)
+        torch.manual_seed(dropout_seed(config.seed, step=step, slot=slot))
         with torch.autocast(trainee.device.type, dtype=torch.bfloat16, enabled=trainee.dtype is torch.bfloat16):
             moved = to_device(batch, trainee.device)
             loss = token_loss(trainee.model, moved, head=trainee.head, normaliser=weight_sum)

@@ -176,14 +176,14 @@ def _steps(trainee: Trainee, feed: Feed, *, start: Position, config: TrainConfig
         soft_wrap=True,
     )
     records, position = [], start
-    reporter = Reporter(
-        _loggers(trainee.world, start=start, config=config, edges=edges),
-        num_steps=steps,
-        first_step=start.step,
-        log_every=config.log_every,
-        console=edges.console,
-    )
-    with reporter, StopRequest() as stop:
+    reporting = {"num_steps": steps, "first_step": start.step, "log_every": config.log_every}
+    with (
+        # First: who sees the metrics file may send the signal.
+        StopRequest() as stop,
+        Reporter(
+            _loggers(trainee.world, start=start, config=config, edges=edges), console=edges.console, **reporting
+        ) as reporter,
+    ):
         for stepped, reached in run_steps(trainee, feed, start=start, config=config):
             now = replace(reached, best_step=position.best_step, best_nll=position.best_nll)
             record, position = _measure(trainee, (stepped, now), last=now.step == steps, config=config, edges=edges)
