@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 import typer
+from typer.core import TyperGroup
 
 from sftprep import __version__
 from sftprep.cli.audit import audit
 from sftprep.cli.demo import demo
 from sftprep.cli.evaluate import evaluate
+from sftprep.cli.interrupt import end_interrupted
 from sftprep.cli.pack import pack
 from sftprep.cli.schema import schema
 from sftprep.cli.split import split
@@ -17,8 +20,21 @@ from sftprep.cli.train import train
 from sftprep.cli.validate import validate
 from sftprep.errors import SftprepError
 
+
+class _Commands(TyperGroup):
+    """Typer would end an interrupted command without a word."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command that the arguments name."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as interrupt:
+            end_interrupted(interrupt)
+
+
 app = typer.Typer(
     name="sftprep",
+    cls=_Commands,
     help="The compiler for supervised fine-tuning data of chat models.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,

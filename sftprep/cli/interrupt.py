@@ -7,8 +7,12 @@ KeyboardInterrupt too: the run would go on as if nobody had asked it to stop.
 from __future__ import annotations
 
 import signal
+import sys
 from types import FrameType
-from typing import Final
+from typing import Final, NoReturn
+
+EXIT_INTERRUPTED: Final = 130
+"""128 + SIGINT, as shells expect of an interrupted command."""
 
 _IMPORTING: Final = ("<frozen importlib._bootstrap>", "<frozen importlib._bootstrap_external>")
 _AGAIN_SECONDS: Final = 0.02
@@ -22,6 +26,13 @@ def keep_interrupts() -> None:
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _interrupt)
         signal.signal(signal.SIGALRM, _interrupt)
+
+
+def end_interrupted(interrupt: KeyboardInterrupt) -> NoReturn:
+    """Say so on stderr, with what is noted on the interrupt, and end with its exit code."""
+    told = ["interrupted: nothing was published", *getattr(interrupt, "__notes__", ())]
+    sys.stderr.write("\n  ".join(told) + "\n")
+    sys.exit(EXIT_INTERRUPTED)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

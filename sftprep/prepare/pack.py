@@ -7,11 +7,13 @@ result = pack(PackConfig(files=("chats.jsonl",), model="path/to/model", out="sha
 result.shards.manifest.counts.num_trained
 
 read ─▶ compile (render, encode) ─▶ spool ─▶ plan on lengths ─▶ gather ─▶ shards ─▶ audit ─▶ publish
+
+Up to the spool a run that is killed is gone on with by the same command; what follows is done again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -22,10 +24,10 @@ from sftprep.engines.load import load_model
 from sftprep.engines.model import ModelFiles
 from sftprep.errors import DataError, ShardError
 from sftprep.prepare.audit import summarise
-from sftprep.prepare.chunk import OVER_LENGTH
+from sftprep.prepare.chunk import OVER_LENGTH, Chunk
 from sftprep.prepare.compile import compiler
 from sftprep.prepare.fingerprint import fingerprint
-from sftprep.prepare.inputs import InputFile, input_chunks
+from sftprep.prepare.inputs import InputChunk, InputFile, input_chunks, input_files
 from sftprep.prepare.ledger import Ledger
 from sftprep.prepare.mix import planning_order, wanted_rows
 from sftprep.prepare.pack_report import REPORT_NAME, PackReport, build_report
@@ -33,6 +35,7 @@ from sftprep.prepare.publish import Packed, build_manifest
 from sftprep.prepare.spool import LEFT_OUT_NAME, Spool, left_out_lines
 from sftprep.prepare.workers import compile_chunks
 from sftprep.reports.mask_json import AuditReport
+from sftprep.shards.claim import OutputClaim
 from sftprep.shards.gather import distinct_kwargs, gather
 from sftprep.shards.place import check_output
 from sftprep.shards.read import ShardSet, open_shard_set
@@ -64,26 +67,48 @@ def pack(config: PackConfig, *, on_bytes: OnBytes | None = None, on_left_out: On
     """
     model = load_model(config.model)
     compiler(model, config)  # A template that does not compile is found before anything is read.
-    files = tuple(InputFile.of(spec) for spec in config.inputs)
+    files = input_files(config)
     key = fingerprint(files, model=model, config=config)
     check_output(config.out, fingerprint=key, overwrite=config.overwrite)
     there = _whole_set(config, key)
     if there is not None:
         return _unchanged(there, config, on_left_out)
-    with Spool(config.out) as spool:
-        ledger = Ledger(len(files))
-        for chunk in compile_chunks(input_chunks(files, config, on_bytes=on_bytes), model=model, config=config):
-            ledger.add(chunk)
-            spool.add(chunk.documents, chunk.left_out)
-        for file in files:
-            file.refuse_changed()
-        refusal = _refusal(ledger, config)
-        if refusal is not None:
-            _tell(spool.left_out(), on_left_out)
-            raise refusal
-        documents = spool.documents()
-        inputs = _Inputs(key, model, files, distinct_kwargs(documents))
-        return _write(_plan(inputs, config, ledger), documents=documents, left_out=spool.left_out())
+    run = _Run(config, model, files, key)
+    with OutputClaim(config.out) as claim:
+        check_output(config.out, fingerprint=key, overwrite=config.overwrite)
+        with Spool(config.out, key) as spool:
+            claim.clear(keep=spool.directory)
+            ledger = _compile(run, spool, on_bytes)
+            refusal = _refusal(ledger, config)
+            if refusal is not None:
+                _tell(spool.left_out(), on_left_out)
+                raise refusal
+            return _write(_plan(run, ledger, spool.documents()), spool)
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    config: PackConfig
+    model: ModelFiles
+    files: tuple[InputFile, ...]
+    fingerprint: str
+
+    def compiled(self, unread: Iterator[InputChunk]) -> Iterator[Chunk]:
+        """Each chunk, read and compiled, of the bytes that the fingerprint names: only those may outlive the run."""
+        for chunk in compile_chunks(unread, model=self.model, config=self.config):
+            self.files[chunk.read.source].refuse_changed()
+            yield chunk
+
+
+def _compile(run: _Run, spool: Spool, on_bytes: OnBytes | None) -> Ledger:
+    """Compile every chunk that is not in the spool yet, and account for all of them."""
+    ledger = Ledger(len(run.files))
+    unread = input_chunks(run.files, run.config, on_bytes=on_bytes)
+    for chunk in spool.completed(unread, run.compiled):
+        ledger.add(chunk)
+    for file in run.files:
+        file.refuse_changed()
+    return ledger
 
 
 def _whole_set(config: PackConfig, key: str) -> ShardSet | None:
@@ -107,7 +132,8 @@ def _unchanged(there: ShardSet, config: PackConfig, on_left_out: OnLeftOut | Non
     num_rows = sum(min(source.num_rows, source.num_taken) for source in there.manifest.sources)
     left_out = there.manifest.left_out
     if not config.may_drop(left_out.num_rows, num_rows=num_rows):
-        _tell((there.directory / LEFT_OUT_NAME).read_bytes(), on_left_out)
+        with (there.directory / LEFT_OUT_NAME).open("rb") as lines:
+            _tell(lines, on_left_out)
         raise _too_many(left_out.num_rows, config, num_rows=num_rows, hint=_by_code(left_out.by_code, hints={}))
     report = PackReport.model_validate_json((there.directory / REPORT_NAME).read_bytes())
     return PackResult(shards=there, report=report, unchanged=True)
@@ -146,7 +172,7 @@ def _by_code(by_code: Mapping[str, int], *, hints: Mapping[str, str]) -> str:
     return "\n        ".join(f"{code} {count:,}: {hints.get(code) or 'see its rows'}" for code, count in ranked)
 
 
-def _tell(left_out: bytes, on_left_out: OnLeftOut | None) -> None:
+def _tell(left_out: Iterable[bytes], on_left_out: OnLeftOut | None) -> None:
     if on_left_out is not None:
         for line in left_out_lines(left_out):
             on_left_out(line)
@@ -164,16 +190,9 @@ def _refuse_failed(audit: AuditReport, config: PackConfig) -> None:
         raise ShardError(f"the written shards fail their audit: {found}: nothing was published", code="audit-failed")
 
 
-@dataclass(frozen=True, slots=True)
-class _Inputs:
-    fingerprint: str
-    model: ModelFiles
-    files: tuple[InputFile, ...]
-    kwargs: Sequence[str]
-
-
-def _plan(inputs: _Inputs, config: PackConfig, ledger: Ledger) -> Packed:
+def _plan(run: _Run, ledger: Ledger, documents: pa.Table) -> Packed:
     """Decide the rows from lengths alone; a document that is taken n times is planned n times."""
+    config = run.config
     order = planning_order(ledger.times, seed=config.seed)
     lengths = ledger.lengths[order]
     max_length = int(lengths.max()) if config.max_length is None else config.max_length
@@ -187,19 +206,19 @@ def _plan(inputs: _Inputs, config: PackConfig, ledger: Ledger) -> Packed:
     packs = spread(packs, num_rows=rows, seed=config.seed)
     planned = packs if config.packing else plan_single(lengths, seed=config.seed)
     return Packed(
-        fingerprint=inputs.fingerprint,
+        fingerprint=run.fingerprint,
         config=config,
-        model=inputs.model,
-        files=inputs.files,
+        model=run.model,
+        files=run.files,
         ledger=ledger,
         plan=PackPlan(order=order[planned.order], offsets=planned.offsets),
         max_length=max_length,
         num_packs_if_packed=packs.num_packs,
-        kwargs=inputs.kwargs,
+        kwargs=distinct_kwargs(documents),
     )
 
 
-def _write(packed: Packed, *, documents: pa.Table, left_out: bytes) -> PackResult:
+def _write(packed: Packed, spool: Spool) -> PackResult:
     """Write shards and all that lies beside them, look at the masks as they are on disk, then publish."""
     config, ledger = packed.config, packed.ledger
     with ShardWriter(
@@ -209,15 +228,16 @@ def _write(packed: Packed, *, documents: pa.Table, left_out: bytes) -> PackResul
         weights=ledger.has_weights,
         overwrite=config.overwrite,
     ) as writer:
-        for batch in gather(documents, packed.plan, weights=ledger.has_weights):
+        for batch in gather(spool.documents(), packed.plan, weights=ledger.has_weights):
             writer.write(batch)
+            spool.release()
         manifest = build_manifest(packed, writer.finish())
         audit = summarise(ShardSet(writer.directory, manifest))
         _refuse_failed(audit, config)
         report = build_report(manifest, ledger, audit=audit)
         for name, content in packed.model.files.items():
             writer.add_file(f"model/{name}", content)
-        writer.add_file(LEFT_OUT_NAME, left_out)
+        writer.add_file(LEFT_OUT_NAME, spool.left_out())
         writer.add_file(REPORT_NAME, (report.model_dump_json(indent=2) + "\n").encode())
         writer.publish(manifest)
     return PackResult(shards=ShardSet(config.out, manifest), report=report, unchanged=False)

@@ -1,85 +1,182 @@
-"""What is known before the plan, kept on disk: token batches, and the rows left out."""
+"""What is known before the plan, kept on disk: finished chunks, which the same command finds again after a kill."""
 
 from __future__ import annotations
 
 import json
+import mmap
+import os
 import shutil
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self
-from uuid import uuid4
+from typing import BinaryIO, Final, Self
 
 import pyarrow as pa
 
 from sftprep.data import TOKEN_BATCH_SCHEMA
-from sftprep.prepare.chunk import LeftOutRow
+from sftprep.errors import DataError
+from sftprep.prepare.chunk import Chunk, LeftOutRow
+from sftprep.prepare.chunk_record import Record, dump, read
+from sftprep.prepare.inputs import InputChunk
 from sftprep.shards.place import named_failures
 
 LEFT_OUT_NAME: Final = "left_out.jsonl"
 """Every row that is not in the shards, one JSON object a line, in input order."""
 
+CompileChunks = Callable[[Iterator[InputChunk]], Iterator[Chunk]]
+"""Compiles chunks in order."""
+
+_KEPT_IN_SPITE_OF: Final = frozenset({"worker-died"})
+"""Errors of the machine that come as errors of the data; any other of those would meet the same rows again."""
+
 
 class Spool:
-    """Token batches as one Arrow IPC file and the left-out rows as JSON lines, beside the output and gone at the end.
+    """The chunks of one run, one record each, in a hidden directory beside the output that its fingerprint names.
 
-    The output's own disk holds it: where the shards fit, about three times their bytes are needed meanwhile.
-    OutputError where the place cannot be written or is full.
+        with Spool(out, fingerprint) as spool:
+            for chunk in spool.completed(unread, compile_rest): ...
+            spool.documents()
+
+    A record is complete or it is not there: what a killed run tore off is cut when the spool is opened. It is removed
+    where the run ends well and where the data is refused; a full disk, a signal or a fault keeps what is finished, and
+    the error says so. The output's own disk holds it: where the shards fit, about three times their bytes are needed
+    meanwhile. OutputError where the place cannot be written or is full.
     """
 
-    def __init__(self, out: Path) -> None:
+    def __init__(self, out: Path, fingerprint: str) -> None:
         self._out = out
-        # Named before it is made: whatever interrupts, it is known what to remove.
         place = out.resolve()
-        self._directory = place.with_name(f".{place.name}.spool-{uuid4().hex[:12]}")
+        self.directory = place.with_name(f".{place.name}.spool-{fingerprint[:12]}")
+        self._path = self.directory / "chunks.bin"
+        self._file: BinaryIO | None = None
+        self._map: mmap.mmap | None = None
+        self._records: list[Record] = []
+        self.num_rows = 0
+        """Rows of input whose chunks are here."""
 
     def __enter__(self) -> Self:
         try:
             with named_failures(self._out):
                 self._open()
         except BaseException:
-            shutil.rmtree(self._directory, ignore_errors=True)
+            if not self.num_rows:
+                shutil.rmtree(self.directory, ignore_errors=True)
             raise
         return self
-
-    def _open(self) -> None:
-        self._out.parent.mkdir(parents=True, exist_ok=True)
-        self._directory.mkdir()
-        self._file = (self._directory / "documents.arrow").open("xb")
-        self._batches = pa.ipc.new_file(self._file, TOKEN_BATCH_SCHEMA)
-        self._left_out = (self._directory / LEFT_OUT_NAME).open("x", encoding="utf-8", newline="\n")
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        # Buffered bytes that do not fit on a full disk would raise again on closing, and they are not wanted.
-        shutil.rmtree(self._directory, ignore_errors=True)
+        if self._file is not None:
+            with suppress(OSError):  # what it still holds may not fit on the disk
+                self._file.close()
+        refused = isinstance(error, DataError) and error.code not in _KEPT_IN_SPITE_OF
+        if error is None or refused or not self.num_rows:
+            shutil.rmtree(self.directory, ignore_errors=True)
+            return
+        error.add_note(
+            f"{self.num_rows:,} rows are finished and kept in {self.directory}: the same command goes on behind them"
+        )
 
-    def add(self, documents: pa.RecordBatch, left_out: tuple[LeftOutRow, ...]) -> None:
-        """Append a chunk's documents (TOKEN_BATCH_SCHEMA) and its left-out rows."""
+    def _open(self) -> None:
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self._path.touch()
+        self._find_records()
+        self._file = self._path.open("ab")
+
+    @property
+    def _stop(self) -> int:
+        return self._records[-1].stop if self._records else 0
+
+    def completed(self, unread: Iterator[InputChunk], compile_rest: CompileChunks) -> Iterator[Chunk]:
+        """Every chunk of input, compiled, in order: those that an earlier run has left, then the rest as it is done.
+
+        A chunk that was given is kept when the next one is asked for. What is kept of an input that is cut otherwise
+        now (by another version of this code) is dropped from there on and done again.
+        """
+        known, self._records, self.num_rows = self._records, [], 0
+        for record in known:
+            source = next(unread, None)
+            if source is None or not _is_of(record, source):
+                unread = chain(() if source is None else (source,), unread)
+                break
+            self._records.append(record)
+            self.num_rows += record.num_rows
+            yield record.chunk()
+            self.release()
         with named_failures(self._out):
-            if documents.num_rows:
-                self._batches.write_batch(documents)
-            self._left_out.writelines(json.dumps(_record(row), ensure_ascii=False) + "\n" for row in left_out)
+            os.truncate(self._path, self._stop)
+        firsts: deque[int] = deque()
+        for chunk in compile_rest(_noting(unread, firsts)):
+            yield chunk
+            self._add(chunk, first=firsts.popleft())
+
+    def _add(self, chunk: Chunk, *, first: int) -> None:
+        if self._file is None:
+            raise ValueError("a spool is written in a with block")
+        with named_failures(self._out):
+            for part in dump(chunk, first=first):
+                self._file.write(part)
+            # With the kernel, it outlives this process; a power cut may take it, and its checksum tells.
+            self._file.flush()
+        self.num_rows += chunk.read.num_rows
 
     def documents(self) -> pa.Table:
-        """All documents in order, memory-mapped; nothing can be added afterwards."""
-        with named_failures(self._out):
-            self._batches.close()
-            self._file.close()
-        return pa.ipc.open_file(pa.memory_map(str(self._directory / "documents.arrow"))).read_all()
+        """The documents of all chunks in order, memory-mapped; nothing can be added afterwards."""
+        batches = (record.field("documents") for record in self._read())
+        return pa.Table.from_batches((batch for batch in batches if batch.num_rows), schema=TOKEN_BATCH_SCHEMA)
 
-    def left_out(self) -> bytes:
-        """The lines of `left_out.jsonl`."""
-        with named_failures(self._out):
-            self._left_out.close()
-        return (self._directory / LEFT_OUT_NAME).read_bytes()
+    def left_out(self) -> Iterator[bytes]:
+        """The lines of `left_out.jsonl`; nothing can be added afterwards."""
+        for record in self._read():
+            for row in record.field("left_out"):
+                yield (json.dumps(_record(row), ensure_ascii=False) + "\n").encode()
+
+    def release(self) -> None:
+        """Let go of the memory that holds what was read of the spool: it is read again where it is asked for again."""
+        if self._map is not None and hasattr(self._map, "madvise"):
+            self._map.madvise(mmap.MADV_DONTNEED)
+
+    def _read(self) -> list[Record]:
+        if self._file is not None and not self._file.closed:
+            with named_failures(self._out):
+                self._file.close()
+                self._find_records()
+        return self._records
+
+    def _find_records(self) -> None:
+        self._records, self.num_rows = [], 0
+        if not self._path.stat().st_size:
+            return
+        with self._path.open("rb") as file:
+            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        data = pa.py_buffer(self._map)
+        while (record := read(data, self._stop)) is not None:
+            self._records.append(record)
+            self.num_rows += record.num_rows
+            self.release()
 
 
-def left_out_lines(jsonl: bytes) -> Iterator[str]:
+def _is_of(record: Record, source: InputChunk) -> bool:
+    """Whether a record tells of just these rows; the fingerprint has told that the bytes are the same."""
+    if (record.source, record.first) != (source.source, source.block.first):
+        return False
+    return record.num_rows == sum(1 for _ in source.block.rows(source.name))
+
+
+def _noting(unread: Iterator[InputChunk], firsts: deque[int]) -> Iterator[InputChunk]:
+    """Each chunk, its first row noted, as a compiled one does not tell it."""
+    for source in unread:
+        firsts.append(source.block.first)
+        yield source
+
+
+def left_out_lines(jsonl: Iterable[bytes]) -> Iterator[str]:
     """Every finding of the left-out rows, in words: `file:line:/json/pointer: what [code]`."""
-    # Only a newline ends a line: texts hold U+2028 and the like.
-    for line in jsonl.decode("utf-8").split("\n")[:-1]:
+    for line in jsonl:
         row = json.loads(line)
         for finding in row["findings"]:
             place = f"{row['file']}:{row['line']}:{finding['pointer']}"

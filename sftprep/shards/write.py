@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -108,13 +109,13 @@ class ShardWriter:
             self._close_part()
         return list(self._records)
 
-    def add_file(self, name: str, content: bytes) -> None:
-        """Write a file beside the shards, by its path relative to the set."""
+    def add_file(self, name: str, content: bytes | Iterable[bytes]) -> None:
+        """Write a file beside the shards, by its path relative to the set; `content` may come in pieces."""
         path = self.directory / name
         with named_failures(self.out):
             path.parent.mkdir(parents=True, exist_ok=True)
             with path.open("xb") as file:
-                file.write(content)
+                file.writelines((content,) if isinstance(content, bytes) else content)
                 file.flush()
                 os.fsync(file.fileno())
 
