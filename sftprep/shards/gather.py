@@ -6,13 +6,14 @@ Python runs per token.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from sftprep.data import TRAINED_KINDS, PackPlan
 from sftprep.shards.schema import SHARD_SCHEMA, WEIGHTS_FIELD
@@ -33,12 +34,10 @@ def needs_weights(documents: pa.Table) -> bool:
 
 def distinct_kwargs(documents: pa.Table) -> list[str]:
     """The distinct keyword arguments of the documents (JSON), in order of first appearance: what `doc_kwargs` index."""
-    found: list[str] = _encoded_kwargs(documents).dictionary.to_pylist()
-    return found
-
-
-def _encoded_kwargs(documents: pa.Table) -> pa.DictionaryArray:
-    return pa.chunked_array(documents["doc_kwargs"].chunks, pa.string()).combine_chunks().dictionary_encode()
+    found: dict[str, None] = {}
+    for chunk in documents["doc_kwargs"].chunks:
+        found.update(dict.fromkeys(pc.unique(chunk).to_pylist()))
+    return list(found)
 
 
 def _flat(column: pa.ListArray) -> Array:
@@ -46,8 +45,12 @@ def _flat(column: pa.ListArray) -> Array:
     return values
 
 
-def gather(documents: pa.Table, plan: PackPlan, *, weights: bool = False) -> Iterator[pa.RecordBatch]:
+def gather(
+    documents: pa.Table, plan: PackPlan, *, weights: bool = False, kwargs: Sequence[str] | None = None
+) -> Iterator[pa.RecordBatch]:
     """Rows of the plan, in order, as batches of `SHARD_SCHEMA` (with `WEIGHTS_FIELD` last where `weights`).
+
+    `kwargs` are the keyword arguments that `doc_kwargs` index; those of the documents alone unless they are given.
 
     `documents` has TOKEN_BATCH_SCHEMA; memory-mapped chunks are read where they lie. The mask is 1 on spans of
     TRAINED_KINDS except at a document's first token, which nothing predicts. ValueError where a trained span weighs
@@ -55,7 +58,7 @@ def gather(documents: pa.Table, plan: PackPlan, *, weights: bool = False) -> Ite
     """
     if not weights and needs_weights(documents):
         raise ValueError("trained spans weigh other than 1: the data set needs its weights column")
-    source = _Source.of(documents)
+    source = _Source.of(documents, distinct_kwargs(documents) if kwargs is None else kwargs)
     row_tokens = np.concatenate([[0], np.cumsum(source.ids.lengths[plan.order], dtype=np.int64)])[plan.offsets]
     for first, stop in _cut(row_tokens):
         rows = plan.offsets[first : stop + 1]
@@ -71,12 +74,12 @@ def _cut(row_tokens: npt.NDArray[np.int64]) -> Iterator[tuple[int, int]]:
 
 @dataclass(frozen=True, slots=True)
 class _Lists:
-    """A list column by document: which chunk's flat values, where in them, and how many."""
+    """A list column by document: which chunk's flat values, where in them, and how many; 12 bytes a document."""
 
     values: list[Array]
-    chunks: npt.NDArray[np.int64]
-    starts: npt.NDArray[np.int64]
-    lengths: npt.NDArray[np.int64]
+    chunks: npt.NDArray[np.int32]
+    starts: npt.NDArray[np.int32]
+    lengths: npt.NDArray[np.int32]
 
     @classmethod
     def of(cls, column: pa.ChunkedArray) -> _Lists:
@@ -84,9 +87,9 @@ class _Lists:
         counts = [len(chunk) for chunk in column.chunks]
         return cls(
             values=[chunk.values.to_numpy() for chunk in column.chunks],
-            chunks=np.repeat(np.arange(len(counts)), counts),
-            starts=np.concatenate([np.empty(0, np.int64), *(part[:-1] for part in offsets)]).astype(np.int64),
-            lengths=np.concatenate([np.empty(0, np.int64), *(np.diff(part) for part in offsets)]).astype(np.int64),
+            chunks=np.repeat(np.arange(len(counts), dtype=np.int32), counts),
+            starts=np.concatenate([np.empty(0, np.int32), *(part[:-1] for part in offsets)]),
+            lengths=np.concatenate([np.empty(0, np.int32), *(np.diff(part) for part in offsets)]),
         )
 
     def take(self, docs: npt.NDArray[np.int64]) -> Array:
@@ -115,7 +118,8 @@ class _Source:
     kwargs: Array
 
     @classmethod
-    def of(cls, documents: pa.Table) -> _Source:
+    def of(cls, documents: pa.Table, kwargs: Sequence[str]) -> _Source:
+        known = pa.array(kwargs, pa.string())
         return cls(
             ids=_Lists.of(documents["input_ids"]),
             span_starts=_Lists.of(documents["span_starts"]),
@@ -125,7 +129,7 @@ class _Source:
             files=documents["doc_file"].to_numpy(),
             lines=documents["doc_line"].to_numpy(),
             samples=documents["doc_sample"].to_numpy(),
-            kwargs=_encoded_kwargs(documents).indices.to_numpy(),
+            kwargs=pc.index_in(documents["doc_kwargs"], value_set=known).to_numpy(),
         )
 
 
@@ -155,7 +159,7 @@ def _batch(
     source: _Source, docs: npt.NDArray[np.int64], *, doc_offsets: npt.NDArray[np.int64], weights: bool
 ) -> pa.RecordBatch:
     """The rows that hold `docs`; row `i` has the documents from `doc_offsets[i]` to the next."""
-    lengths = source.ids.lengths[docs]
+    lengths = source.ids.lengths[docs].astype(np.int64)
     doc_starts = np.concatenate([[0], np.cumsum(lengths)])
     row_starts = doc_starts[doc_offsets]
     spans = _spans(source, docs, doc_starts=doc_starts)
