@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from sftprep.cli.options import option_of, read_config
 from sftprep.config.train import TrainConfig
+
+if TYPE_CHECKING:
+    from sftprep.train.samples import Watcher
 
 _FIELDS = TrainConfig.model_fields
 
@@ -46,8 +49,8 @@ class _Attention(StrEnum):
     UNPACK = "unpack"
 
 
-def _option(name: str, **settings: Any) -> Any:
-    return option_of(TrainConfig, name, **settings)
+def _option(name: str, *names: str, **settings: Any) -> Any:
+    return option_of(TrainConfig, name, *names, **settings)
 
 
 def train(
@@ -81,6 +84,11 @@ def train(
     threads: Annotated[int | None, _option("threads")] = _FIELDS["threads"].default,
     eval_shards: Annotated[Path | None, _option("eval_shards")] = _FIELDS["eval_shards"].default,
     eval_every: Annotated[int, _option("eval_every")] = _FIELDS["eval_every"].default,
+    eval_suites: Annotated[list[str] | None, _option("eval_suites", "--eval", metavar="FILE")] = None,
+    eval_cases: Annotated[int, _option("eval_cases")] = _FIELDS["eval_cases"].default,
+    keep_best: Annotated[str | None, _option("keep_best", metavar="METRIC")] = None,
+    stop_early: Annotated[str | None, _option("stop_early", metavar="METRIC")] = None,
+    patience: Annotated[int, _option("patience")] = _FIELDS["patience"].default,
     save_every: Annotated[int | None, _option("save_every")] = _FIELDS["save_every"].default,
     keep_last: Annotated[int, _option("keep_last")] = _FIELDS["keep_last"].default,
     log_every: Annotated[int, _option("log_every")] = _FIELDS["log_every"].default,
@@ -92,18 +100,33 @@ def train(
     """Train a model on a shard set: the loss counts its trained tokens and nothing else.
 
     Example: sftprep train packed --model SmolLM2-135M-Instruct --out tuned --epochs 1 --lr 2e-5
+
+    Example: sftprep train packed --model base --out tuned --eval tone --eval-every 50 --stop-early pass-rate
     """
-    options = {**locals(), "log_to": tuple(log_to or ())}
-    del options["dry_run"]
-    plain = {name: _plain(value) for name, value in options.items()}
-    config = read_config(TrainConfig, plain, command="train")
+    _start(dict(locals()))
+
+
+def _start(options: dict[str, Any]) -> None:
+    is_dry = options.pop("dry_run")
+    given = {name: _plain(value) for name, value in options.items() if value is not None}
+    config = read_config(TrainConfig, given, command="train", names={"eval_suites": "--eval"})
     # torch and transformers take seconds to import, which `sftprep --help` must not wait for.
     from sftprep.train import run
 
-    if dry_run:
+    if is_dry:
         run.rehearse(config)
     else:
-        run.train(config)
+        run.train(config, watcher=_watcher(config))
+
+
+def _watcher(config: TrainConfig) -> Watcher | None:
+    """Who lets the model answer the suites of --eval between steps."""
+    if not config.eval_suites:
+        return None
+    # Evaluation imports polars and more, for which a run without suites has no use.
+    from sftprep.evaluate.watch import watcher
+
+    return watcher(config)
 
 
 def _plain(value: Any) -> Any:

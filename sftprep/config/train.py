@@ -70,6 +70,20 @@ class TrainConfig(BaseModel):
         default=None, description="A held-out shard set: its loss a trained token is measured, and the best step kept."
     )
     eval_every: int = Field(default=100, ge=1, description="Steps between two measurements; the last step always is.")
+    eval_suites: tuple[str, ...] = Field(
+        default=(),
+        description="A suite, as for sftprep evaluate: the model answers a sample of its cases; again for more.",
+    )
+    eval_cases: int = Field(default=8, ge=1, description="Cases of each suite in the sample, drawn by --seed.")
+    keep_best: str | None = Field(
+        default=None,
+        description="Keep the best step's checkpoint by this metric: nll, or pass-rate, value, stops, repetition, "
+        "each also of one suite, as in pass-rate.NAME (default: nll with --eval-shards).",
+    )
+    stop_early: str | None = Field(
+        default=None, description="End the run where this metric, one of the same, no longer gets better."
+    )
+    patience: int = Field(default=3, ge=1, description="Measurements in a row without a better one that end the run.")
     save_every: int | None = Field(default=None, ge=1, description="Write a checkpoint every so many steps.")
     keep_last: int = Field(default=2, ge=1, description="Checkpoints that are kept, beside the best one.")
     log_every: int = Field(default=10, ge=1, description="Print a line every so many steps where no bar is shown.")

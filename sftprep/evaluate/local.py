@@ -16,6 +16,7 @@ from sftprep.engines.model import ModelFiles
 from sftprep.engines.reference import ReferenceEngine
 from sftprep.evaluate.answer import Answer
 from sftprep.train.device import device_named
+from sftprep.train.distributed import fsdp_parts
 from sftprep.train.model import locate, pretrained
 
 
@@ -48,7 +49,8 @@ class LocalModel:
             found.update(zip(batch, map(self._answer, ids), strict=True))
         return [found[i] for i in range(len(prompts))]
 
-    @torch.inference_mode()
+    # Not in inference mode: what a model in training keeps of such a pass would fail in its next backward pass.
+    @torch.no_grad()
     def _generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[list[int]]:
         width = max(map(len, prompts))
         device = self.network.device
@@ -56,16 +58,18 @@ class LocalModel:
         ids = torch.tensor([[pad] * (width - len(p)) + list(p) for p in prompts], device=device)
         mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
         torch.manual_seed(sampling.seed)
-        # A configuration of its own: the model's files may ask for penalties that are no part of the model.
         settings: dict[str, Any] = {"temperature": sampling.temperature} if sampling.temperature else {}
         config = GenerationConfig(
             do_sample=bool(sampling.temperature),
             max_new_tokens=sampling.max_new_tokens,
             eos_token_id=list(self.stop_ids),
             pad_token_id=pad,
+            use_cache=True,
             **settings,
         )
-        output = self.network.generate(ids, attention_mask=mask, generation_config=config)
+        # Processes that share a split model leave the loop together.
+        is_split = bool(fsdp_parts(self.network))
+        output = self.network.generate(ids, attention_mask=mask, generation_config=config, synced_gpus=is_split)
         return [row[width:].tolist() for row in output]
 
     def _answer(self, ids: list[int]) -> Answer:
@@ -86,6 +90,8 @@ def open_local(name: str, *, device: str, stop_ids: Sequence[int] | None) -> Loc
     target = device_named(device)
     disable_progress_bar()
     network = pretrained(place, dtype=torch.float32)
+    # What a call does not say is taken from here: the model's files may ask for penalties that are no part of it.
+    network.generation_config = GenerationConfig()
     return LocalModel(
         files,
         place.directory,

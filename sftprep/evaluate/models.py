@@ -9,9 +9,10 @@ from typing import Any
 
 from sftprep.config.evaluate import EvaluateConfig
 from sftprep.evaluate.answer import Answer
+from sftprep.evaluate.cases import Asking, case_answers
 from sftprep.evaluate.endpoint import Endpoint
 from sftprep.evaluate.likelihood import HeldOutLoss, held_out_loss
-from sftprep.evaluate.local import LocalModel, Sampling, open_local
+from sftprep.evaluate.local import open_local
 from sftprep.evaluate.prompts import prompt_ids
 from sftprep.evaluate.provenance import parity_faults
 from sftprep.evaluate.suite import LoadedCase
@@ -50,7 +51,8 @@ class Run:
         model = open_local(name, device=config.device, stop_ids=stop_ids)
         prompts = prompt_ids(model.files, model.directory, [case.conversation for case in cases], now=self.now)
         self.tell(f"{name} answers {len(cases)} cases")
-        answers = _answers(config, model, prompts, cases)
+        asking = Asking(config.max_new_tokens, config.temperature, config.seed, config.batch_size)
+        answers = case_answers(model, prompts, cases, asking=asking)
         loss = None
         if config.held_out is not None:
             self.tell(f"{name} reads {config.held_out}")
@@ -98,17 +100,3 @@ def _question(config: EvaluateConfig, case: LoadedCase) -> dict[str, Any]:
     if talk.template_kwargs:
         question["chat_template_kwargs"] = dict(talk.template_kwargs)
     return question
-
-
-def _answers(
-    config: EvaluateConfig, model: LocalModel, prompts: Sequence[Sequence[int]], cases: Sequence[LoadedCase]
-) -> list[Answer]:
-    """Cases with the same limit are asked together."""
-    limits = [config.max_new_tokens or case.max_new_tokens for case in cases]
-    found: dict[int, Answer] = {}
-    for limit in sorted(set(limits)):
-        own = [i for i, other in enumerate(limits) if other == limit]
-        sampling = Sampling(limit, config.temperature, config.seed)
-        answers = model.answers([prompts[i] for i in own], sampling=sampling, batch_size=config.batch_size)
-        found.update(zip(own, answers, strict=True))
-    return [found[i] for i in range(len(cases))]

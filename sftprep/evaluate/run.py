@@ -16,9 +16,8 @@ from pathlib import Path
 import torch
 
 from sftprep.config.evaluate import EvaluateConfig, EvaluateGate
-from sftprep.data import Conversation
-from sftprep.evaluate.answer import Answer, Score
-from sftprep.evaluate.behaviour_scorers import repetition_rate
+from sftprep.evaluate.answer import Answer
+from sftprep.evaluate.cases import answer_record, shown_prompt
 from sftprep.evaluate.compare import groups
 from sftprep.evaluate.contamination import contamination
 from sftprep.evaluate.gates import Measured, judged
@@ -26,23 +25,19 @@ from sftprep.evaluate.judge import Pair, questions, win_rate
 from sftprep.evaluate.likelihood import LossSum
 from sftprep.evaluate.models import OnProgress, Run, Seen, server
 from sftprep.evaluate.provenance import provenance_faults
-from sftprep.evaluate.score import score
 from sftprep.evaluate.statistics import paired_bootstrap
 from sftprep.evaluate.suite import LoadedCase, read_suite
 from sftprep.prepare.prove import source_state
 from sftprep.reports.evaluate_json import (
-    AnswerRecord,
     CaseRecord,
     Contamination,
     EvaluateReport,
     LikelihoodRecord,
     LossRecord,
-    ScoreRecord,
     WinRate,
 )
 from sftprep.shards.read import ShardSet, open_shard_set
 from sftprep.sources.lines import file_sha256
-from sftprep.stages.dialogue import content_text
 
 
 def evaluate(config: EvaluateConfig, *, on_progress: OnProgress | None = None) -> EvaluateReport:
@@ -110,25 +105,6 @@ def _case_records(cases: Sequence[LoadedCase], new: Seen, old: Seen | None) -> l
         )
         for loaded, own, other in zip(cases, new.answers, others, strict=True)
     ]
-
-
-def shown_prompt(conversation: Conversation) -> str:
-    """The messages as lines of role and text."""
-    return "\n".join(f"{message['role']}: {content_text(message)}" for message in conversation.messages)
-
-
-def answer_record(loaded: LoadedCase, answer: Answer) -> AnswerRecord:
-    """An answer and what each scorer of its case says of it."""
-    found: list[tuple[str, Score]] = [(spec.kind, score(spec, answer)) for spec in loaded.scorers]
-    return AnswerRecord(
-        text=answer.text,
-        num_tokens=answer.num_tokens,
-        stopped=answer.stopped,
-        repetition=repetition_rate(answer.text),
-        value=sum(one.value for _, one in found) / len(found),
-        passed=all(one.passed for _, one in found),
-        scores=[ScoreRecord(kind=kind, value=one.value, passed=one.passed, note=one.note) for kind, one in found],
-    )
 
 
 def _likelihood(config: EvaluateConfig, new: Seen, old: Seen | None) -> LikelihoodRecord | None:

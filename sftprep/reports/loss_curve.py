@@ -8,11 +8,18 @@ from html import escape
 from pathlib import Path
 from typing import Any, Final
 
+from sftprep.reports.answers_by_step import STYLE, answers_section, score_lines
 from sftprep.reports.line_plot import COLOURS, WIDTH, Line, line_plot
 
 _SMOOTHING: Final = 0.9
 """Share of the running mean that a new step keeps, in the bold lines."""
 _MAX_SOURCES: Final = len(COLOURS)
+_SCORES: Final = {
+    "pass-rate": "Share of cases passed",
+    "value": "Mean value of cases",
+    "stops": "Share of answers that end by themselves",
+    "repetition": "Share of repeated words",
+}
 
 _PAGE: Final = """<!doctype html>
 <html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{title}</title>
@@ -27,7 +34,7 @@ svg {{ width: 100%; height: auto; font-size: 12px; fill: currentColor; }}
 table {{ border-collapse: collapse; }} td, th {{ padding: .15rem .9rem .15rem 0; text-align: right; }}
 td:first-child, th:first-child {{ text-align: left; overflow-wrap: anywhere; }}
 th {{ border-bottom: 1px solid #8888; font-weight: 600; }}
-</style>
+{style}</style>
 <h1>{title}</h1>
 <p>{summary}</p>
 {sections}
@@ -40,7 +47,7 @@ def write_loss_curve(metrics: Path, page: Path, *, title: str) -> None:
     lines = metrics.read_text(encoding="utf-8").splitlines()
     records = [record for record in map(json.loads, lines) if not record["skipped"]]
     text = _PAGE.format(
-        title=escape(title), width=WIDTH, summary=escape(_summary(records)), sections=_sections(records)
+        title=escape(title), width=WIDTH, style=STYLE, summary=escape(_summary(records)), sections=_sections(records)
     )
     page.write_text(text, encoding="utf-8")
 
@@ -67,13 +74,19 @@ def _sections(records: Sequence[Record]) -> str:
             "Loss: weighted mean, what is optimised",
             _smoothed(records, [r["loss"] for r in records]) if _differs(records) else [],
         ),
+        *_scores(records),
         ("Learning rate", [Line("", _steps(records), [r["lr"] for r in records])]),
         ("Gradient norm, before clipping", _smoothed(records, [r["grad_norm"] for r in records])),
         ("Tokens a second", _smoothed(records, [r["num_tokens"] / r["seconds"] for r in records])),
     )
     drawn = [(name, svg) for name, lines in plots if (svg := line_plot(lines, label=name))]
     sections = [f"<h2>{name}</h2>\n{svg}" for name, svg in drawn]
-    return "\n".join([*sections, *_source_table(records, sources)])
+    return "\n".join([*sections, *_source_table(records, sources), answers_section(records)])
+
+
+def _scores(records: Sequence[Record]) -> list[tuple[str, list[Line]]]:
+    """What the suites' sample scored, a plot a metric."""
+    return [(f"{_SCORES[metric]}, on a sample of the suites", lines) for metric, lines in score_lines(records).items()]
 
 
 def _steps(records: Sequence[Record]) -> list[int]:

@@ -45,8 +45,9 @@ _OPTIMIZER: Final = "optimizer"
 class Position:
     """How far a run is, and what decides its data; a checkpoint of other data or batches is refused.
 
-    `epoch_trained` counts the targets seen since the epoch began. `best_step` has the lowest held-out loss so far,
-    `best_nll`; 0 and infinity before any was measured.
+    `epoch_trained` counts the targets seen since the epoch began. `best_step` is the best one so far by the metric
+    `keep_best`, `best_cost` that metric with a sign by which lower is better; 0 and infinity before any was measured.
+    `stop_cost` is the same for the metric `stop_early`, which the last `num_worse` measurements did not better.
     """
 
     step: int
@@ -56,7 +57,11 @@ class Position:
     fingerprint: str
     loss: str = "token"
     best_step: int = 0
-    best_nll: float = math.inf
+    best_cost: float = math.inf
+    keep_best: str = ""
+    stop_early: str = ""
+    stop_cost: float = math.inf
+    num_worse: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +178,7 @@ def load_checkpoint(directory: Path, state: State, *, wanted: Position) -> Posit
         position = Position(**json.loads((directory / _POSITION).read_bytes()))
     except (OSError, ValueError, TypeError) as error:
         raise _damaged(directory, error) from error
-    for name in ("fingerprint", "seed", "rows_per_step", "loss"):
+    for name in ("fingerprint", "seed", "rows_per_step", "loss", "keep_best", "stop_early"):
         if getattr(position, name) != getattr(wanted, name):
             raise TrainError(
                 f"the checkpoint was made with another {name}: {getattr(position, name)}",

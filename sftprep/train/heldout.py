@@ -11,7 +11,6 @@ from sftprep.config.train import TrainConfig
 from sftprep.errors import ShardError
 from sftprep.shards.manifest import Manifest
 from sftprep.shards.read import open_shard_set
-from sftprep.train.checkpoint import Position
 from sftprep.train.distributed import fsdp_parts
 from sftprep.train.forward import to_device, token_loss
 from sftprep.train.loop import Trainee, even_batches, named_memory_failures
@@ -75,13 +74,6 @@ def held_out_nll(trainee: Trainee, held: HeldOut, *, batch_size: int) -> float:
         part.reshard()
     total, targets = world.sums([nll, count])
     return total / max(1.0, targets)
-
-
-def measured(position: Position, nll: float) -> Position:
-    """The position, which remembers the best step."""
-    if nll >= position.best_nll:
-        return position
-    return replace(position, best_step=position.step, best_nll=nll)
 
 
 def _batch_nll(trainee: Trainee, batch: MicroBatch) -> float:

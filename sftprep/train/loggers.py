@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from sftprep.config.train import TrainConfig
 from sftprep.errors import OutputError, UsageError
+from sftprep.reports.loss_curve import write_loss_curve
 from sftprep.train.export import writing
 from sftprep.train.loop import StepRecord
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
+PAGE: Final = "loss.html"
 _NUMBER_PREFIX: Final = "train/"
 _MEANINGLESS_WHERE_SKIPPED: Final = frozenset({"loss", "nll", "grad_norm"})
 _RUN_NAME: Final = "wandb-run.txt"
@@ -54,7 +56,7 @@ def open_loggers(config: TrainConfig, *, metrics: Path, first_step: int) -> list
     Raises:
         OutputError: `logger-failed`, `output-not-writable`, `disk-full`.
     """
-    opened: list[Logger] = [_MetricsFile(metrics, first_step=first_step)]
+    opened: list[Logger] = [_MetricsFile(metrics, first_step=first_step), _Page(metrics)]
     try:
         opened.extend(_OPENERS[name](config, metrics.parent, first_step) for name in config.log_to)
     except BaseException:
@@ -93,6 +95,22 @@ class _MetricsFile:
 
     def close(self, *, failed: bool) -> None:
         self._file.close()
+
+
+class _Page:
+    """The run's page, drawn anew after every measurement: whoever trains for days can read what is answered today."""
+
+    def __init__(self, metrics: Path) -> None:
+        self._metrics = metrics
+
+    def step(self, record: StepRecord) -> None:
+        if record.eval_nll is not None or record.eval_scores is not None:
+            page = self._metrics.with_name(PAGE)
+            with writing(page):
+                write_loss_curve(self._metrics, page, title=f"Training, step {record.step:,}")
+
+    def close(self, *, failed: bool) -> None:
+        """Nothing is open."""
 
 
 def _keep_steps(metrics: Path, *, before: int) -> None:

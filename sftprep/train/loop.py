@@ -23,6 +23,7 @@ from sftprep.train.distributed import ALONE, World, sync_gradients
 from sftprep.train.forward import Head, to_device, token_loss
 from sftprep.train.optim import clip_and_step, learning_rate, set_learning_rate
 from sftprep.train.rows import RowReader
+from sftprep.train.samples import ShownAnswer
 from sftprep.train.seeds import dropout_seed
 from sftprep.train.stream import Layout, MicroBatch, Row, Schedule, micro_batches
 from sftprep.train.weighting import reweighted
@@ -64,7 +65,8 @@ class StepRecord:
 
     `skipped`: no trained token of the step has weight, so nothing was changed; `loss` and `nll` are then 0.
     `nll_by_source` and `trained_by_source` tell the trained tokens apart by the source that they came from.
-    `eval_nll` is nats a trained token of the held-out set after the step, where it was measured.
+    `eval_nll` is nats a trained token of the held-out set after the step, `eval_scores` and `eval_answers` are of the
+    suites' sample, where they were measured.
     """
 
     step: int
@@ -80,6 +82,8 @@ class StepRecord:
     nll_by_source: dict[str, float]
     trained_by_source: dict[str, int]
     eval_nll: float | None = None
+    eval_scores: dict[str, float] | None = None
+    eval_answers: tuple[ShownAnswer, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)

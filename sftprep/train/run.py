@@ -36,12 +36,14 @@ from sftprep.train.device import choose_device
 from sftprep.train.distributed import ALONE, World, joined
 from sftprep.train.estimate import Estimate, estimate
 from sftprep.train.export import save_model, writing
-from sftprep.train.heldout import HeldOut, held_out_nll, measured, open_held_out
-from sftprep.train.loggers import Logger, check_loggers, open_loggers
-from sftprep.train.loop import Feed, StepRecord, Trainee, run_steps
+from sftprep.train.heldout import open_held_out
+from sftprep.train.loggers import PAGE, Logger, check_loggers, open_loggers
+from sftprep.train.loop import Feed, Trainee, run_steps
+from sftprep.train.measure import Measures, check_metrics, end_lines, ends_early, first_position, measure
 from sftprep.train.model import check_fit, locate
 from sftprep.train.progress import Reporter, show_counts
 from sftprep.train.rows import RowReader
+from sftprep.train.samples import Watcher
 from sftprep.train.setup import Where, build_model, build_trainee, check_processes, checked_scalars
 from sftprep.train.signals import StopRequest
 from sftprep.train.stream import Schedule
@@ -62,17 +64,18 @@ class TrainResult:
     nll: tuple[float, ...]
 
 
-def train(config: TrainConfig, *, console: Console | None = None) -> TrainResult:
+def train(config: TrainConfig, *, console: Console | None = None, watcher: Watcher | None = None) -> TrainResult:
     """Train, and publish the model at `config.out`. What cannot be trained exactly is refused before the first step.
 
-    Under `torchrun` all processes call this, and each returns the same.
+    `watcher` lets the model answer between steps. Under `torchrun` all processes call this, and each returns the same.
 
     Raises:
         UsageError, ShardError, TrainError, StoppedError.
     """
     with joined() as world:
         shown = console or Console(stderr=True)
-        return _train_among(config, world=world, console=shown if world.rank == 0 else Console(quiet=True))
+        console = shown if world.rank == 0 else Console(quiet=True)
+        return _train_among(config, watcher, world=world, console=console)
 
 
 def rehearse(config: TrainConfig, *, console: Console | None = None) -> Estimate:
@@ -124,12 +127,13 @@ def _feed(config: TrainConfig, *, shards: ShardSet, reader: RowReader) -> Feed:
     )
 
 
-def _train_among(config: TrainConfig, *, world: World, console: Console) -> TrainResult:
+def _train_among(config: TrainConfig, watcher: Watcher | None, *, world: World, console: Console) -> TrainResult:
+    check_metrics(config, watcher)
     shards, where = _opened(config, world=world, console=console)
-    held = open_held_out(config, trained=shards.manifest)
+    measures = Measures(open_held_out(config, trained=shards.manifest), watcher)
     workspace = world.on_first(lambda: open_workspace(config))
     try:
-        return _train(config, shards=shards, held=held, workspace=workspace, where=where)
+        return _train(config, shards=shards, measures=measures, workspace=workspace, where=where)
     except KeyboardInterrupt:
         console.print(_interruption(workspace), markup=False, soft_wrap=True)
         raise
@@ -139,7 +143,7 @@ def _train_among(config: TrainConfig, *, world: World, console: Console) -> Trai
 
 
 def _train(
-    config: TrainConfig, *, shards: ShardSet, held: HeldOut | None, workspace: Workspace, where: Where
+    config: TrainConfig, *, shards: ShardSet, measures: Measures, workspace: Workspace, where: Where
 ) -> TrainResult:
     _quieten()
     if config.threads is not None:
@@ -149,11 +153,11 @@ def _train(
     reader = RowReader(shards, with_messages=config.loss == "turn")
     trainee = build_trainee(config, model=model, shards=shards, reader=reader, where=where)
     feed = _feed(config, shards=shards, reader=reader)
-    start = Position(0, 0, config.seed, config.rows_per_step, shards.manifest.fingerprint, loss=config.loss)
+    start = first_position(config, fingerprint=shards.manifest.fingerprint)
     if resumed is not None:
         start = load_checkpoint(resumed, _state(trainee), wanted=start)
     show_counts(shards.manifest.counts, where.console)
-    edges = _Edges(shards, held, workspace, where.console)
+    edges = _Edges(shards, measures, workspace, where.console)
     result = _steps(trainee, feed, start=start, config=config, edges=edges)
     _publish(trainee, result, config=config, edges=edges)
     where.console.print(f"the model is in {config.out}; its loss curve: {config.out / 'loss.html'}", soft_wrap=True)
@@ -163,7 +167,7 @@ def _train(
 @dataclass(frozen=True, slots=True)
 class _Edges:
     shards: ShardSet
-    held: HeldOut | None
+    measures: Measures
     workspace: Workspace
     console: Console
 
@@ -185,15 +189,23 @@ def _steps(trainee: Trainee, feed: Feed, *, start: Position, config: TrainConfig
         ) as reporter,
     ):
         for stepped, reached in run_steps(trainee, feed, start=start, config=config):
-            now = replace(reached, best_step=position.best_step, best_nll=position.best_nll)
-            record, position = _measure(trainee, (stepped, now), last=now.step == steps, config=config, edges=edges)
+            # The generator knows nothing of measurements.
+            now = replace(position, step=reached.step, epoch_trained=reached.epoch_trained)
+            record, position = measure(
+                trainee, (stepped, now), last=now.step == steps, config=config, measures=edges.measures
+            )
             reporter.step(record)
             records.append(record)
-            stopping = bool(trainee.world.largest(int(stop.wanted))) and position.step < steps
+            is_last = position.step == steps or ends_early(position, config)
+            stopping = bool(trainee.world.largest(int(stop.wanted))) and not is_last
             if stopping or _save_due(position, steps=steps, config=config):
                 _save(trainee, position, config=config, edges=edges)
             if stopping:
                 raise _stopped(position)
+            if is_last:
+                break
+    for line in end_lines(position, steps=steps, config=config):
+        edges.console.print(line, soft_wrap=True)
     if not start.step and all(record.skipped for record in records):
         raise TrainError(
             "no trained token has weight: nothing was trained",
@@ -203,7 +215,7 @@ def _steps(trainee: Trainee, feed: Feed, *, start: Position, config: TrainConfig
         )
     return TrainResult(
         out=config.out,
-        num_steps=steps,
+        num_steps=position.step,
         num_tokens=sum(record.num_tokens for record in records),
         num_trained=sum(record.num_trained for record in records),
         seconds=sum(record.seconds for record in records),
@@ -217,17 +229,6 @@ def _loggers(world: World, *, start: Position, config: TrainConfig, edges: _Edge
     opened: list[Logger] = []
     world.on_first(lambda: opened.extend(open_loggers(config, metrics=edges.workspace.metrics, first_step=start.step)))
     return opened
-
-
-def _measure(
-    trainee: Trainee, done: tuple[StepRecord, Position], *, last: bool, config: TrainConfig, edges: _Edges
-) -> tuple[StepRecord, Position]:
-    """The step with its held-out loss where one is due."""
-    record, position = done
-    if edges.held is None or not (last or position.step % config.eval_every == 0):
-        return record, position
-    nll = held_out_nll(trainee, edges.held, batch_size=config.batch_size)
-    return replace(record, eval_nll=nll), measured(position, nll)
 
 
 def _save_due(position: Position, *, steps: int, config: TrainConfig) -> bool:
@@ -266,7 +267,7 @@ def _publish(trainee: Trainee, result: TrainResult, *, config: TrainConfig, edge
             save_model(trainee.model, place, shards=shards, weights=weights)
             if config.lora_rank and not config.lora_embeddings:
                 lora.save_adapter(trainee.model, place / lora.ADAPTER_DIRECTORY, config=config)
-            write_loss_curve(edges.workspace.metrics, place / "loss.html", title=f"Training of {config.model}")
+            write_loss_curve(edges.workspace.metrics, place / PAGE, title=f"Training of {config.model}")
         publish(edges.workspace, report=report)
 
     trainee.world.on_first(write)

@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM
 
 from sftprep.config.train import TrainConfig
 from sftprep.errors import ShardError, StoppedError
-from sftprep.train import run
+from sftprep.train import measure, run
 from sftprep.train.run import TrainResult, train
 from tests.train.runs import metrics_of, stopping_after
 
@@ -147,7 +147,7 @@ def test_the_last_checkpoints_and_the_best_are_kept(
     shard_set: ShardSetFactory, toy_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     losses = iter([3.0, 2.0, 1.0, 1.5, 2.5])
-    monkeypatch.setattr(run, "held_out_nll", lambda *_, **__: next(losses))
+    monkeypatch.setattr(measure, "held_out_nll", lambda *_, **__: next(losses))
     held = shard_set("held", num_rows=3)
     options: dict[str, Any] = {"epochs": 2, "save_every": 1, "eval_shards": held, "eval_every": 2}
     data = shard_set(num_rows=10)

@@ -19,6 +19,8 @@ from sftprep.cli.train import train
 from sftprep.config.train import TrainConfig
 from sftprep.reports.loss_curve import running_mean, write_loss_curve
 
+RENAMED = {"eval_suites": "--eval"}
+
 
 def _command(*arguments: str | Path) -> list[str]:
     return [sys.executable, "-m", "sftprep", "train", *map(str, arguments)]
@@ -29,7 +31,7 @@ def test_every_field_of_the_config_is_an_option_with_its_description_as_help() -
     for name, field in TrainConfig.model_fields.items():
         assert name in train.__annotations__
         if name != "data":
-            assert f"--{name.replace('_', '-')}" in shown
+            assert f"{RENAMED.get(name, '--' + name.replace('_', '-'))} " in shown
         assert (field.description or "").split(".")[0].replace("`", "")[:30] in shown.replace("`", "")
 
 
