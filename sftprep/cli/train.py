@@ -54,7 +54,7 @@ def _option(name: str, *names: str, **settings: Any) -> Any:
 
 
 def train(
-    data: Annotated[Path, typer.Argument(help=_FIELDS["data"].description)],
+    data: Annotated[str, typer.Argument(help=_FIELDS["data"].description)],
     *,
     model: Annotated[str, _option("model")],
     out: Annotated[Path, _option("out")],
@@ -82,7 +82,7 @@ def train(
     lora_embeddings: Annotated[bool, _option("lora_embeddings")] = False,
     gradient_checkpointing: Annotated[bool, _option("gradient_checkpointing")] = False,
     threads: Annotated[int | None, _option("threads")] = _FIELDS["threads"].default,
-    eval_shards: Annotated[Path | None, _option("eval_shards")] = _FIELDS["eval_shards"].default,
+    eval_shards: Annotated[str | None, _option("eval_shards")] = _FIELDS["eval_shards"].default,
     eval_every: Annotated[int, _option("eval_every")] = _FIELDS["eval_every"].default,
     eval_suites: Annotated[list[str] | None, _option("eval_suites", "--eval", metavar="FILE")] = None,
     eval_cases: Annotated[int, _option("eval_cases")] = _FIELDS["eval_cases"].default,
@@ -93,6 +93,8 @@ def train(
     keep_last: Annotated[int, _option("keep_last")] = _FIELDS["keep_last"].default,
     log_every: Annotated[int, _option("log_every")] = _FIELDS["log_every"].default,
     log_to: Annotated[list[str] | None, _option("log_to", metavar="NAME")] = None,
+    cache_dir: Annotated[Path, _option("cache_dir")] = _FIELDS["cache_dir"].default,
+    cache_gb: Annotated[float, _option("cache_gb")] = _FIELDS["cache_gb"].default,
     resume: Annotated[bool, _option("resume")] = False,
     overwrite: Annotated[bool, _option("overwrite")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check all, say what the run will take, stop.")] = False,

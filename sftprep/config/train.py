@@ -7,6 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from sftprep.config.places import Place
+
 
 def _parted(value: Any) -> Any:
     """Names that are joined by commas, apart."""
@@ -18,7 +20,7 @@ class TrainConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    data: Path = Field(description="The shard set that `sftprep pack` wrote.")
+    data: Place = Field(description="The shard set that `sftprep pack` wrote, or its URL (s3://…, extra `remote`).")
     model: str = Field(description="A model directory, a hub id, a GGUF file, or a directory with one.")
     out: Path = Field(description="Where the trained model is written; it appears when it is whole.")
     init: Literal["pretrained", "random"] = Field(
@@ -66,7 +68,7 @@ class TrainConfig(BaseModel):
     gradient_checkpointing: bool = Field(default=False, description="Less memory, about a third more time.")
     threads: int | None = Field(default=None, ge=1, description="CPU threads (default: torch's own choice).")
 
-    eval_shards: Path | None = Field(
+    eval_shards: Place | None = Field(
         default=None, description="A held-out shard set: its loss a trained token is measured, and the best step kept."
     )
     eval_every: int = Field(default=100, ge=1, description="Steps between two measurements; the last step always is.")
@@ -90,6 +92,12 @@ class TrainConfig(BaseModel):
     log_to: Annotated[tuple[Literal["tensorboard", "wandb"], ...], BeforeValidator(_parted)] = Field(
         default=(),
         description="Beside metrics.jsonl: tensorboard, wandb (extras of these names); repeatable, or with commas.",
+    )
+    cache_dir: Path = Field(
+        default=Path("~/.cache/sftprep"), description="Where shards of a URL are copied; shared by all processes here."
+    )
+    cache_gb: float = Field(
+        default=100.0, gt=0, description="Gigabytes that the copies may take; the next shards to come are kept."
     )
     resume: bool = Field(default=False, description="Go on from the last checkpoint of an unfinished run.")
     overwrite: bool = Field(

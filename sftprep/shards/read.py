@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -32,12 +32,24 @@ class Scalars:
     sum_len2: npt.NDArray[np.int64]
 
 
+class Copies(Protocol):
+    """Shards of another place, copied into the set's directory when they are read."""
+
+    def local(self, shard: ShardRecord) -> Path:
+        """The whole and verified copy."""
+
+    def peek(self, shard: ShardRecord) -> Path | BinaryIO:
+        """The copy, or a file that reads ranges where there is none: for small columns."""
+
+
 @dataclass(frozen=True, slots=True)
 class ShardSet:
     """A directory of shards and its manifest. Rows are numbered from 0 through all shards in the manifest's order."""
 
     directory: Path
     manifest: Manifest
+    copies: Copies | None = None
+    """Where shards come from that are not in the directory yet; verified when they come."""
 
     @property
     def num_rows(self) -> int:
@@ -55,7 +67,7 @@ class ShardSet:
             path = self.directory / shard.file
             if checksums:
                 _check_digest(path, shard)
-            with self._open(shard) as file:
+            with self.open_shard(shard) as file:
                 _check_rows(path, found=file.metadata.num_rows, shard=shard)
 
     def iter_batches(self, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
@@ -65,7 +77,7 @@ class ShardSet:
 
     def iter_shard(self, shard: ShardRecord, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
         """The rows of one shard in order, one row group a batch."""
-        with self._open(shard) as file:
+        with self.open_shard(shard) as file:
             for group in range(file.num_row_groups):
                 yield read_group(file, group, columns=columns, path=self.directory / shard.file)
 
@@ -82,7 +94,7 @@ class ShardSet:
     def scalars(self) -> Scalars:
         """The small columns of all rows, read by projection."""
         names = ["seq_lengths", "num_trained", "weight_sum", "sum_len2"]
-        batches = list(self.iter_batches(names))
+        batches = [batch for shard in self.manifest.shards for batch in self._small_columns(shard, names)]
         return Scalars(
             num_tokens=_join([_row_sums(batch["seq_lengths"]) for batch in batches], np.int64),
             num_documents=_join([pc.list_value_length(batch["seq_lengths"]) for batch in batches], np.int64),
@@ -91,9 +103,22 @@ class ShardSet:
             sum_len2=_join([batch["sum_len2"] for batch in batches], np.int64),
         )
 
+    def group_rows(self) -> list[list[int]]:
+        """Rows of each row group, a list a shard."""
+        return [self._group_rows(shard) for shard in self.manifest.shards]
+
+    def _group_rows(self, shard: ShardRecord) -> list[int]:
+        with self._open(shard, small=True) as file:
+            return [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+
+    def _small_columns(self, shard: ShardRecord, names: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        with self._open(shard, small=True) as file:
+            for group in range(file.num_row_groups):
+                yield read_group(file, group, columns=names, path=self.directory / shard.file)
+
     def _row_of(self, shard: ShardRecord, index: int) -> pa.RecordBatch:
         path = self.directory / shard.file
-        with self._open(shard) as file:
+        with self.open_shard(shard) as file:
             for group in range(file.num_row_groups):
                 size = file.metadata.row_group(group).num_rows
                 if index < size:
@@ -101,10 +126,17 @@ class ShardSet:
                 index -= size
             raise _count_error(path, found=file.metadata.num_rows, shard=shard)
 
-    def _open(self, shard: ShardRecord) -> pq.ParquetFile:
+    def open_shard(self, shard: ShardRecord) -> pq.ParquetFile:
+        """The shard's file, to be closed. ShardError `damaged-shard`, `shard-schema`, and what copying it raises."""
+        return self._open(shard, small=False)
+
+    def _open(self, shard: ShardRecord, *, small: bool) -> pq.ParquetFile:
         path = self.directory / shard.file
+        source: Path | BinaryIO = path
+        if self.copies is not None:
+            source = self.copies.peek(shard) if small else self.copies.local(shard)
         try:
-            file = pq.ParquetFile(path, memory_map=True)
+            file = pq.ParquetFile(source, memory_map=True, pre_buffer=small)
         except (OSError, pa.ArrowException) as error:
             raise _damaged(path, error) from error
         if not file.schema_arrow.equals(self.schema):
@@ -130,14 +162,15 @@ def open_shard_set(path: Path) -> ShardSet:
             place=str(path),
             hint="name the directory that sftprep pack --out wrote; without a manifest a set is not whole",
         )
-    shards = ShardSet(directory=path, manifest=_parse_manifest(place))
+    shards = ShardSet(directory=path, manifest=read_manifest(place))
     for shard in shards.manifest.shards:
         if not (path / shard.file).is_file():
             raise ShardError("the shard is not there", code="missing-shard", place=str(path / shard.file))
     return shards
 
 
-def _parse_manifest(place: Path) -> Manifest:
+def read_manifest(place: Path) -> Manifest:
+    """The manifest in a file. ShardError `damaged-manifest`, `unknown-format-version`."""
     try:
         data = json.loads(place.read_bytes())
         _check_version(data, place=place)

@@ -10,11 +10,11 @@ import torch
 from sftprep.config.train import TrainConfig
 from sftprep.errors import ShardError
 from sftprep.shards.manifest import Manifest
-from sftprep.shards.read import open_shard_set
 from sftprep.train.distributed import fsdp_parts
 from sftprep.train.forward import to_device, token_loss
 from sftprep.train.loop import Trainee, even_batches, named_memory_failures
 from sftprep.train.rows import RowReader
+from sftprep.train.shard_cache import open_set
 from sftprep.train.stream import Layout, MicroBatch
 
 
@@ -35,8 +35,7 @@ def open_held_out(config: TrainConfig, *, trained: Manifest) -> HeldOut | None:
     """
     if config.eval_shards is None:
         return None
-    shards = open_shard_set(config.eval_shards)
-    shards.verify()
+    shards = open_set(config.eval_shards, config)
     held, model = shards.manifest.model, trained.model
     if (held.tokenizer_sha256, held.template_sha256) != (model.tokenizer_sha256, model.template_sha256):
         raise ShardError(

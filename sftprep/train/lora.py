@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
-import pyarrow.parquet as pq
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
@@ -173,8 +172,6 @@ def _is_adapter_weight(name: str) -> bool:
 def _used_ids(shards: ShardSet) -> np.ndarray:
     """All token ids of the set, int64, sorted."""
     used: np.ndarray = np.empty(0, dtype=np.int64)
-    for shard in shards.manifest.shards:
-        with pq.ParquetFile(shards.directory / shard.file) as file:
-            for batch in file.iter_batches(batch_size=64, columns=["input_ids"]):
-                used = np.union1d(used, batch.column(0).flatten().to_numpy())
+    for batch in shards.iter_batches(["input_ids"]):
+        used = np.union1d(used, batch["input_ids"].flatten().to_numpy())
     return used.astype(np.int64)

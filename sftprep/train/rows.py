@@ -5,12 +5,12 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections import OrderedDict
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from sftprep.errors import ShardError
 from sftprep.shards.read import ShardSet, read_group
@@ -30,11 +30,13 @@ class RowReader:
     def __init__(self, shards: ShardSet, *, with_messages: bool = False) -> None:
         self._columns = [*_COLUMNS, "weights"] if shards.manifest.has_weights else list(_COLUMNS)
         self._columns += _MESSAGE_COLUMNS if with_messages else ()
-        paths = [shards.directory / shard.file for shard in shards.manifest.shards]
-        files = [(path, pq.ParquetFile(path, memory_map=True)) for path in paths]
-        self._groups = [(path, file, group) for path, file in files for group in range(file.num_row_groups)]
-        self.group_rows = tuple(file.metadata.row_group(group).num_rows for _, file, group in self._groups)
+        groups = shards.group_rows()
+        self._shards = shards
+        self._groups = [(shard, group) for shard, rows in enumerate(groups) for group in range(len(rows))]
+        self.group_rows = tuple(chain.from_iterable(groups))
         """Rows of each row group, through all shards."""
+        self.shard_groups = tuple(map(len, groups))
+        """Row groups of each shard."""
         self._starts: list[int] = np.concatenate([[0], np.cumsum(self.group_rows)]).astype(int).tolist()
         self._kept: OrderedDict[int, _Group] = OrderedDict()
         self._ones = np.ones(0, np.float32)
@@ -74,8 +76,12 @@ class RowReader:
 
     def _read(self, number: int) -> _Group:
         if number not in self._kept:
-            path, file, group = self._groups[number]
-            decoded = _Group.of(read_group(file, group, columns=self._columns, path=path))
+            place, group = self._groups[number]
+            shard = self._shards.manifest.shards[place]
+            # Opened for one group: a copy in a bounded cache is not held longer.
+            with self._shards.open_shard(shard) as file:
+                path = self._shards.directory / shard.file
+                decoded = _Group.of(read_group(file, group, columns=self._columns, path=path))
             decoded.check(first_row=self._starts[number])
             self._kept[number] = decoded
             if len(self._kept) > GROUPS_A_WINDOW:

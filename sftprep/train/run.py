@@ -19,7 +19,7 @@ from transformers.utils import logging as transformers_logging
 from sftprep.config.train import TrainConfig
 from sftprep.errors import StoppedError, TrainError
 from sftprep.reports.loss_curve import write_loss_curve
-from sftprep.shards.read import ShardSet, open_shard_set
+from sftprep.shards.read import ShardSet
 from sftprep.train import lora
 from sftprep.train.checkpoint import (
     Position,
@@ -45,6 +45,7 @@ from sftprep.train.progress import Reporter, show_counts
 from sftprep.train.rows import RowReader
 from sftprep.train.samples import Watcher
 from sftprep.train.setup import Where, build_model, build_trainee, check_processes, checked_scalars
+from sftprep.train.shard_cache import ReadAhead, open_set
 from sftprep.train.signals import StopRequest
 from sftprep.train.stream import Schedule
 
@@ -104,8 +105,7 @@ def _opened(config: TrainConfig, *, world: World, console: Console) -> tuple[Sha
     device, dtype = choose_device(config)
     check_processes(config, world)
     check_loggers(config)
-    shards = open_shard_set(config.data)
-    shards.verify()
+    shards = open_set(config.data, config)
     place = locate(config.model)
     check_fit(place, shards.manifest)
     return shards, Where(place, device, dtype, console, world)
@@ -117,6 +117,7 @@ def _feed(config: TrainConfig, *, shards: ShardSet, reader: RowReader) -> Feed:
         rows_per_step=config.rows_per_step,
         seed=config.seed,
         group_rows=reader.group_rows,
+        shard_groups=reader.shard_groups,
     )
     return Feed(
         reader=reader,
@@ -184,6 +185,7 @@ def _steps(trainee: Trainee, feed: Feed, *, start: Position, config: TrainConfig
     with (
         # First: who sees the metrics file may send the signal.
         StopRequest() as stop,
+        ReadAhead(edges.shards, feed.schedule, step=start.step) as coming,
         Reporter(
             _loggers(trainee.world, start=start, config=config, edges=edges), console=edges.console, **reporting
         ) as reporter,
@@ -195,6 +197,7 @@ def _steps(trainee: Trainee, feed: Feed, *, start: Position, config: TrainConfig
                 trainee, (stepped, now), last=now.step == steps, config=config, measures=edges.measures
             )
             reporter.step(record)
+            coming.at(position.step)
             records.append(record)
             is_last = position.step == steps or ends_early(position, config)
             stopping = bool(trainee.world.largest(int(stop.wanted))) and not is_last

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -63,16 +64,31 @@ def _row(generator: np.random.Generator, lengths: list[int], *, weighted: bool) 
     return row | ({"weights": weights} if weighted else {})
 
 
-def _write(directory: Path, rows: list[dict[str, object]], *, packing: bool, weighted: bool, row_group: int) -> Path:
+def write_set(directory: Path, *, num_rows: int, num_shards: int) -> Path:
+    """A set of packs in so many shards of equally many rows, each in a row group of its own."""
+    generator = np.random.default_rng(7)
+    rows = [_row(generator, generator.integers(4, 20, 4).tolist(), weighted=False) for _ in range(num_rows)]
+    return _write(directory, rows, packing=True, weighted=False, row_group=1, num_shards=num_shards)
+
+
+def _write(
+    directory: Path,
+    rows: list[dict[str, object]],
+    *,
+    packing: bool,
+    weighted: bool,
+    row_group: int,
+    num_shards: int = 2,
+) -> Path:
     schema = SHARD_SCHEMA.append(WEIGHTS_FIELD) if weighted else SHARD_SCHEMA
     (directory / "shards").mkdir(parents=True)
     (directory / "model").mkdir()
     (directory / "model" / "chat_template.jinja").write_text(TEMPLATE, encoding="utf-8")
     (directory / "model" / "generation_config.json").write_text('{"temperature": 0.7, "eos_token_id": 1}')
-    halves = [rows[: len(rows) // 2], rows[len(rows) // 2 :]]
+    ends = [len(rows) * number // num_shards for number in range(num_shards + 1)]
     shards = [
         _write_shard(directory, number, part, schema=schema, row_group=row_group)
-        for number, part in enumerate(halves)
+        for number, part in enumerate(rows[start:stop] for start, stop in pairwise(ends))
         if part
     ]
     manifest = _manifest(rows, shards, packing=packing, weighted=weighted)

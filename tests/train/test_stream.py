@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from sftprep.errors import TrainError
 from sftprep.train.stream import (
     GROUPS_A_WINDOW,
+    SHARDS_A_WINDOW,
     Layout,
     Row,
     Schedule,
@@ -143,6 +144,25 @@ def test_a_large_set_is_not_taken_group_by_group() -> None:
     assert 2000 < first.mean() < 6000
     assert 2000 < last.mean() < 6000
     assert schedule.order(0).tolist() != schedule.order(1).tolist()
+
+
+@given(st.lists(st.integers(1, 5), min_size=1, max_size=4 * SHARDS_A_WINDOW), st.integers(0, 2))
+@settings(max_examples=40, deadline=None)
+def test_a_shard_is_needed_once_an_epoch_beside_few_others(shard_groups: list[int], epoch: int) -> None:
+    num_groups = sum(shard_groups)
+    sizes: dict[str, Any] = {"group_rows": (3,) * num_groups, "shard_groups": tuple(shard_groups)}
+    schedule = Schedule(num_rows=3 * num_groups, rows_per_step=3, seed=5, **sizes)
+    order = schedule.order(epoch)
+    assert sorted(order.tolist()) == list(range(3 * num_groups))
+    shards = np.searchsorted(3 * np.cumsum(shard_groups), order, side="right")
+    first = {shard: int(np.argmax(shards == shard)) for shard in set(shards.tolist())}
+    last = {shard: len(shards) - 1 - int(np.argmax(shards[::-1] == shard)) for shard in first}
+    # A window of rows may begin in one window of shards and end in the next.
+    open_at = [sum(first[shard] <= place <= last[shard] for shard in first) for place in range(len(order))]
+    assert max(open_at) <= 2 * SHARDS_A_WINDOW
+    if len(shard_groups) <= SHARDS_A_WINDOW:
+        plain = Schedule(num_rows=3 * num_groups, rows_per_step=3, seed=5, group_rows=(3,) * num_groups)
+        assert order.tolist() == plain.order(epoch).tolist()
 
 
 @given(st.integers(1, 60), st.integers(1, 9), st.integers(0, 2**63 - 1))
