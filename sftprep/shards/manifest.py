@@ -119,6 +119,15 @@ class OverLengthRecord(_Frozen):
     num_trained_lost: int = Field(description="Those that are in no shard.")
 
 
+class PartRecord(_Frozen):
+    """One of several packs that a set was made of: the first, or what `--append` added."""
+
+    fingerprint: str = Field(description="Of that pack alone.")
+    versions: dict[str, str]
+    num_sources: int = Field(description="Its sources stand behind those of the parts before it.")
+    num_shards: int = Field(description="Its shards stand behind those of the parts before it.")
+
+
 class Manifest(_Frozen):
     """`manifest.json`, written last, so that its presence means that the set is complete."""
 
@@ -145,3 +154,4 @@ class Manifest(_Frozen):
     waste: Waste
     left_out: LeftOut
     over_length: OverLengthRecord | None = Field(default=None, description="Absent where nothing was counted.")
+    parts: list[PartRecord] = Field(default_factory=list, description="Empty where nothing was appended.")

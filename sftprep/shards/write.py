@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 
 from sftprep.shards.manifest import Manifest, ShardRecord
 from sftprep.shards.place import check_output, named_failures, replace_directory, sync_directory
+from sftprep.shards.read import ShardSet
 from sftprep.shards.schema import MANIFEST_NAME, SHARD_SCHEMA, WEIGHTS_FIELD
 
 SHARD_TOKENS: Final = 1 << 26
@@ -67,7 +68,9 @@ class ShardWriter:
         self._fingerprint = fingerprint
         self._overwrite = overwrite
         self._shard_tokens = shard_tokens
-        self._schema = SHARD_SCHEMA.append(WEIGHTS_FIELD) if weights else SHARD_SCHEMA
+        self.has_weights = weights
+        self.num_taken_over = 0
+        """Shards that were there before."""
         self._records: list[ShardRecord] = []
         self._part: _Part | None = None
         self._published = False
@@ -86,6 +89,24 @@ class ShardWriter:
             raise
         return self
 
+    def take_over(self, base: ShardSet) -> None:
+        """Before the first row: the shards and the model of the set at `out` stay as they are, new ones stand behind.
+
+        They are second names of the same files where the file system has those.
+        """
+        paths = [*(base.directory / shard.file for shard in base.manifest.shards)]
+        with named_failures(self.out):
+            for path in (*paths, *(base.directory / "model").iterdir()):
+                place = self.directory / path.relative_to(base.directory)
+                place.parent.mkdir(parents=True, exist_ok=True)
+                try:
+                    os.link(path, place)
+                except OSError:
+                    shutil.copy2(path, place)
+        self._records = list(base.manifest.shards)
+        self.num_taken_over = len(self._records)
+        self.has_weights |= base.manifest.has_weights
+
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
@@ -100,11 +121,12 @@ class ShardWriter:
             if self._part is not None and self._part.num_tokens >= self._shard_tokens:
                 self._close_part()
             if self._part is None:
-                self._part = _Part(self.directory, number=len(self._records), schema=self._schema)
+                schema = SHARD_SCHEMA.append(WEIGHTS_FIELD) if self.has_weights else SHARD_SCHEMA
+                self._part = _Part(self.directory, number=len(self._records), schema=schema)
             self._part.write(batch)
 
     def finish(self) -> list[ShardRecord]:
-        """Close the last file; what the manifest says of each."""
+        """Close the last file; what the manifest says of each, those taken over first."""
         with named_failures(self.out):
             self._close_part()
         return list(self._records)
