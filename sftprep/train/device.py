@@ -1,11 +1,19 @@
-"""Chooses where to compute, and in which type."""
+"""Chooses where to compute and in which type; how much memory that took, and what to do where it is not enough."""
 
 from __future__ import annotations
+
+import resource
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
 
 import torch
 
 from sftprep.config.train import TrainConfig
-from sftprep.errors import UsageError
+from sftprep.errors import TrainError, UsageError
+
+_OUT_OF_MEMORY: Final = ("can't allocate memory", "out of memory", "not enough memory")
 
 
 def choose_device(config: TrainConfig) -> tuple[torch.device, torch.dtype]:
@@ -29,3 +37,28 @@ def device_named(name: str) -> torch.device:
     if name == "cuda" and not has_cuda:
         raise UsageError("there is no CUDA device", code="no-cuda", hint="use --device cpu")
     return torch.device("cuda" if has_cuda and name != "cpu" else "cpu")
+
+
+def peak_bytes(device: torch.device) -> int:
+    """The most memory held so far: on a GPU by tensors, on a CPU by this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    # Linux counts KiB, macOS bytes.
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+@contextmanager
+def named_memory_failures(place: str) -> Iterator[None]:
+    """Running out of memory becomes a TrainError that says what to turn."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not isinstance(error, MemoryError) and not any(text in str(error) for text in _OUT_OF_MEMORY):
+            raise
+        raise TrainError(
+            "the device has not enough memory for this step",
+            code="out-of-memory",
+            place=place,
+            hint="lower --batch-size and raise --grad-accum, add --gradient-checkpointing, or pack with a smaller "
+            "--max-length; --dtype bfloat16 halves what activations take",
+        ) from error

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import resource
-import sys
 import time
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 from sftprep.config.train import TrainConfig
-from sftprep.shards.read import Scalars
-from sftprep.train.flops import Cost, cost_of
-from sftprep.train.loop import Feed, Trainee, accumulate, named_memory_failures
+from sftprep.train.device import named_memory_failures, peak_bytes
+from sftprep.train.flops import cost_of, needed_flops
+from sftprep.train.loop import Feed, Trainee, accumulate, local_batches
 from sftprep.train.stream import Schedule
 from sftprep.train.weighting import reweighted
 
@@ -63,17 +60,18 @@ def estimate(trainee: Trainee, feed: Feed, *, config: TrainConfig) -> Estimate:
     weight_sum = sum(float(row.weights[row.trained].sum(dtype=np.float64)) for row in rows)
     began = time.perf_counter()
     with named_memory_failures("the first step"):
-        accumulate(trainee, rows, weight_sum=weight_sum, step=0, config=config)
+        batches = local_batches(trainee, rows, size=config.batch_size)
+        accumulate(trainee, batches, weight_sum=weight_sum, step=0, config=config)
     seconds = time.perf_counter() - began
-    peak = _peak_bytes(trainee.device)
+    peak = peak_bytes(trainee.device)
     trainee.optimizer.zero_grad(set_to_none=True)
     taken = _taken(feed.schedule, feed.num_steps)
     num_tokens = sum(int(feed.scalars.num_tokens[part].sum()) for part in taken)
     flops, cost = None, cost_of(trainee.model)
     ratio = num_tokens / int(feed.scalars.num_tokens[numbers].sum())
     if cost is not None:
-        flops = _flops(cost, feed.scalars, taken)
-        ratio = flops / _flops(cost, feed.scalars, [numbers])
+        flops = sum(needed_flops(cost, feed.scalars, part) for part in taken)
+        ratio = flops / needed_flops(cost, feed.scalars, numbers)
     trainable = sum(p.numel() for p in parameters if p.requires_grad) * 4
     return Estimate(
         num_steps=feed.num_steps,
@@ -92,21 +90,3 @@ def _taken(schedule: Schedule, num_steps: int) -> list[np.ndarray]:
     """The rows of a run: whole epochs, and the steps after them."""
     epochs, rest = divmod(num_steps, schedule.steps_per_epoch)
     return [np.arange(schedule.num_rows)] * epochs + [schedule.order(epochs)[: rest * schedule.rows_per_step]]
-
-
-def _flops(cost: Cost, scalars: Scalars, taken: list[np.ndarray]) -> float:
-    return sum(
-        cost.step(
-            num_tokens=int(scalars.num_tokens[part].sum()),
-            num_trained=int(scalars.num_trained[part].sum()),
-            sum_len2=int(scalars.sum_len2[part].sum()),
-        )
-        for part in taken
-    )
-
-
-def _peak_bytes(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    # Linux counts KiB, macOS bytes.
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Final, cast
@@ -52,10 +53,8 @@ def inputs(batch: MicroBatch) -> dict[str, Any]:
 
 def segments_of(batch: MicroBatch) -> Segments:
     """The documents of a packed batch, on its device."""
-    offsets = batch["offsets"]
-    lengths = [stop - start for start, stop in pairwise(offsets)]
-    cu_seqlens = torch.tensor(offsets, dtype=torch.int32, device=batch["input_ids"].device)
-    return Segments(offsets=offsets, cu_seqlens=cu_seqlens, max_length=max(lengths))
+    longest = max(stop - start for start, stop in pairwise(batch["offsets"]))
+    return Segments(offsets=batch["offsets"], cu_seqlens=batch["cu_seqlens"], max_length=longest)
 
 
 def model_logits(model: torch.nn.Module, batch: MicroBatch) -> torch.Tensor:
@@ -65,14 +64,24 @@ def model_logits(model: torch.nn.Module, batch: MicroBatch) -> torch.Tensor:
 
 
 def to_device(batch: MicroBatch, device: torch.device) -> MicroBatch:
-    """The same batch with its tensors on `device`."""
-    moved = MicroBatch(**batch)
-    moved["input_ids"] = batch["input_ids"].to(device, non_blocking=True)
-    moved["position_ids"] = batch["position_ids"].to(device, non_blocking=True)
-    moved["rows"] = batch["rows"].to(device, non_blocking=True)
-    moved["targets"] = batch["targets"].to(device, non_blocking=True)
-    moved["weights"] = batch["weights"].to(device, non_blocking=True)
-    return moved
+    """The same batch with its tensors on `device`, but for the sources, which are only counted."""
+    return _changed(batch, lambda tensor: tensor.to(device, non_blocking=True))
+
+
+def pinned(batch: MicroBatch) -> MicroBatch:
+    """The same batch in memory that a GPU copies from without making this process wait."""
+    return _changed(batch, torch.Tensor.pin_memory)
+
+
+def _changed(batch: MicroBatch, change: Callable[[torch.Tensor], torch.Tensor]) -> MicroBatch:
+    new = MicroBatch(**batch)
+    new["input_ids"] = change(batch["input_ids"])
+    new["position_ids"] = change(batch["position_ids"])
+    new["cu_seqlens"] = change(batch["cu_seqlens"])
+    new["rows"] = change(batch["rows"])
+    new["targets"] = change(batch["targets"])
+    new["weights"] = change(batch["weights"])
+    return new
 
 
 @torch.no_grad()

@@ -10,9 +10,10 @@ import torch
 from sftprep.config.train import TrainConfig
 from sftprep.errors import ShardError
 from sftprep.shards.manifest import Manifest
+from sftprep.train.device import named_memory_failures
 from sftprep.train.distributed import fsdp_parts
 from sftprep.train.forward import to_device, token_loss
-from sftprep.train.loop import Trainee, even_batches, named_memory_failures
+from sftprep.train.loop import Trainee, even_batches, local_batches
 from sftprep.train.rows import RowReader
 from sftprep.train.shard_cache import open_set
 from sftprep.train.stream import Layout, MicroBatch
@@ -63,8 +64,8 @@ def held_out_nll(trainee: Trainee, held: HeldOut, *, batch_size: int) -> float:
     step = batch_size * world.size
     for start in range(0, held.num_rows, step):
         mine = range(start + world.rank, min(start + step, held.num_rows), world.size)
-        batches = even_batches(reading, [held.reader.row(index) for index in mine], size=batch_size)
-        for batch in batches:
+        rows = [held.reader.row(index) for index in mine]
+        for batch in even_batches(reading, local_batches(reading, rows, size=batch_size)):
             with named_memory_failures("the held-out set"):
                 nll += _batch_nll(trainee, batch)
             count += len(batch["targets"])

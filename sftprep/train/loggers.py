@@ -15,7 +15,7 @@ from sftprep.config.train import TrainConfig
 from sftprep.errors import OutputError, UsageError
 from sftprep.reports.loss_curve import write_loss_curve
 from sftprep.train.export import writing
-from sftprep.train.loop import StepRecord
+from sftprep.train.record import StepRecord
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter

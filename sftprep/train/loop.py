@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Final
 
 import numpy as np
@@ -18,19 +19,22 @@ from sftprep.config.train import TrainConfig
 from sftprep.errors import TrainError
 from sftprep.shards.manifest import Manifest
 from sftprep.shards.read import Scalars
+from sftprep.train.ahead import ahead
 from sftprep.train.checkpoint import Position
+from sftprep.train.device import named_memory_failures
 from sftprep.train.distributed import ALONE, World, sync_gradients
-from sftprep.train.forward import Head, to_device, token_loss
+from sftprep.train.flops import Meter, Reading
+from sftprep.train.forward import Head, pinned, to_device, token_loss
+from sftprep.train.loss import TokenLoss
 from sftprep.train.optim import clip_and_step, learning_rate, set_learning_rate
+from sftprep.train.record import StepRecord
 from sftprep.train.rows import RowReader
-from sftprep.train.samples import ShownAnswer
 from sftprep.train.seeds import dropout_seed
 from sftprep.train.stream import Layout, MicroBatch, Row, Schedule, micro_batches
 from sftprep.train.weighting import reweighted
 
 _WEIGHT_TOLERANCE: Final = 1e-4
 """Relative: the shards' sums are of float32 weights, in another order."""
-_OUT_OF_MEMORY: Final = ("can't allocate memory", "out of memory", "not enough memory")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,33 +61,6 @@ class Feed:
     scalars: Scalars
     manifest: Manifest
     num_steps: int
-
-
-@dataclass(frozen=True, slots=True)
-class StepRecord:
-    """One line of metrics.jsonl, over all processes. `loss` is weighted, `nll` is nats a trained token; both are means.
-
-    `skipped`: no trained token of the step has weight, so nothing was changed; `loss` and `nll` are then 0.
-    `nll_by_source` and `trained_by_source` tell the trained tokens apart by the source that they came from.
-    `eval_nll` is nats a trained token of the held-out set after the step, `eval_scores` and `eval_answers` are of the
-    suites' sample, where they were measured.
-    """
-
-    step: int
-    epoch: float
-    loss: float
-    nll: float
-    lr: float
-    grad_norm: float
-    num_tokens: int
-    num_trained: int
-    seconds: float
-    skipped: bool
-    nll_by_source: dict[str, float]
-    trained_by_source: dict[str, int]
-    eval_nll: float | None = None
-    eval_scores: dict[str, float] | None = None
-    eval_answers: tuple[ShownAnswer, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,29 +105,41 @@ def run_steps(
     Raises:
         TrainError: `epoch-count`, `weight-sum`, `id-out-of-range`, `not-finite`, `no-gradient`, `out-of-memory`.
     """
-    position = start
-    for step in range(start.step, feed.num_steps):
-        began = time.perf_counter()
-        rate = learning_rate(step, num_steps=feed.num_steps, config=config)
-        set_learning_rate(trainee.optimizer, rate)
-        sums, norm = _step(trainee, feed, step=step, config=config)
-        position = _advance(position, feed, num_trained=sums.num_trained)
-        nll, trained = _by_source(sums, feed.manifest)
-        record = StepRecord(
-            step=step + 1,
-            epoch=(step + 1) / feed.schedule.steps_per_epoch,
-            loss=sums.loss,
-            nll=sums.nll / max(1, sums.num_trained),
-            lr=rate,
-            grad_norm=norm,
-            num_tokens=sums.num_tokens,
-            num_trained=sums.num_trained,
-            seconds=time.perf_counter() - began,
-            skipped=sums.weight == 0,
-            nll_by_source=nll,
-            trained_by_source=trained,
-        )
-        yield record, position
+    position, meter = start, Meter(trainee.model, device=trainee.device, size=trainee.world.size)
+    steps = range(start.step, feed.num_steps)
+    with closing(ahead(partial(_batches_of, trainee, feed, config=config), steps)) as made:
+        for step in steps:
+            began = time.perf_counter()
+            rate = learning_rate(step, num_steps=feed.num_steps, config=config)
+            set_learning_rate(trainee.optimizer, rate)
+            sums, norm = _step(trainee, feed, batches=next(made), step=step, config=config)
+            position = _advance(position, feed, num_trained=sums.num_trained)
+            seconds = time.perf_counter() - began
+            reading = meter.reading(feed.scalars, feed.schedule.rows(step), seconds=seconds)
+            yield _record(sums, feed, step=step, measured=(rate, norm, reading)), position
+
+
+def _record(sums: StepSums, feed: Feed, *, step: int, measured: tuple[float, float, Reading]) -> StepRecord:
+    """A step's line; `measured` are the learning rate, the gradient's norm, and the meter's reading."""
+    rate, norm, reading = measured
+    nll, trained = _by_source(sums, feed.manifest)
+    return StepRecord(
+        step=step + 1,
+        epoch=(step + 1) / feed.schedule.steps_per_epoch,
+        loss=sums.loss,
+        nll=sums.nll / max(1, sums.num_trained),
+        lr=rate,
+        grad_norm=norm,
+        num_tokens=sums.num_tokens,
+        num_trained=sums.num_trained,
+        seconds=reading.seconds,
+        skipped=sums.weight == 0,
+        nll_by_source=nll,
+        trained_by_source=trained,
+        flops=reading.flops,
+        mfu=reading.mfu,
+        peak_bytes=reading.peak_bytes,
+    )
 
 
 def _by_source(sums: StepSums, manifest: Manifest) -> tuple[dict[str, float], dict[str, int]]:
@@ -160,13 +149,15 @@ def _by_source(sums: StepSums, manifest: Manifest) -> tuple[dict[str, float], di
     return {name: nll / count for name, (nll, count) in found.items()}, {name: n for name, (_, n) in found.items()}
 
 
-def accumulate(trainee: Trainee, rows: list[Row], *, weight_sum: float, step: int, config: TrainConfig) -> StepSums:
+def accumulate(
+    trainee: Trainee, batches: list[MicroBatch], *, weight_sum: float, step: int, config: TrainConfig
+) -> StepSums:
     """Add the gradient of the step's mean loss to the parameters; with a `weight_sum` of 0 only count.
 
     The mean is over all micro-batches of all processes, so how rows are cut into batches does not change it.
     """
-    total = no_sums(trainee)
-    batches = even_batches(trainee, rows, size=config.batch_size)
+    batches = even_batches(trainee, batches)
+    total, done = no_sums(trainee), []
     for number, batch in enumerate(batches):
         total += _counted(trainee, batch)
         if weight_sum == 0 or not (len(batch["targets"]) or trainee.world.size > 1):
@@ -179,32 +170,39 @@ def accumulate(trainee: Trainee, rows: list[Row], *, weight_sum: float, step: in
             moved = to_device(batch, trainee.device)
             loss = token_loss(trainee.model, moved, head=trainee.head, normaliser=weight_sum)
         torch.autograd.backward(loss.objective)
-        total += StepSums(source_nll(trainee, batch, loss.nll), loss=float(loss.objective.detach()))
-    return total
+        done.append((batch, TokenLoss(loss.objective.detach(), loss.nll)))
+    # Only now are numbers asked for: a GPU would stand still after each micro-batch to answer.
+    return total + _losses(trainee, done) if done else total
 
 
-def even_batches(trainee: Trainee, rows: list[Row], *, size: int) -> list[MicroBatch]:
-    """The forward passes of this process; empty ones at the end, so that all processes have equally many."""
-    layout, pad_id = trainee.layout, trainee.pad_id
-    batches = list(micro_batches(rows, size=size, layout=layout, pad_id=pad_id))
+def _losses(trainee: Trainee, done: list[tuple[MicroBatch, TokenLoss]]) -> StepSums:
+    """What the batches lost, without counts."""
+    nll = torch.cat([loss.nll for _, loss in done]).double().cpu().numpy()
+    sources = torch.cat([batch["sources"] for batch, _ in done]).numpy()
+    sums = np.bincount(sources, weights=nll, minlength=trainee.num_sources)
+    loss = float(torch.stack([loss.objective for _, loss in done]).double().sum())
+    return StepSums(np.stack([sums, np.zeros(len(sums))]), loss=loss)
+
+
+def local_batches(trainee: Trainee, rows: list[Row], *, size: int) -> list[MicroBatch]:
+    """The forward passes of this process, `size` rows each."""
+    return list(micro_batches(rows, size=size, layout=trainee.layout, pad_id=trainee.pad_id))
+
+
+def even_batches(trainee: Trainee, batches: list[MicroBatch]) -> list[MicroBatch]:
+    """The same, and empty ones at the end, so that all processes have equally many."""
     missing = trainee.world.largest(len(batches)) - len(batches)
-    two = np.full(2, pad_id, np.int32)
+    two = np.full(2, trainee.pad_id, np.int32)
     nothing = Row(-1, two, np.zeros(2, bool), np.array([2], np.int32), np.zeros(2, np.float32))
-    for batch in micro_batches([nothing] * missing, size=1, layout=layout, pad_id=pad_id):
+    empty = local_batches(trainee, [nothing] * missing, size=1)
+    for batch in empty:
         batch["num_tokens"] = 0
-        batches.append(batch)
-    return batches
+    return batches + empty
 
 
 def no_sums(trainee: Trainee) -> StepSums:
     """Where adding up begins."""
     return StepSums(np.zeros((2, trainee.num_sources)))
-
-
-def source_nll(trainee: Trainee, batch: MicroBatch, nll: torch.Tensor) -> npt.NDArray[np.float64]:
-    """The batch's losses by source, without counts. float64 `[2, sources]`."""
-    sums = np.bincount(batch["sources"].numpy(), weights=nll.cpu().numpy(), minlength=trainee.num_sources)
-    return np.stack([sums, np.zeros(len(sums))])
 
 
 def _counted(trainee: Trainee, batch: MicroBatch) -> StepSums:
@@ -216,18 +214,25 @@ def _counted(trainee: Trainee, batch: MicroBatch) -> StepSums:
     )
 
 
-def _step(trainee: Trainee, feed: Feed, *, step: int, config: TrainConfig) -> tuple[StepSums, float]:
-    world = trainee.world
-    numbers = feed.schedule.rows(step)
-    mine = feed.schedule.share(step, rank=world.rank, size=world.size)
+def _batches_of(trainee: Trainee, feed: Feed, step: int, *, config: TrainConfig) -> list[MicroBatch]:
+    """This process's batches of a step, on the CPU."""
+    mine = feed.schedule.share(step, rank=trainee.world.rank, size=trainee.world.size)
     rows = [reweighted(feed.reader.row(int(number)), config.loss) for number in mine]
     _check_rows(rows, trainee)
+    batches = local_batches(trainee, rows, size=config.batch_size)
+    return [pinned(batch) for batch in batches] if trainee.device.type == "cuda" else batches
+
+
+def _step(
+    trainee: Trainee, feed: Feed, *, batches: list[MicroBatch], step: int, config: TrainConfig
+) -> tuple[StepSums, float]:
+    world, numbers = trainee.world, feed.schedule.rows(step)
     weight_sum = float(feed.scalars.weight_sum[numbers].sum())
     if config.loss != "token":
-        weight_sum = world.sums([sum(float(row.weights[row.trained].sum(dtype=np.float64)) for row in rows)])[0]
+        weight_sum = world.sums([sum(float(batch["weights"].sum(dtype=torch.float64)) for batch in batches)])[0]
     place = f"step {step + 1}, rows {', '.join(map(str, numbers))}"
     with named_memory_failures(place):
-        sums = accumulate(trainee, rows, weight_sum=weight_sum, step=step, config=config).over(world)
+        sums = accumulate(trainee, batches, weight_sum=weight_sum, step=step, config=config).over(world)
     if not math.isclose(sums.weight, weight_sum, rel_tol=_WEIGHT_TOLERANCE, abs_tol=1e-9):
         raise TrainError(
             f"the trained tokens weigh {sums.weight:g}, the shards say {weight_sum:g}",
@@ -269,20 +274,3 @@ def _check_rows(rows: list[Row], trainee: Trainee) -> None:
                 place=f"row {row.index}",
                 hint="the model's vocabulary is smaller than the tokenizer's",
             )
-
-
-@contextmanager
-def named_memory_failures(place: str) -> Iterator[None]:
-    """Running out of memory becomes a TrainError that says what to turn."""
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        if not isinstance(error, MemoryError) and not any(text in str(error) for text in _OUT_OF_MEMORY):
-            raise
-        raise TrainError(
-            "the device has not enough memory for this step",
-            code="out-of-memory",
-            place=place,
-            hint="lower --batch-size and raise --grad-accum, add --gradient-checkpointing, or pack with a smaller "
-            "--max-length; --dtype bfloat16 halves what activations take",
-        ) from error

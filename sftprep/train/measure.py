@@ -18,9 +18,11 @@ from sftprep.config.train import TrainConfig
 from sftprep.errors import UsageError
 from sftprep.train.attention import ATTENTION_NAME
 from sftprep.train.checkpoint import Position, Workspace
+from sftprep.train.device import named_memory_failures
 from sftprep.train.distributed import fsdp_parts
 from sftprep.train.heldout import HeldOut, held_out_nll
-from sftprep.train.loop import StepRecord, Trainee, named_memory_failures
+from sftprep.train.loop import Trainee
+from sftprep.train.record import StepRecord
 from sftprep.train.samples import Sample, Watcher
 
 HELD_OUT = "nll"

@@ -13,7 +13,7 @@ from rich.table import Table
 from sftprep.data import TRAINED_KINDS, SpanKind
 from sftprep.shards.manifest import Counts
 from sftprep.train.loggers import Logger
-from sftprep.train.loop import StepRecord
+from sftprep.train.record import StepRecord
 
 
 class Reporter:
@@ -88,5 +88,12 @@ def _numbers(record: StepRecord) -> str:
     held_out = "" if record.eval_nll is None else f" · held out {record.eval_nll:.4f}"
     return (
         f"nll {record.nll:.4f}{held_out} · lr {record.lr:.2e} · grad {record.grad_norm:.3f} · "
-        f"{speed:,.0f} tok/s, {trained:,.0f} trained"
+        f"{speed:,.0f} tok/s, {trained:,.0f} trained{_work(record)} · {record.peak_bytes / 2**30:.1f} GiB"
     )
+
+
+def _work(record: StepRecord) -> str:
+    """MFU where the device's peak is known, else operations a second."""
+    if record.mfu is not None:
+        return f" · MFU {record.mfu:.1%}"
+    return "" if record.flops is None else f" · {record.flops / record.seconds / 1e9:,.1f} GFLOP/s"

@@ -22,7 +22,7 @@ from sftprep.cli.app import app
 from sftprep.config.train import TrainConfig
 from sftprep.errors import OutputError, StoppedError, UsageError
 from sftprep.train import loggers, run
-from sftprep.train.loop import StepRecord
+from sftprep.train.record import StepRecord
 from sftprep.train.run import TrainResult, train
 from tests.train.runs import metrics_of, stopping_after
 

@@ -15,7 +15,7 @@ from sftprep.config.train import TrainConfig
 from sftprep.shards.read import open_shard_set
 from sftprep.train import attention, loss
 from sftprep.train.forward import find_head
-from sftprep.train.loop import Trainee, accumulate
+from sftprep.train.loop import Trainee, accumulate, local_batches
 from sftprep.train.loss import HeadTransform, linear_cross_entropy, tapped
 from sftprep.train.optim import build_optimizer, learning_rate
 from sftprep.train.rows import RowReader
@@ -163,7 +163,8 @@ def _gradient(data: Path, model_dir: Path, *, batch_size: int, grad_accum: int, 
         pad_id=0,
     )
     rows = [RowReader(shards).row(index) for index in range(8)]
-    accumulate(trainee, rows, weight_sum=float(shards.scalars().weight_sum[:8].sum()), step=0, config=config)
+    batches = local_batches(trainee, rows, size=config.batch_size)
+    accumulate(trainee, batches, weight_sum=float(shards.scalars().weight_sum[:8].sum()), step=0, config=config)
     return torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
 
 

@@ -26,7 +26,7 @@ from sftprep.shards.read import open_shard_set
 from sftprep.train import run
 from sftprep.train.distributed import joined, whole
 from sftprep.train.heldout import HeldOut, held_out_nll
-from sftprep.train.loop import accumulate
+from sftprep.train.loop import accumulate, local_batches
 from sftprep.train.model import locate
 from sftprep.train.rows import RowReader
 from sftprep.train.run import train
@@ -64,7 +64,9 @@ def gradients(
         schedule = Schedule(num_rows=shards.num_rows, rows_per_step=config.rows_per_step, seed=0)
         weight_sum = float(shards.scalars().weight_sum[schedule.rows(0)].sum())
         rows = [reader.row(int(number)) for number in schedule.share(0, rank=world.rank, size=world.size)]
-        sums = accumulate(trainee, rows, weight_sum=weight_sum, step=0, config=config).over(world)
+        sums = accumulate(
+            trainee, local_batches(trainee, rows, size=config.batch_size), weight_sum=weight_sum, step=0, config=config
+        ).over(world)
         found = {name: whole(p.grad).clone() for name, p in built.named_parameters() if p.grad is not None}
         held = HeldOut(reader, num_rows=shards.num_rows, manifest=shards.manifest)
         found["held out"] = torch.tensor(held_out_nll(trainee, held, batch_size=2))

@@ -81,6 +81,20 @@ def test_counts_by_kind_are_shown_before_the_first_step_a3(
     assert shown.index("completion") < shown.index("step 1/1")
 
 
+def test_lines_tell_speed_work_and_memory_and_so_does_the_metrics_file(
+    shard_set: ShardSetFactory, toy_model: Path, tmp_path: Path
+) -> None:
+    data = shard_set()
+    _, shown = _run(data, toy_model, out=tmp_path / "out", max_steps=2)
+    line = next(line for line in shown.splitlines() if line.startswith("step 2/2"))
+    for part in ("nll ", "lr ", "grad ", "tok/s", "trained", "GFLOP/s", "GiB", "s left"):
+        assert part in line
+    record = json.loads((tmp_path / "out" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert record["flops"] > 6 * 2 * 3 * 32 * 48 * record["num_tokens"]
+    assert record["mfu"] is None
+    assert record["peak_bytes"] > 2**20
+
+
 def test_an_epoch_that_trains_another_number_of_tokens_than_the_manifest_says_is_refused_a5(
     shard_set: ShardSetFactory, toy_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
