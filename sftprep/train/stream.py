@@ -20,6 +20,8 @@ from sftprep.errors import TrainError
 
 GROUPS_A_WINDOW: Final = 32
 """Row groups that are decoded at a time, and whose rows are shuffled together: 33 million tokens, as `pack` writes."""
+SHARDS_A_WINDOW: Final = 16
+"""Shards whose row groups are shuffled together: a billion tokens, 2.2 GB, as `pack` writes."""
 _FIRST_BUCKET_SHARE: Final = 0.5
 """Rows that are shorter than this share of a batch's longest go into another batch: less than half is padding."""
 
@@ -97,12 +99,15 @@ class Schedule:
 
     `group_rows` are the rows of each row group, in the set's order. Where there are more than GROUPS_A_WINDOW, the
     groups are shuffled first, and then the rows of each GROUPS_A_WINDOW of them: a group is decoded once an epoch.
+    `shard_groups` are the row groups of each shard. Where there are more than SHARDS_A_WINDOW, shards are shuffled
+    before that, and then the groups of each SHARDS_A_WINDOW of them: a shard is fetched once an epoch.
     """
 
     num_rows: int
     rows_per_step: int
     seed: int
     group_rows: tuple[int, ...] = ()
+    shard_groups: tuple[int, ...] = ()
     _orders: dict[int, npt.NDArray[np.int64]] = field(default_factory=dict, compare=False, repr=False)
 
     @property
@@ -114,8 +119,21 @@ class Schedule:
         """A permutation of all rows, int64 `[num_rows]`, the same on every machine."""
         if epoch not in self._orders:
             self._orders.clear()
-            self._orders[epoch] = _order(self.group_rows or (self.num_rows,), seed=self.seed, epoch=epoch)
+            self._orders[epoch] = self.order_of(epoch)
         return self._orders[epoch]
+
+    def order_of(self, epoch: int) -> npt.NDArray[np.int64]:
+        """The same, computed anew."""
+        generator = np.random.Generator(np.random.Philox(key=np.array([self.seed, epoch], dtype=np.uint64)))
+        rows = np.array(self.group_rows or (self.num_rows,), dtype=np.int64)
+        if len(rows) <= GROUPS_A_WINDOW:
+            return generator.permutation(self.num_rows)
+        groups = generator.permutation(len(rows))
+        if len(self.shard_groups) > SHARDS_A_WINDOW:
+            shards = generator.permutation(len(self.shard_groups))
+            sizes = np.array(self.shard_groups, dtype=np.int64)
+            groups = _shuffled(sizes, shards, window=SHARDS_A_WINDOW, generator=generator)
+        return _shuffled(rows, groups, window=GROUPS_A_WINDOW, generator=generator)
 
     def rows(self, step: int) -> npt.NDArray[np.int64]:
         """The rows of a step, counted from 0 over all epochs. int64 `[<= rows_per_step]`."""
@@ -133,17 +151,15 @@ class Schedule:
         return steps if max_steps is None else min(steps, max_steps)
 
 
-def _order(group_rows: Sequence[int], *, seed: int, epoch: int) -> npt.NDArray[np.int64]:
-    generator = np.random.Generator(np.random.Philox(key=np.array([seed, epoch], dtype=np.uint64)))
-    sizes = np.array(group_rows, dtype=np.int64)
-    if len(sizes) <= GROUPS_A_WINDOW:
-        return generator.permutation(int(sizes.sum()))
-    groups = generator.permutation(len(sizes))
-    starts, ends = (np.cumsum(sizes) - sizes)[groups], np.cumsum(sizes[groups])
-    rows = np.repeat(starts - (ends - sizes[groups]), sizes[groups]) + np.arange(ends[-1])
-    for window in np.split(rows, ends[GROUPS_A_WINDOW - 1 : -1 : GROUPS_A_WINDOW]):
-        generator.shuffle(window)
-    return rows
+def _shuffled(
+    sizes: npt.NDArray[np.int64], order: npt.NDArray[np.int64], *, window: int, generator: np.random.Generator
+) -> npt.NDArray[np.int64]:
+    """The items of parts of these sizes, part by part in `order`, shuffled within each `window` parts."""
+    starts, ends = (np.cumsum(sizes) - sizes)[order], np.cumsum(sizes[order])
+    items = np.repeat(starts - (ends - sizes[order]), sizes[order]) + np.arange(ends[-1])
+    for part in np.split(items, ends[window - 1 : -1 : window]):
+        generator.shuffle(part)
+    return items
 
 
 def collate_packed(rows: Sequence[Row]) -> MicroBatch:
