@@ -543,8 +543,10 @@ def test_answers_of_a_prompt_are_context_unless_they_have_a_weight_l1() -> None:
 
 ROW_WORDS = ["messages", "tools", "conversations", "instruction", "output", "prompt", "response", "system"]
 MESSAGE_WORDS = ["role", "content", "tool_calls", "function", "arguments", "name", "id", "weight", "train", "from"]
-KEYS = st.sampled_from([*ROW_WORDS, *MESSAGE_WORDS, "value", "text", "type"])
-LEAVES = st.none() | st.booleans() | st.integers(-1, 2) | st.sampled_from(["user", "assistant", "tool", "", "{}", "a"])
+SCHEMA_WORDS = ["properties", "required", "enum", "items", "pattern", "additionalProperties", "$ref"]
+KEYS = st.sampled_from([*ROW_WORDS, *MESSAGE_WORDS, *SCHEMA_WORDS, "value", "text", "type", "a", "\ud800"])
+WORDS = ["user", "assistant", "tool", "", "{}", "a", "object", "integer", "\ud800", '{"a": "\\ud800"}']
+LEAVES = st.none() | st.booleans() | st.integers(-1, 2) | st.sampled_from(WORDS)
 ANYTHING = st.recursive(LEAVES, lambda v: st.lists(v, max_size=3) | st.dictionaries(KEYS, v, max_size=4), max_leaves=20)
 LIKELY = st.lists(
     st.fixed_dictionaries(
@@ -556,15 +558,24 @@ LIKELY = st.lists(
 )
 
 
+def with_a_call(schema: Any, arguments: Any) -> dict[str, Any]:
+    function = {"name": "tide", "parameters": schema}
+    return chat(USER, calling(call(arguments)), result(), ANSWER, tools=[{"type": "function", "function": function}])
+
+
 @settings(max_examples=400, deadline=None)
 @given(
     ANYTHING
+    | st.builds(with_a_call, ANYTHING, ANYTHING)
     | st.fixed_dictionaries({"messages": LIKELY})
     | st.fixed_dictionaries({"prompt": LIKELY, "completion": LIKELY})
     | st.fixed_dictionaries({"conversations": LIKELY, "system": LEAVES}),
     st.none() | st.sampled_from(Format),
 )
 @example({"messages": [USER | {"tool_calls": True}]}, Format.OPENAI)
+@example(with_a_call({"type": "object"}, {"a": "\ud800"}), Format.OPENAI)
+@example(with_a_call({"type": "object", "additionalProperties": False}, {"\ud800": 1}), Format.OPENAI)
+@example(with_a_call({"type": "object", "properties": {"\ud800": {}}}, {"a": 1}), Format.OPENAI)
 def test_any_json_is_a_conversation_or_has_an_error(row: Any, kind: Format | None) -> None:
     checked = check(row, kind)
     has_error = any(finding.severity is Severity.ERROR for finding in checked.findings)

@@ -25,6 +25,7 @@ from sftprep.config.split import SplitConfig
 from sftprep.errors import DataError, OutputError, SourceError
 from sftprep.prepare.quality_rows import View, rereadable
 from sftprep.prepare.validate import read_conversations
+from sftprep.reports.findings import json_bytes
 from sftprep.reports.quality_split import SplitReport
 from sftprep.sources.compressed import OnBytes
 from sftprep.sources.lines import file_sha256, read_rows
@@ -59,7 +60,7 @@ def split(config: SplitConfig, *, on_bytes: OnBytes | None = None) -> SplitRepor
     with _staged(config.out) as folder:
         by_file = _write(config, plan.held, folder)
         report = _report(config, plan, by_file)
-        _write_bytes(folder / "split.json", report.model_dump_json(indent=2).encode("utf-8") + b"\n")
+        _write_bytes(folder / "split.json", json_bytes(report))
         for path, digest in digests.items():
             if file_sha256(path) != digest:
                 hint = "run again when nothing writes to it"

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Final
 
 from jsonschema_rs import Validator, validator_for
-from pydantic_core import from_json, to_json
+from pydantic_core import PydanticSerializationError, from_json, to_json
 
 from sftprep.data import Json
 from sftprep.records.codes import Fault, escape
@@ -140,16 +141,25 @@ class ToolState:
 
 def _misfits(arguments: Json, schema: Json, *, pointer: str) -> Iterator[Fault]:
     compiled = _compiled(_schema_bytes(schema))
-    if isinstance(compiled, str) or compiled.is_valid(arguments):
+    if isinstance(compiled, str):
         return
-    for error in compiled.iter_errors(arguments):
+    try:
+        errors = [] if compiled.is_valid(arguments) else list(compiled.iter_errors(arguments))
+    except UnicodeEncodeError:
+        # Half of a character, which was reported with the row's text.
+        return
+    for error in errors:
         steps = "".join(f"/{escape(step)}" for step in error.instance_path)
         what = f"the arguments{f' at {steps}' if steps else ''} do not fit the tool's schema: {error.message:.120}"
         yield Fault("arguments-misfit", pointer, what)
 
 
 def _schema_bytes(schema: Json) -> bytes:
-    return to_json(True if schema is None else schema)
+    try:
+        return to_json(True if schema is None else schema)
+    except PydanticSerializationError:
+        # Half of a character: written as an escape, which no reader of schemas takes.
+        return json.dumps(schema).encode("ascii")
 
 
 @lru_cache(maxsize=_NUM_SCHEMAS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from pydantic import BaseModel, ConfigDict, Field
+from pydantic_core import PydanticSerializationError
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -148,7 +150,16 @@ def byte_progress(paths: Sequence[Path], *, quiet: bool) -> Iterator[Callable[[i
 def write_report(report: ValidationReport, *, path: Path) -> None:
     """The report as JSON, whole or not at all. OutputError where it cannot be written."""
     with publishing([path]) as publication:
-        publication.files[0].write(report.model_dump_json(indent=2).encode("utf-8") + b"\n")
+        publication.files[0].write(json_bytes(report))
+
+
+def json_bytes(report: BaseModel) -> bytes:
+    """A report as indented JSON; half of a character, of a key or of a file's name, is the escape that JSON has."""
+    try:
+        return report.model_dump_json(indent=2).encode("utf-8") + b"\n"
+    except PydanticSerializationError:
+        text = json.dumps(report.model_dump(mode="json"), indent=2, ensure_ascii=False)
+        return text.encode("utf-8", "backslashreplace") + b"\n"
 
 
 @dataclass(slots=True)

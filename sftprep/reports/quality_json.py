@@ -7,7 +7,7 @@ from typing import Final
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from sftprep.reports.findings import publishing
+from sftprep.reports.findings import json_bytes, publishing
 
 QUALITY_CODES: Final = frozenset(
     {
@@ -181,4 +181,4 @@ class QualityReport(_Frozen):
 def write_quality(report: QualityReport, *, path: Path) -> None:
     """The report as JSON, whole or not at all. OutputError where it cannot be written."""
     with publishing([path]) as publication:
-        publication.files[0].write(report.model_dump_json(indent=2).encode("utf-8") + b"\n")
+        publication.files[0].write(json_bytes(report))

@@ -235,6 +235,19 @@ def test_the_command_prints_findings_and_writes_the_same_report_as_json(tmp_path
     assert (quiet.returncode, quiet.stdout.count(b"\n"), quiet.stderr) == (0, 1, b"")
 
 
+def test_half_a_character_in_a_key_or_in_a_file_name_is_told_everywhere_m3(tmp_path: Path) -> None:
+    path = write(tmp_path / os.fsdecode(b"caf\xe9.jsonl"), GOOD[:-1] + b', "x\\ud800": {"\\ud800": 1}}')
+    names = [tmp_path / name for name in ("r.json", "b.jsonl", "r.html")]
+    done = sftprep(path, "--json", names[0], "--bad", names[1], "--html", names[2])
+    assert (done.returncode, done.stderr) == (1, b"")
+    assert b":1:/x\\ud800: " in done.stdout
+    report = json.loads(names[0].read_bytes())
+    assert {"", "/x\ud800"} == {finding["pointer"] for finding in report["findings"]}
+    assert os.fsencode(report["files"][0]["file"]) == os.fsencode(path)
+    assert b"lone-surrogate" in names[1].read_bytes()
+    assert b"x\\ud800" in names[2].read_bytes()
+
+
 @pytest.mark.parametrize("encoding", ["cp1252", "ascii"])
 def test_output_survives_a_terminal_that_lacks_the_characters_m1(tmp_path: Path, encoding: str) -> None:
     row = '{"messages": [{"role": "user", "content": "a", "潮": 1}, {"role": "assistant", "content": "b"}]}'.encode()

@@ -23,7 +23,7 @@ from sftprep.config.validate import ValidateConfig
 from sftprep.data import Severity
 from sftprep.prepare.validate import FILE_CODES, validate_files
 from sftprep.records.codes import CODES
-from sftprep.reports.findings import ValidationReport, report_lines
+from sftprep.reports.findings import ValidationReport, json_bytes, report_lines
 from sftprep.reports.validate_html import page
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -143,7 +143,7 @@ def check_outputs(path: Path, data: bytes, row_format: str | None) -> Validation
         assert fixed.good == report.good
     page(report)
     "\n".join(report_lines(report, quiet=False)).encode("utf-8", "backslashreplace")
-    json.loads(report.model_dump_json())
+    json.loads(json_bytes(report))
     return report
 
 
