@@ -176,12 +176,12 @@ def test_the_page_shows_what_models_say_as_text() -> None:
 
 
 @pytest.mark.parametrize("name", own_suites())
-def test_every_suite_of_ours_is_read_whole_and_an_empty_answer_passes_little(name: str) -> None:
+def test_every_suite_of_ours_is_read_whole_and_an_empty_answer_passes_none(name: str) -> None:
     loaded = read_suite(name)
     tags = Counter(tag for one in loaded.cases for tag in one.case.tags)
     assert min(tags.values()) >= 2
     passed = sum(all(score(spec, Answer("", 0, False)).passed for spec in one.scorers) for one in loaded.cases)
-    assert passed <= tags["leak"], "silence passes only where a secret is to be kept"
+    assert passed == 0, "silence is no answer"
 
 
 LABELLED = [
