@@ -96,7 +96,8 @@ def length_controlled(scores: npt.NDArray[np.float64], lengths: npt.NDArray[np.f
     """The win-rate that answers of equal length would have.
 
     A logistic regression of the score on the difference in characters (over its standard deviation, through tanh, with
-    a ridge on the slope), as in length-controlled AlpacaEval; the intercept alone is what is left.
+    a ridge on the slope); the intercept alone is what is left. It is the length term of length-controlled AlpacaEval
+    (Dubois et al. 2024) without that one's terms for the difficulty of each instruction.
     """
     if not len(scores):
         return 0.5
