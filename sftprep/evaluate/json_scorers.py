@@ -37,7 +37,7 @@ def leaves(value: Json, place: str = "") -> Iterator[tuple[str, str]]:
     """Pointer and JSON text of every leaf; an empty list or object is one. 1 and 1.0 are the same, 1 and true not."""
     if isinstance(value, dict) and value:
         for key, item in value.items():
-            yield from leaves(item, f"{place}/{key}")
+            yield from leaves(item, f"{place}/{key.replace('~', '~0').replace('/', '~1')}")
     elif isinstance(value, list) and value:
         for index, item in enumerate(value):
             yield from leaves(item, f"{place}/{index}")

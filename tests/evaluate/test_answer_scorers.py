@@ -43,6 +43,11 @@ def test_true_is_not_one_and_a_schema_can_refuse() -> None:
     assert (refused.value, "schema" in refused.note) == (0, True)
 
 
+def test_a_key_with_a_slash_is_no_path() -> None:
+    assert not scored({"kind": "json-fields", "expected": {"a": {"b": 1}}}, '{"a/b": 1}').passed
+    assert scored({"kind": "json-fields", "expected": {"a/b": 1, "c~": 2}}, '{"c~": 2, "a/b": 1}').passed
+
+
 def test_objects_within_objects_are_not_told_twice() -> None:
     assert list(objects('x {"a": {"b": 1}} { {"c": 2}')) == [{"a": {"b": 1}}, {"c": 2}]
 
