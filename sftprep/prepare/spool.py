@@ -133,7 +133,8 @@ class Spool:
         """The lines of `left_out.jsonl`; nothing can be added afterwards."""
         for record in self._read():
             for row in record.field("left_out"):
-                yield (json.dumps(_record(row), ensure_ascii=False) + "\n").encode()
+                # Half of a character, in a key that a finding names, is the escape that JSON has.
+                yield (json.dumps(_record(row), ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
 
     def release(self) -> None:
         """Let go of the memory that holds what was read of the spool: it is read again where it is asked for again."""
