@@ -97,11 +97,9 @@ class ShardCache:
         """As `local`, before anything needs it."""
         path = self._directory / shard.file
         if not self._is_good(path, shard):
-            with named_failures(self._directory):
-                path.parent.mkdir(parents=True, exist_ok=True)
-                with self._lock():
-                    if not self._is_good(path, shard):
-                        self._copy(path, shard)
+            with named_failures(self._directory), self._lock():
+                if not self._is_good(path, shard):
+                    self._copy(path, shard)
         with suppress(OSError):
             os.utime(path)  # used now: the last to go
         return path
@@ -135,6 +133,7 @@ class ShardCache:
         return True
 
     def _copy(self, path: Path, shard: ShardRecord) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
         self._make_room(shard)
         partial, digest = path.with_name(f".{path.name}.partial"), hashlib.sha256()
         with remote.open_remote(self._source / shard.file) as source, partial.open("wb") as file:
