@@ -20,13 +20,28 @@ _DECLINES: Final = re.compile(
 )
 
 
+_NUMBER_WORD_LIST: Final = (
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
+    "eighteen nineteen twenty"
+)
+_WORD_OF: Final = {str(number): word for number, word in enumerate(_NUMBER_WORD_LIST.split())}
+_DIGITS_OF: Final = {word: digits for digits, word in _WORD_OF.items()}
+_KNOWN: Final = _WORD_OF.keys() | _DIGITS_OF.keys()
+
+
+def _with_numbers(context: str) -> str:
+    """The context and its small numbers again, as digits where it has words and as words where it has digits."""
+    own = words(context)
+    return " ".join([context, *(_DIGITS_OF.get(word) or _WORD_OF[word] for word in own if word in _KNOWN)])
+
+
 def unsupported_share(text: str, *, context: str) -> float:
     """The share of an answer's content words, numbers and names that its context lacks; 0 where there is none.
 
     Sentences that say what the context does not tell are left out.
     """
     claims = " ".join(part for part in _SENTENCE.split(text) if not _DECLINES.search(part.replace("\u2019", "'")))
-    found = support(claims, context=context)
+    found = support(claims, context=_with_numbers(context))
     total = found.num_words + found.num_entities
     held = found.words * found.num_words + found.entities * found.num_entities
     return 1 - held / total if total else 0.0

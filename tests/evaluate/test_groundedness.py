@@ -43,3 +43,9 @@ def test_what_follows_a_sentence_that_declines_is_still_judged() -> None:
     context = "Captain Berg sailed the Tern in 1921 from Skarv with nine men."
     assert unsupported_share("The text does not say. Captain Berg sailed in 1921.", context=context) == 0
     assert unsupported_share("The text does not say. Admiral Holm sailed in 1956.", context=context) > AT_MOST
+
+
+def test_small_numbers_are_the_same_in_words_and_in_digits() -> None:
+    assert unsupported_share("It lasts 6 weeks.", context="In summer it lasts six weeks.") == 0
+    assert unsupported_share("It lasts seven weeks.", context="In summer it lasts 7 weeks.") == 0
+    assert unsupported_share("It lasts 8 weeks.", context="In summer it lasts six weeks.") > AT_MOST
