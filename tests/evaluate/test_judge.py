@@ -1,4 +1,4 @@
-"""Verdicts of a judge to a win-rate, by hand: both orders, half wins, ties, the place that wins, what cannot be read."""
+"""Verdicts of a judge to a win-rate, by hand: both orders, half wins, ties, the place that wins, what is unreadable."""
 
 from __future__ import annotations
 
