@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self
+from typing import Any, Final, Self
 from uuid import uuid4
 
 import pyarrow as pa
@@ -161,6 +161,18 @@ class ShardWriter:
         self._part = None
 
 
+def parquet_writer(sink: Any, schema: pa.Schema) -> pq.ParquetWriter:
+    """How shards are encoded and compressed; `sink` is a binary file that is written from its start to its end."""
+    return pq.ParquetWriter(
+        sink,
+        schema,
+        compression="zstd",
+        compression_level=1,
+        use_dictionary=_DICTIONARIES,
+        column_encoding=_ENCODINGS,
+    )
+
+
 class _Part:
     """One Parquet file that is being written, and its counts."""
 
@@ -173,14 +185,7 @@ class _Part:
         path = directory / self.name
         path.parent.mkdir(exist_ok=True)
         self._sink = _Sink(path)
-        self._writer = pq.ParquetWriter(
-            self._sink,
-            schema,
-            compression="zstd",
-            compression_level=1,
-            use_dictionary=_DICTIONARIES,
-            column_encoding=_ENCODINGS,
-        )
+        self._writer = parquet_writer(self._sink, schema)
 
     def write(self, batch: pa.RecordBatch) -> None:
         self._writer.write_batch(batch, row_group_size=max(1, len(batch)))

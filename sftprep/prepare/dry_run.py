@@ -1,0 +1,240 @@
+"""`sftprep pack --dry-run`: all rows are read, a seeded sample of them is compiled, and nothing is written.
+
+from sftprep.config.pack import PackConfig
+from sftprep.prepare.dry_run import dry_run
+
+dry_run(PackConfig(files=("chats.jsonl",), model="path/to/model", out="shards", max_length=4096)).num_tokens
+"""
+
+from __future__ import annotations
+
+import io
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from sftprep.config.pack import PackConfig
+from sftprep.data import TRAINED_KINDS
+from sftprep.engines.load import load_model
+from sftprep.prepare.chunk import Chunk
+from sftprep.prepare.inputs import InputChunk, input_chunks, input_files
+from sftprep.prepare.workers import compile_chunks
+from sftprep.reports.dry_run import DryRunReport
+from sftprep.shards.gather import BATCH_TOKENS, gather, needs_weights
+from sftprep.shards.schema import SHARD_SCHEMA, WEIGHTS_FIELD
+from sftprep.shards.write import parquet_writer
+from sftprep.sources.blocks import SourceRow
+from sftprep.sources.compressed import OnBytes
+from sftprep.stages.estimate import Estimate, RowSample
+from sftprep.stages.pack import plan
+
+SAMPLE_ROWS: Final = 2000
+"""Rows that are compiled; all where there are no more."""
+
+_SLICES: Final = 16
+"""Parts of the sample that are compiled and timed one by one."""
+
+_PLANNED: Final = 1 << 17
+"""Documents that are drawn from the sample and planned, to see how full rows are."""
+
+_TRAINED: Final = [int(kind) for kind in TRAINED_KINDS]
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class _Drawn:
+    """A row of the sample: the lowest keys of all rows are drawn."""
+
+    key: float
+    source: int
+    name: str
+    row: SourceRow
+    times: int
+
+    @property
+    def size(self) -> int:
+        """Bytes of it that are packed, with repetition."""
+        return len(self.row.raw) * self.times
+
+
+@dataclass(frozen=True, slots=True)
+class _One:
+    """A block of one row."""
+
+    row: SourceRow
+    first: int = 1
+
+    def rows(self, name: str) -> Iterator[SourceRow]:
+        """It."""
+        yield self.row
+
+
+@dataclass(slots=True)
+class _Population:
+    """All rows that are taken at least once."""
+
+    num_rows: int = 0
+    num_taken: int = 0
+    """With repetition."""
+    size: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Compiled:
+    """What became of the sample. Arrays float64 `[rows]`, with repetition; documents once each."""
+
+    documents: pa.Table
+    times: Array
+    tokens: Array
+    trained: Array
+    num_documents: Array
+    codes: tuple[str, ...]
+    """Why a row is left out, empty where it is not, `[rows]`."""
+    seconds: Array
+    """CPU seconds of each slice of rows."""
+
+
+def dry_run(config: PackConfig, *, on_bytes: OnBytes | None = None, num_sampled: int = SAMPLE_ROWS) -> DryRunReport:
+    """What `pack` of the same would publish, estimated from `num_sampled` rows.
+
+    Raises:
+        UsageError, SourceError, TemplateError: as `pack` does. Rows that it would refuse the run for are counted.
+    """
+    model = load_model(config.model)
+    sample, population = _sample(config, on_bytes=on_bytes, size=num_sampled)
+    chunks = (InputChunk(row.source, row.name, _One(row.row), row.times) for row in sample)
+    one_process = config.model_copy(update={"workers": 1})
+    compiled = _compiled(compile_chunks(chunks, model=model, config=one_process), len(sample))
+    about = RowSample(np.array([row.size for row in sample], np.float64), population.num_rows, population.size)
+    by_row = RowSample(np.array([row.times for row in sample], np.float64), population.num_rows, population.num_taken)
+    tokens, documents = about.total(compiled.tokens), by_row.total(compiled.num_documents)
+    written = _write(compiled, config)
+    left_out = about.count(np.array([code != "" for code in compiled.codes]))
+    seconds = about.sliced(_SLICES).total(compiled.seconds) + tokens.scaled(written.seconds)
+    return DryRunReport(
+        num_input_rows=population.num_rows,
+        num_sampled=len(sample),
+        num_tokens=tokens,
+        num_trained=about.total(compiled.trained),
+        num_documents=documents,
+        num_rows=_rows(tokens.scaled(1 / written.filled), documents, config),
+        num_shards=_shards(tokens, config),
+        num_bytes=tokens.scaled(written.bytes),
+        cpu_seconds=seconds,
+        wall_seconds=seconds.scaled(1 / config.workers),
+        num_left_out=left_out,
+        left_out_by_code=dict(Counter(code for code in compiled.codes if code).most_common()),
+        may_be_refused=not config.may_drop(round(left_out.high), num_rows=population.num_rows),
+    )
+
+
+def _sample(config: PackConfig, *, on_bytes: OnBytes | None, size: int) -> tuple[list[_Drawn], _Population]:
+    """`size` of the rows, each as likely as any other, in the order of the files."""
+    rng = np.random.default_rng([config.seed, 2])
+    drawn: list[_Drawn] = []
+    population, highest = _Population(), 1.0
+    for chunk in input_chunks(input_files(config), config, on_bytes=on_bytes):
+        for number, row in enumerate(chunk.block.rows(chunk.name)):
+            times = chunk.times if isinstance(chunk.times, int) else chunk.times[number]
+            key = float(rng.random())
+            population.num_rows += times > 0
+            population.num_taken += times
+            population.size += len(row.raw) * times
+            if times and key < highest:
+                drawn.append(_Drawn(key, chunk.source, chunk.name, row, times))
+        if len(drawn) > 2 * size:
+            drawn = sorted(drawn, key=lambda row: row.key)[:size]
+            highest = drawn[-1].key
+    kept = sorted(drawn, key=lambda row: row.key)[:size]
+    return sorted(kept, key=lambda row: (row.source, row.row.address.line)), population
+
+
+def _compiled(chunks: Iterator[Chunk], num_rows: int) -> _Compiled:
+    """One chunk a row."""
+    found: list[tuple[float, float, float]] = []
+    batches, times, codes, seconds = [], [], [], []
+    start = time.process_time()
+    ends = {stop - 1 for stop in RowSample.cut(num_rows, _SLICES)[1:].tolist()}
+    for number, chunk in enumerate(chunks):
+        batches.append(chunk.documents)
+        times.append(chunk.times)
+        lengths, trained = _lengths(chunk.documents)
+        found.append((float(lengths @ chunk.times), float(trained @ chunk.times), float(chunk.times.sum())))
+        codes.append(next((row.code for row in chunk.left_out if not row.is_partial), ""))
+        if number in ends:
+            seconds.append(time.process_time() - start)
+            start = time.process_time()
+    values = np.array(found, np.float64).reshape(-1, 3)
+    return _Compiled(
+        documents=pa.Table.from_batches(batches),
+        times=np.concatenate(times),
+        tokens=values[:, 0],
+        trained=values[:, 1],
+        num_documents=values[:, 2],
+        codes=tuple(codes),
+        seconds=np.array(seconds),
+    )
+
+
+def _lengths(documents: pa.RecordBatch) -> tuple[Array, Array]:
+    """Tokens and trained tokens of each document."""
+    lengths = np.diff(documents["input_ids"].offsets.to_numpy())
+    spans = zip(documents["span_starts"].to_pylist(), documents["span_kinds"].to_pylist(), strict=True)
+    trained = []
+    for (starts, kinds), length in zip(spans, lengths.tolist(), strict=True):
+        sizes = np.diff(starts, append=length)
+        trained.append(int(sizes[np.isin(kinds, _TRAINED)].sum()))
+    return lengths, np.array(trained, np.int64)
+
+
+@dataclass(frozen=True, slots=True)
+class _Written:
+    """What the sample's documents came to as shards, each a token: bytes, CPU seconds; and tokens a row holds."""
+
+    bytes: float
+    seconds: float
+    filled: float
+
+
+def _write(compiled: _Compiled, config: PackConfig) -> _Written:
+    """Plan the sample's documents, drawn again until there are many, and write them to memory once."""
+    lengths = pc.list_value_length(compiled.documents["input_ids"]).to_numpy().astype(np.int64)
+    if not len(lengths):
+        return _Written(0.0, 0.0, 1.0)
+    taken = np.repeat(lengths, compiled.times)
+    capacity = config.max_length or int(lengths.max())
+    many = np.random.default_rng([config.seed, 3]).choice(taken, max(len(taken), _PLANNED))
+    filled = float(many.sum()) / plan(many, capacity=capacity, seed=config.seed).num_packs
+    start = time.process_time()
+    has_weights = needs_weights(compiled.documents)
+    schema = SHARD_SCHEMA.append(WEIGHTS_FIELD) if has_weights else SHARD_SCHEMA
+    sink = io.BytesIO()
+    with parquet_writer(sink, schema) as writer:
+        packs = plan(lengths, capacity=capacity, seed=config.seed)
+        for batch in gather(compiled.documents, packs, weights=has_weights):
+            writer.write_batch(batch, row_group_size=len(batch))
+    num_tokens = int(lengths.sum())
+    return _Written(sink.tell() / num_tokens, (time.process_time() - start) / num_tokens, filled)
+
+
+def _rows(rows: Estimate, documents: Estimate, config: PackConfig) -> Estimate:
+    """Rows of the set: as many as documents without packing, as are asked for, or a multiple of what is."""
+    if config.num_rows is not None:
+        return Estimate.exact(config.num_rows)
+    found = rows if config.packing else documents
+    each = config.rows_multiple_of
+    return Estimate(*(float(-(-round(value) // each) * each) for value in (found.value, found.low, found.high)))
+
+
+def _shards(tokens: Estimate, config: PackConfig) -> Estimate:
+    """A file is closed behind the batch with which it has its tokens."""
+    each = -(-config.shard_tokens // BATCH_TOKENS) * BATCH_TOKENS
+    return Estimate(*(float(max(1, -(-round(value) // each))) for value in (tokens.value, tokens.low, tokens.high)))

@@ -1,0 +1,83 @@
+"""What a random sample of rows says about all of them: a total with the bounds that its error leaves.
+
+Rows differ mostly by their size, which is known of every row, so totals are estimated as so much a byte: the ratio
+estimator of survey sampling, whose error is that of what size does not explain.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+Z95 = 1.96
+"""Half the width of a 95 % interval, in standard errors."""
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A total and its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+    @classmethod
+    def exact(cls, value: float) -> Estimate:
+        """A number without an error."""
+        return cls(value, value, value)
+
+    def scaled(self, factor: float) -> Estimate:
+        """The same in another unit."""
+        return Estimate(self.value * factor, self.low * factor, self.high * factor)
+
+    def __add__(self, other: Estimate) -> Estimate:
+        return Estimate(self.value + other.value, self.low + other.low, self.high + other.high)
+
+
+@dataclass(frozen=True, slots=True)
+class RowSample:
+    """Rows drawn without replacement, each as likely as any: their sizes float64 `[n]`, and those of all rows."""
+
+    sizes: npt.NDArray[np.float64]
+    num_rows: int
+    total_size: float
+
+    def total(self, values: npt.NDArray[np.float64]) -> Estimate:
+        """The sum over all rows of what is `values` `[n]` in the sample; never less than the sample's own sum."""
+        n = len(self.sizes)
+        if not n or not self.sizes.sum():
+            return Estimate.exact(0.0)
+        ratio = values.sum() / self.sizes.sum()
+        residuals = values - ratio * self.sizes
+        unseen = 1 - n / self.num_rows
+        spread = float(np.sqrt((residuals**2).sum() / max(1, n - 1)))
+        half = Z95 * self.num_rows * np.sqrt(unseen / n) * spread
+        value = ratio * self.total_size
+        return Estimate(value, max(float(values.sum()), value - half), value + half)
+
+    def count(self, hits: npt.NDArray[np.bool_]) -> Estimate:
+        """How many of all rows are as those of the sample that are hit, by Wilson's interval: none may be some."""
+        n, hit = len(hits), int(hits.sum())
+        if n == self.num_rows or not n:
+            return Estimate.exact(hit)
+        z2 = Z95**2 * (1 - n / self.num_rows)
+        middle = (hit + z2 / 2) / (n + z2)
+        half = np.sqrt(z2) / (n + z2) * np.sqrt(hit * (n - hit) / n + z2 / 4)
+        low, high = max(hit / self.num_rows, middle - half), min(1.0, middle + half)
+        return Estimate(hit / n * self.num_rows, low * self.num_rows, high * self.num_rows)
+
+    @staticmethod
+    def cut(num_rows: int, num_slices: int) -> npt.NDArray[np.int64]:
+        """Where each of so many slices of rows begins, and the end."""
+        return np.unique(np.linspace(0, num_rows, num_slices + 1).astype(np.int64))
+
+    def sliced(self, num_slices: int) -> RowSample:
+        """Slices of the sample in place of its rows: for what is measured of many rows together."""
+        starts = self.cut(len(self.sizes), num_slices)
+        sizes = np.add.reduceat(self.sizes, starts[:-1]) if len(self.sizes) else self.sizes
+        num_slices = len(sizes)
+        # As many slices of all rows as the sample has, each of its share.
+        share = len(self.sizes) / max(1, self.num_rows)
+        return RowSample(sizes, max(num_slices, round(num_slices / max(share, 1e-12))), self.total_size)
