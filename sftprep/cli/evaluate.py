@@ -33,6 +33,9 @@ def evaluate(
     trained_on: Annotated[Path | None, _option("trained_on", metavar="DIR")] = None,
     against: Annotated[list[Path] | None, _option("against", metavar="FILE")] = None,
     fail_on: Annotated[list[str] | None, _option("fail_on", metavar="GATE")] = None,
+    harness: Annotated[list[str] | None, _option("harness", metavar="TASK")] = None,
+    harness_limit: Annotated[int | None, _option("harness_limit", min=1)] = None,
+    harness_plain: Annotated[bool, _option("harness_plain")] = False,
     endpoint: Annotated[str | None, _option("endpoint", metavar="URL")] = None,
     judge: Annotated[str | None, _option("judge", metavar="NAME")] = None,
     judge_endpoint: Annotated[str | None, _option("judge_endpoint", metavar="URL")] = None,
@@ -59,9 +62,11 @@ def evaluate(
     Example: sftprep evaluate --model tuned --suite tone --endpoint http://127.0.0.1:8000/v1 --answers answers.jsonl
 
     Example: sftprep evaluate --model tuned --baseline base --held-out packed_eval --fail-on nll-regression
+
+    Example: sftprep evaluate --model tuned --baseline base --harness arc_easy --fail-on harness.arc_easy=0.4
     """
     options = {**locals(), "suite": tuple(suite or ()), "against": tuple(against or ())}
-    options |= {"fail_on": tuple(fail_on or ()), "device": device.value}
+    options |= {"fail_on": tuple(fail_on or ()), "harness": tuple(harness or ()), "device": device.value}
     config = read_config(EvaluateConfig, options, command="evaluate")
     # torch and transformers take seconds to import, which `sftprep --help` must not wait for.
     from sftprep.evaluate.run import evaluate as run

@@ -21,10 +21,15 @@ GateKind = Literal[
     "contamination",
     "parity",
     "provenance",
+    "harness",
+    "harness-regression",
 ]
-_AT_LEAST: Final = frozenset({"pass-rate", "win-rate", "stops"})
+_AT_LEAST: Final = frozenset({"pass-rate", "win-rate", "stops", "harness"})
 _AT_MOST: Final = frozenset({"repetition", "nll"})
-_PLAIN: Final = frozenset({"regression", "improvement", "nll-regression", "contamination", "parity", "provenance"})
+_PLAIN: Final = frozenset(
+    {"regression", "improvement", "nll-regression", "contamination", "parity", "provenance", "harness-regression"}
+)
+_UNBOUNDED: Final = frozenset({"nll", "harness"})
 _GATE: Final = re.compile(r"([a-z-]+)(?:\.([^=]+))?(?:=(\d+(?:\.\d+)?)(%?))?")
 
 
@@ -49,7 +54,7 @@ class EvaluateGate:
                 f"{kind} {'takes no value' if kind in _PLAIN else 'needs a value, as in ' + kind + '=0.9'}"
             )
         value = float(found[3] or 0) / (100 if found[4] else 1)
-        if kind != "nll" and value > 1:
+        if kind not in _UNBOUNDED and value > 1:
             raise ValueError(f"{text}: the value is a share, from 0 to 1 or a percentage")
         return cls(kind, found[2] or "", value, text)
 
@@ -83,7 +88,16 @@ class EvaluateConfig(BaseModel):
         default=(),
         description="A gate: pass-rate=0.8, stops=0.95, repetition=0.2 (each also for one suite or tag: "
         "pass-rate.safety=1), win-rate=0.5, regression, improvement, nll=2.5, nll-regression, contamination, parity, "
-        "provenance. Those that can be checked without a value always are, but for improvement.",
+        "provenance, harness.TASK=0.4, harness-regression. Those that can be checked without a value always are, but "
+        "for improvement.",
+    )
+    harness: tuple[str, ...] = Field(
+        default=(),
+        description="A task of lm-evaluation-harness (extra `harness`) by name or YAML file; again for more.",
+    )
+    harness_limit: int | None = Field(default=None, ge=1, description="Documents of each task, the first ones.")
+    harness_plain: bool = Field(
+        default=False, description="Ask the tasks' questions as they are, not through the model's chat template."
     )
     endpoint: str | None = Field(
         default=None,
@@ -127,14 +141,16 @@ class EvaluateConfig(BaseModel):
             "contamination": ("--trained-on or --against", self.trained_on is not None or bool(self.against)),
             "parity": ("--trained-on", self.trained_on is not None),
             "provenance": ("--trained-on", self.trained_on is not None),
+            "harness": ("--harness", bool(self.harness)),
+            "harness-regression": ("--harness and --baseline", bool(self.harness) and self.baseline is not None),
         }
         for kind, (what, is_given) in needs.items():
             if kind in kinds and not is_given:
                 raise ValueError(f"--fail-on {kind} needs {what}")
-        if not self.suite and self.held_out is None:
-            raise ValueError("nothing to evaluate: give --suite or --held-out")
-        if self.endpoint is not None and (self.held_out is not None or self.trained_on is not None):
-            raise ValueError("--endpoint answers suites: it takes neither --held-out nor --trained-on")
+        if not self.suite and self.held_out is None and not self.harness:
+            raise ValueError("nothing to evaluate: give --suite, --held-out or --harness")
+        if self.endpoint is not None and (self.held_out is not None or self.trained_on is not None or self.harness):
+            raise ValueError("--endpoint answers suites: it takes neither --held-out nor --trained-on nor --harness")
         if (self.judge is None) != (self.judge_endpoint is None):
             raise ValueError("--judge and --judge-endpoint belong together")
         return self

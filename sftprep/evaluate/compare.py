@@ -8,7 +8,7 @@ from typing import Literal
 from sftprep.evaluate.statistics import mcnemar, paired_bootstrap, wilson
 from sftprep.reports.evaluate_json import AnswerRecord, CaseRecord, Comparison, GroupRecord
 
-_ALPHA = 0.05
+ALPHA = 0.05
 
 Verdict = Literal["worse", "better", "no difference shown"]
 
@@ -19,7 +19,7 @@ def groups(cases: Sequence[CaseRecord], *, by: Literal["suite", "tag"], seed: in
     for case in cases:
         for name in [case.suite] if by == "suite" else case.tags:
             members.setdefault(name, []).append(case)
-    alpha = _ALPHA / max(len(members), 1)
+    alpha = ALPHA / max(len(members), 1)
     return [_group(name, members[name], alpha=alpha, seed=seed) for name in sorted(members)]
 
 
@@ -44,16 +44,24 @@ def _group(name: str, cases: Sequence[CaseRecord], *, alpha: float, seed: int) -
 
 def compared(pairs: Sequence[tuple[AnswerRecord, AnswerRecord]], *, alpha: float, seed: int) -> Comparison:
     """New answers against the baseline's on the same cases."""
-    gained = sum(new.passed and not old.passed for new, old in pairs)
-    lost = sum(old.passed and not new.passed for new, old in pairs)
-    differences = [new.value - old.value for new, old in pairs]
+    values = [(new.value, old.value) for new, old in pairs]
+    return comparison(values, [(new.passed, old.passed) for new, old in pairs], alpha=alpha, seed=seed)
+
+
+def comparison(
+    values: Sequence[tuple[float, float]], passed: Sequence[tuple[bool, bool]], *, alpha: float, seed: int
+) -> Comparison:
+    """Values and verdicts of the same cases, new and baseline; higher values are better."""
+    gained = sum(new and not old for new, old in passed)
+    lost = sum(old and not new for new, old in passed)
+    differences = [new - old for new, old in values]
     interval = paired_bootstrap(differences, seed=seed, alpha=alpha)
     p_value = mcnemar(gained, lost)
     # Fewer changed cases than a sign test could ever call significant are no evidence, whatever a resample shows.
     is_shown = 2 / 2 ** sum(value != 0 for value in differences) < alpha
     return Comparison(
-        pass_rate=_mean([float(old.passed) for _, old in pairs]),
-        mean_value=_mean([old.value for _, old in pairs]),
+        pass_rate=_mean([float(old) for _, old in passed]),
+        mean_value=_mean([old for _, old in values]),
         gained=gained,
         lost=lost,
         p_value=p_value,

@@ -8,7 +8,15 @@ from typing import Final
 
 from sftprep.config.evaluate import EvaluateGate
 from sftprep.errors import UsageError
-from sftprep.reports.evaluate_json import Comparison, Contamination, GateRecord, GroupRecord, LikelihoodRecord, WinRate
+from sftprep.reports.evaluate_json import (
+    Comparison,
+    Contamination,
+    GateRecord,
+    GroupRecord,
+    HarnessScore,
+    LikelihoodRecord,
+    WinRate,
+)
 
 _SHOWN: Final = 3
 
@@ -24,6 +32,7 @@ class Measured:
     win_rate: WinRate | None
     parity: Sequence[str] | None
     provenance: Sequence[str] | None
+    harness: Sequence[HarnessScore] = ()
 
 
 def judged(gates: Sequence[EvaluateGate], measured: Measured) -> list[GateRecord]:
@@ -44,6 +53,8 @@ def _checkable(measured: Measured) -> Iterator[str]:
         yield "regression"
     if likelihood is not None and likelihood.difference is not None:
         yield "nll-regression"
+    if any(score.against_baseline is not None for score in measured.harness):
+        yield "harness-regression"
     for name in ("contamination", "parity", "provenance"):
         if getattr(measured, name) is not None:
             yield name
@@ -147,6 +158,36 @@ def _faults(gate: EvaluateGate, measured: Measured) -> tuple[bool, str]:
     return not faults, _listed(faults) or "nothing is wrong"
 
 
+def _harness(gate: EvaluateGate, measured: Measured) -> tuple[bool, str]:
+    """Of the task `TASK`, or its metric `TASK/METRIC`; without a name, the main metric of every task."""
+    task, _, metric = gate.where.partition("/")
+    found = [
+        score
+        for score in measured.harness
+        if task in ("", score.task) and (score.metric == metric if metric else score.is_main)
+    ]
+    if not found:
+        names = ", ".join(f"{score.task}/{score.metric}" for score in measured.harness)
+        raise UsageError(
+            f"--fail-on {gate.text}: no task has that score", code="bad-option", hint=f"there are: {names or 'none'}"
+        )
+    failed = [score for score in found if not _reaches(score, gate.value)]
+    return not failed, _listed([f"{score.task}/{score.metric} {score.value:.4f}" for score in failed or found])
+
+
+def _reaches(score: HarnessScore, value: float) -> bool:
+    return score.value >= value if score.higher_is_better else score.value <= value
+
+
+def _harness_regression(gate: EvaluateGate, measured: Measured) -> tuple[bool, str]:
+    pairs = [(score, score.against_baseline) for score in measured.harness if score.is_main]
+    compared = [(score.task, found) for score, found in pairs if found is not None]
+    if not compared:
+        raise UsageError("no task can be compared by document", code="bad-option", hint="see sftprep evaluate --help")
+    worse = [_told(name, found) for name, found in compared if found.verdict == "worse"]
+    return not worse, _listed(worse) or f"none of {len(compared)} is shown to be worse"
+
+
 def _listed(found: Sequence[str]) -> str:
     more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
     return "; ".join(found[:_SHOWN]) + more
@@ -161,4 +202,6 @@ _JUDGES: Final[Mapping[str, Callable[[EvaluateGate, Measured], tuple[bool, str]]
     "win-rate": _win_rate,
     "parity": _faults,
     "provenance": _faults,
+    "harness": _harness,
+    "harness-regression": _harness_regression,
 }

@@ -91,11 +91,12 @@ def open_local(name: str, *, device: str, stop_ids: Sequence[int] | None) -> Loc
     disable_progress_bar()
     network = pretrained(place, dtype=torch.float32)
     # What a call does not say is taken from here: the model's files may ask for penalties that are no part of it.
-    network.generation_config = GenerationConfig()
+    ends = list(stop_ids or files.stop_ids)
+    network.generation_config = GenerationConfig(eos_token_id=ends, pad_token_id=files.pad_id)
     return LocalModel(
         files,
         place.directory,
         network.eval().to(target),
         ReferenceEngine(files.tokenizer_json),
-        tuple(stop_ids or files.stop_ids),
+        tuple(ends),
     )

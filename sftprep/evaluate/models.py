@@ -11,6 +11,7 @@ from sftprep.config.evaluate import EvaluateConfig
 from sftprep.evaluate.answer import Answer
 from sftprep.evaluate.cases import Asking, case_answers
 from sftprep.evaluate.endpoint import Endpoint
+from sftprep.evaluate.harness import TaskScore, harness_scores
 from sftprep.evaluate.likelihood import HeldOutLoss, held_out_loss
 from sftprep.evaluate.local import open_local
 from sftprep.evaluate.prompts import prompt_ids
@@ -30,6 +31,7 @@ class Seen:
     answers: Sequence[Answer]
     loss: HeldOutLoss | None = None
     parity: Sequence[str] | None = None
+    harness: Sequence[TaskScore] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +61,10 @@ class Run:
             shards = open_shard_set(config.held_out)
             shards.verify()
             loss = held_out_loss(model, shards, batch_size=config.batch_size)
+        if config.harness:
+            self.tell(f"{name} runs {', '.join(config.harness)}")
         return Seen(
+            harness=harness_scores(model, config) if config.harness else (),
             record=ModelRecord(
                 name=name,
                 num_prompts_proven=len(prompts),

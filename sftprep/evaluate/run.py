@@ -21,6 +21,7 @@ from sftprep.evaluate.cases import answer_record, shown_prompt
 from sftprep.evaluate.compare import groups
 from sftprep.evaluate.contamination import contamination
 from sftprep.evaluate.gates import Measured, judged
+from sftprep.evaluate.harness import check_harness, harness_records
 from sftprep.evaluate.judge import Pair, questions, win_rate
 from sftprep.evaluate.likelihood import LossSum
 from sftprep.evaluate.models import OnProgress, Run, Seen, server
@@ -46,8 +47,9 @@ def evaluate(config: EvaluateConfig, *, on_progress: OnProgress | None = None) -
     Raises:
         SourceError: a suite or a file of rows cannot be used.
         ModelFilesError, TemplateError, MaskError, ShardError: a model or a packed set cannot.
-        UsageError: a gate names nothing that was evaluated.
+        UsageError: a gate names nothing that was evaluated; `missing-extra`, `no-such-task`, `harness-failed`.
     """
+    check_harness(config)
     suites = [read_suite(name) for name in config.suite]
     cases = [case for suite in suites for case in suite.cases]
     if config.threads is not None:
@@ -65,6 +67,7 @@ def evaluate(config: EvaluateConfig, *, on_progress: OnProgress | None = None) -
         win_rate=_win_rate(run, records),
         parity=new.parity,
         provenance=None if trained_on is None else provenance_faults(trained_on),
+        harness=harness_records(new.harness, None if old is None else old.harness, seed=config.seed),
     )
     own = [EvaluateGate.parse(_placed(text, suite.suite.name)) for suite in suites for text in suite.suite.gates]
     gates = judged([*config.gates, *own], measured)
@@ -77,6 +80,7 @@ def evaluate(config: EvaluateConfig, *, on_progress: OnProgress | None = None) -
         likelihood=measured.likelihood,
         contamination=measured.contamination,
         win_rate=measured.win_rate,
+        harness=list(measured.harness),
         gates=gates,
         cases=records,
     )

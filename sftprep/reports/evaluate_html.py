@@ -78,8 +78,7 @@ baseline's{% endif %}.</p>
 {% set other = group.against_baseline %}{% if other %}<td>{{ '{:.1%}'.format(other.pass_rate) }}</td>
 <td>{{ other.lost }}</td><td>{{ other.gained }}</td><td>{{ '{:.2g}'.format(other.p_value) }}</td>
 <td>{{ '{:+.3f} ({:+.3f} to {:+.3f})'.format(other.difference, other.low, other.high) }}</td>
-<td class="{{ 'bad' if other.verdict == 'worse' else 'fine' if other.verdict == 'better' else '' }}">{{ other.verdict
-}}</td>{% endif %}</tr>
+<td class="{{ verdicts[other.verdict] }}">{{ other.verdict }}</td>{% endif %}</tr>
 {% endfor %}</tbody></table></div>
 {% endfor %}
 {% if report.likelihood %}<h2>Held-out loss</h2>
@@ -88,6 +87,20 @@ baseline's{% endif %}.</p>
 <td>{{ '{:.4f}'.format(loss.per_token) }}</td>
 <td>{{ '' if loss.per_byte is none else '{:.4f}'.format(loss.per_byte) }}</td></tr>
 {% endfor %}</tbody></table>{% endif %}
+{% if report.harness %}<h2>Tasks of lm-evaluation-harness</h2>
+<div class="wide"><table><thead><tr><th>task</th><th class="text">metric</th><th>documents</th><th>value</th>
+<th>standard error</th>{% if report.baseline %}<th>baseline</th><th>difference</th><th>verdict</th>{% endif %}
+</tr></thead><tbody>
+{% for score in report.harness %}<tr><td>{{ score.task }}</td><td class="text">{{ score.metric
+}}{% if score.filter != 'none' %} ({{ score.filter }}){% endif %}</td><td>{{ '{:,}'.format(score.num_documents) }}</td>
+<td>{{ '{:.4f}'.format(score.value) }}</td>
+<td>{{ '' if score.stderr is none else '{:.4f}'.format(score.stderr) }}</td>{% if report.baseline %}
+<td>{{ '' if score.baseline is none else '{:.4f}'.format(score.baseline) }}</td>{% set other = score.against_baseline %}
+<td>{% if other %}{{ '{:+.3f} ({:+.3f} to {:+.3f})'.format(other.difference, other.low, other.high) }}{% endif %}</td>
+<td class="{{ verdicts[other.verdict] if other else '' }}">{{ other.verdict if other else '' }}</td>{% endif %}</tr>
+{% endfor %}</tbody></table></div>
+<p class="soft">{{ 'Through the chat template' if report.harness[0].chat_template else 'Without a chat template' }}.</p>
+{% endif %}
 {% if report.win_rate %}{% set won = report.win_rate %}<h2>Win-rate</h2>
 <p>{{ won.judge }} prefers the new answers in {{ '{:.1%}'.format(won.win_rate) }} of {{ won.num_cases }} pairs
 ({{ '{:.1%} to {:.1%}'.format(won.low, won.high) }}) against {{ won.against }}; at equal length in
@@ -129,6 +142,7 @@ def evaluation_page(report: EvaluateReport) -> str:
     return environment.from_string(_PAGE).render(
         report=report,
         losses=losses,
+        verdicts={"worse": "bad", "better": "fine", "no difference shown": ""},
         sections=[
             ("Worse than the baseline", worse, True),
             ("Not passed", [case for case in rest if not case.answer.passed], not worse),

@@ -127,6 +127,26 @@ class WinRate(_Frozen):
     first_position: float = Field(description="Share of decided verdicts for the answer shown first; 0.5 is unbiased.")
 
 
+class HarnessScore(_Frozen):
+    """One metric of one task, as lm-evaluation-harness gives it."""
+
+    task: str
+    metric: str
+    filter: str = Field(description="What the harness takes of an answer before it is judged.")
+    is_main: bool = Field(description="The task's first metric, by which gates judge it.")
+    value: float
+    stderr: float | None
+    higher_is_better: bool
+    num_documents: int
+    num_fewshot: int
+    version: str = Field(description="Of the task.")
+    chat_template: bool = Field(description="Whether questions went through the model's chat template.")
+    baseline: float | None = None
+    against_baseline: Comparison | None = Field(
+        default=None, description="Paired by document; None where documents have no numbers, or lower ones are better."
+    )
+
+
 class GateRecord(_Frozen):
     """One condition and whether it holds."""
 
@@ -157,6 +177,7 @@ class EvaluateReport(_Frozen):
     likelihood: LikelihoodRecord | None
     contamination: Contamination | None = Field(description="None where no training rows were given: not checked.")
     win_rate: WinRate | None = Field(description="With --judge.")
+    harness: list[HarnessScore] = Field(default=[], description="With --harness.")
     gates: list[GateRecord]
     cases: list[CaseRecord]
 

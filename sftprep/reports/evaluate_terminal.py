@@ -7,7 +7,14 @@ from typing import Final
 from rich.console import Console
 from rich.table import Table
 
-from sftprep.reports.evaluate_json import CaseRecord, EvaluateReport, GroupRecord, LikelihoodRecord, WinRate
+from sftprep.reports.evaluate_json import (
+    CaseRecord,
+    EvaluateReport,
+    GroupRecord,
+    HarnessScore,
+    LikelihoodRecord,
+    WinRate,
+)
 
 _SHOWN_CASES: Final = 12
 _SHOWN_CHARACTERS: Final = 72
@@ -25,18 +32,25 @@ def print_evaluation(report: EvaluateReport, console: Console) -> None:
             console.print(_groups(groups, what))
         if any(group.against_baseline for group in groups):
             console.print(_comparisons(groups, what))
-    if report.likelihood is not None:
-        _print_likelihood(report.likelihood, console)
-    if report.contamination is None and report.suites:
-        console.print("not checked: whether training rows hold these cases (--trained-on, --against)", markup=False)
-    if report.win_rate is not None:
-        _print_win_rate(report.win_rate, console)
+    _print_measured(report, console)
     _print_failures(report, console)
     for gate in report.gates:
         console.print(
             f"{'passed' if gate.passed else 'FAILED'}  {gate.gate}: {gate.what}", markup=False, soft_wrap=True
         )
     console.print("passed" if report.passed else "failed", style="green" if report.passed else "red")
+
+
+def _print_measured(report: EvaluateReport, console: Console) -> None:
+    """What is no suite."""
+    if report.likelihood is not None:
+        _print_likelihood(report.likelihood, console)
+    if report.harness:
+        console.print(_harness(report.harness))
+    if report.contamination is None and report.suites:
+        console.print("not checked: whether training rows hold these cases (--trained-on, --against)", markup=False)
+    if report.win_rate is not None:
+        _print_win_rate(report.win_rate, console)
 
 
 def _groups(groups: list[GroupRecord], what: str) -> Table:
@@ -74,6 +88,17 @@ def _print_likelihood(found: LikelihoodRecord, console: Console) -> None:
     if found.baseline is not None:
         table.add_row("baseline", f"{found.baseline.num_tokens:,}", f"{found.baseline.per_token:.4f}", "")
     console.print(table)
+
+
+def _harness(scores: list[HarnessScore]) -> Table:
+    table = _table("task", "metric", "documents", "value", "error", "baseline", "verdict")
+    for score in scores:
+        error = "" if score.stderr is None else f"± {score.stderr:.4f}"
+        before = "" if score.baseline is None else f"{score.baseline:.4f}"
+        verdict = "" if score.against_baseline is None else score.against_baseline.verdict
+        metric = score.metric if score.filter == "none" else f"{score.metric} ({score.filter})"
+        table.add_row(score.task, metric, f"{score.num_documents:,}", f"{score.value:.4f}", error, before, verdict)
+    return table
 
 
 def _print_win_rate(found: WinRate, console: Console) -> None:
