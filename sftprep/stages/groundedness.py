@@ -1,7 +1,8 @@
 """How far an answer is supported by a context that its prompt gives: its content words, numbers and names.
 
 An answer that brings numbers and names which the context lacks teaches a model to invent them. Only prompts that
-plainly give a context are judged: a tool's result, or words such as "based on the passage".
+plainly give a context are judged: a tool's result, words such as "based on the passage", or a text to rewrite. Words
+and names are compared in scripts with letters from A to Z; of other contexts only numbers are.
 """
 
 from __future__ import annotations
@@ -18,6 +19,11 @@ _GIVES_CONTEXT: Final = re.compile(
     r"|<(?:context|document|passage|article)>|\bsummari[sz]e\b|\bTL;?DR\b|根据(?:以下|下面|上述|上面)",
     re.IGNORECASE,
 )
+_REWRITES: Final = re.compile(
+    r"\b(?:rewrite|rephrase|paraphrase|extract|format|reformat|simplify|shorten|condense|proofread|edit|correct)\b"
+    r".{0,80}?\b(?:text|passage|paragraph|sentences?|article|phrases|document|message)\b",
+    re.IGNORECASE | re.DOTALL,
+)
 # What is to be made up, or recast as code, is not to be found in the context.
 _CREATIVE: Final = re.compile(
     r"\b(?:write|create|design|compose|generate|draft|imagine|develop|invent|suggest|brainstorm)\w*\b.{0,60}?\b(?:"
@@ -28,6 +34,12 @@ _CREATIVE: Final = re.compile(
 _CODE: Final = re.compile(r"```.*?(?:```|\Z)", re.DOTALL)
 _LIST_NUMBER: Final = re.compile(r"^\s*\d{1,2}[.)]", re.MULTILINE)
 _NUMBER: Final = re.compile(r"\d[\d,]*(?:\.\d+)?")
+_LATIN: Final = re.compile(r"[A-Za-z\u00c0-\u024f]")
+_OTHER_LETTER: Final = re.compile(r"[\u0370-\u1fff\u3040-\u9fff\uac00-\ud7af]")
+# "I'm sorry, could you give me the text?" says nothing that a context would have to hold.
+_APOLOGY: Final = re.compile(
+    r"\A\W*(?:(?:I|we)(?: am| are|['\u2019](?:m|re)))? ?(?:so |very |really )?sorry\b", re.IGNORECASE
+)
 _NAME: Final = re.compile(r"(?<=[a-z,;'\u2019)] )[A-Z][a-z\u00e0-\u00ff]{2,}(?: [A-Z][a-z\u00e0-\u00ff]+)*")
 _WORD: Final = re.compile(r"[a-z\u00e0-\u00ff]{4,}")
 _STOP_WORD_LIST: Final = (
@@ -41,7 +53,7 @@ _STOP_WORD_LIST: Final = (
 _STOP_WORDS: Final = frozenset(_STOP_WORD_LIST.split())
 _MIN_CONTEXT_WORDS: Final = 40
 _MIN_ENTITIES: Final = 2
-_MIN_CONTENT_WORDS: Final = 8
+_MIN_CONTENT_WORDS: Final = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,21 +72,30 @@ def gives_context(prompt: str, *, tool_results: str) -> bool:
         return False
     if tool_results:
         return True
-    return len(prompt.split()) >= _MIN_CONTEXT_WORDS and _GIVES_CONTEXT.search(prompt) is not None
+    is_long = len(prompt.split()) >= _MIN_CONTEXT_WORDS
+    return is_long and (_GIVES_CONTEXT.search(prompt) is not None or _REWRITES.search(prompt) is not None)
 
 
 def support(answer: str, *, context: str) -> Support:
     """How far the context holds what the answer says, code and list numbers aside."""
     held = context.casefold().replace(",", "")
     prose = _LIST_NUMBER.sub(" ", _CODE.sub(" ", answer))
-    contents = {word for word in _WORD.findall(prose.casefold()) if word not in _STOP_WORDS}
-    numbers = {number.replace(",", "") for number in _NUMBER.findall(prose)}
-    names = set(_NAME.findall(prose))
-    named = sum(number.rstrip(".") in held for number in numbers) + sum(_holds_name(name, held) for name in names)
+    numbers = _numbers(prose)
+    # A name is written otherwise in another script, and means the same.
+    spelt = prose if len(_LATIN.findall(context)) >= len(_OTHER_LETTER.findall(context)) else ""
+    contents = {word for word in _WORD.findall(spelt.casefold()) if word not in _STOP_WORDS}
+    names = set(_NAME.findall(spelt))
+    named = len(numbers & _numbers(context)) + sum(_holds_name(name, held) for name in names)
     # The first five letters stand for a word's forms: "arrive" supports "arrival" and "arriving".
     spoken = sum(word[:5] in held for word in contents)
     num_entities = len(numbers) + len(names)
     return Support(spoken / max(len(contents), 1), len(contents), named / max(num_entities, 1), num_entities)
+
+
+def _numbers(text: str) -> set[str]:
+    """The numbers of a text, however they are written: 1,200 and 1200, 07 and 7, 2.50 and 2.5."""
+    found = (number.replace(",", "").lstrip("0") for number in _NUMBER.findall(text))
+    return {(number.rstrip("0").rstrip(".") if "." in number else number) or "0" for number in found}
 
 
 def _holds_name(name: str, held: str) -> bool:
@@ -87,8 +108,11 @@ def _holds_name(name: str, held: str) -> bool:
 def unsupported(answer: str, *, context: str, by_words: bool) -> float:
     """The share of an answer that its context lacks: of its numbers and names, or of its words if it names few.
 
-    `by_words` is for contexts in sentences: what a tool returns shares few words with what is said of it.
+    `by_words` is for contexts in sentences: what a tool returns shares few words with what is said of it. An apology
+    lacks nothing.
     """
+    if _APOLOGY.search(answer):
+        return 0.0
     found = support(answer, context=context)
     if found.num_entities >= _MIN_ENTITIES:
         return 1 - found.entities

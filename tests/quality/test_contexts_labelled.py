@@ -69,7 +69,7 @@ def test_made_up_answers_are_found_and_supported_ones_left_alone() -> None:
     counts = {kind: (sum(flags), len(flags)) for kind, flags in found.items()}
     bad = found["made up"] + found["of another"]
     assert sum(bad) / (sum(bad) + sum(found["supported"])) >= 0.98, counts
-    assert sum(bad) / len(bad) >= 0.90, counts
+    assert sum(bad) / len(bad) >= 0.95, counts
 
 
 REAL = (
@@ -104,7 +104,7 @@ def test_real_answers_are_supported_by_their_context_and_not_by_that_of_another_
     assert len(rows) >= 200
     assert found["other"] / (found["own"] + found["other"]) >= 0.95, counts
     # Most of the others say nothing that can be looked up: "Done. Is there anything else?"
-    assert found["other"] / len(rows) >= 0.35, counts
+    assert found["other"] / len(rows) >= 0.45, counts
 
 
 # Median and spread of the lengths, and whether their tails are heavier than a normal's.
