@@ -39,10 +39,11 @@ def test_a_pair_scores_the_mean_of_both_orders(first: str, second: str, points: 
 
 
 def test_a_win_rate_by_hand() -> None:
-    found = rated(("A", "B"), ("answer A", "**B**"), ("A", "tie"), ("TIE.", "tie"), ("B", "A"), ("A", "A"), ("A", "?"))
+    readable = [("A", "B"), ("answer A", "**B**"), ("A", "tie"), ("TIE.", "tie"), ("B", "A"), ("A", "A")]
+    found = rated(*readable, ("A", "?"), ("", "B"))
     points = [1.0, 1.0, 0.75, 0.5, 0.0, 0.5]
     assert found.win_rate == pytest.approx(sum(points) / 6)
-    assert (found.num_cases, found.num_unreadable) == (6, 1)
+    assert (found.num_cases, found.num_unreadable) == (6, 2)
     assert (found.wins, found.ties, found.losses) == (3, 2, 1)
     # A, B; A, B; A; B, A; A, A: nine verdicts of what was read name a place, six of them the first.
     assert found.first_position == pytest.approx(6 / 9)
