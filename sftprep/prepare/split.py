@@ -23,9 +23,11 @@ import numpy.typing as npt
 
 from sftprep.config.split import SplitConfig
 from sftprep.errors import DataError, OutputError, SourceError
+from sftprep.prepare.quality_leaks import HeldOut
 from sftprep.prepare.quality_rows import View, rereadable
 from sftprep.prepare.validate import read_conversations
 from sftprep.reports.findings import json_bytes
+from sftprep.reports.quality_json import Leakage
 from sftprep.reports.quality_split import SplitReport
 from sftprep.sources.compressed import OnBytes
 from sftprep.sources.lines import file_sha256, read_rows
@@ -134,6 +136,17 @@ def _across(config: SplitConfig, held: Held) -> list[tuple[int, int]]:
     return sorted(pairs)
 
 
+def _overlap(config: SplitConfig, held: Held) -> Leakage:
+    """What `sftprep validate train.jsonl --against eval.jsonl` will say of the parts."""
+    rows = (row for number, row in enumerate(_texts(config)) if held[number])
+    held_out = HeldOut.of(rows, files=[str(path) for path in config.files], threshold=config.near_duplicate)
+    for number, row in enumerate(_texts(config)):
+        if not held[number]:
+            texts = {"prompts": row.prompts, "conversations": row.conversation}
+            held_out.compare(row, shingles={kind: _shingles(text) for kind, text in texts.items()})
+    return held_out.report()
+
+
 def _shingles(text: str) -> Hashes:
     return ngram_hashes(word_hashes(words(text)), n=SHINGLE_WORDS)
 
@@ -200,6 +213,7 @@ def _write_bytes(path: Path, data: bytes) -> None:
 def _report(config: SplitConfig, plan: _Plan, by_file: Counter[str]) -> SplitReport:
     _, sizes = np.unique(plan.labels, return_counts=True)
     num_eval = int(plan.held.sum())
+    overlap = _overlap(config, plan.held)
     return SplitReport(
         out=str(config.out),
         files=[str(path) for path in config.files],
@@ -213,5 +227,7 @@ def _report(config: SplitConfig, plan: _Plan, by_file: Counter[str]) -> SplitRep
         largest_cluster=int(sizes.max()),
         num_merged=plan.num_merged,
         num_leaks=0,
+        ngram=overlap.ngram,
+        num_overlapping=overlap.num_overlapping,
         eval_by_file=dict(by_file),
     )

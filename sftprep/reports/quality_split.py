@@ -26,6 +26,11 @@ class SplitReport(BaseModel):
         description="Pairs of a training and a held-out row whose prompts or conversations are near duplicates, by an "
         "exact comparison of every held-out row with every training row: always 0."
     )
+    ngram: int = Field(description="Words of an n-gram: the held-out rows' 5th percentile length, 8 to 13.")
+    num_overlapping: int = Field(
+        description="Held-out rows that share at least one n-gram with training rows, as `validate --against` counts "
+        "them: passages and set phrases in rows that are no near duplicates. They are told, not kept together."
+    )
     eval_by_file: dict[str, int] = Field(description="Held-out rows by input file.")
 
 
@@ -43,3 +48,9 @@ def print_split(report: SplitReport, console: Console) -> None:
         f"{report.num_leaks} near duplicates across the border ({report.num_merged:,} joined by it)",
         soft_wrap=True,
     )
+    if report.num_overlapping:
+        console.print(
+            f"{report.num_overlapping:,} held-out rows share {report.ngram}-grams with training rows, and are no near "
+            "duplicates: sftprep validate train.jsonl --against eval.jsonl lists them",
+            soft_wrap=True,
+        )

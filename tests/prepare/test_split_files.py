@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
@@ -10,11 +11,14 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rich.console import Console
 
+from sftprep.config.quality import QualityConfig
 from sftprep.config.split import SplitConfig
 from sftprep.errors import DataError, OutputError
+from sftprep.prepare.quality import measure_quality
 from sftprep.prepare.split import split
-from sftprep.reports.quality_split import SplitReport
+from sftprep.reports.quality_split import SplitReport, print_split
 
 
 def prose(seed: int, count: int = 30) -> str:
@@ -70,6 +74,23 @@ def test_near_duplicates_are_never_on_both_sides(tmp_path: Path) -> None:
     assert held
     assert not held & train
     assert (report.num_clusters, report.largest_cluster, report.num_leaks) == (40, 3, 0)
+
+
+def test_long_ngrams_on_both_sides_are_counted_as_a_comparison_of_the_parts_counts_them(tmp_path: Path) -> None:
+    # Rows n and n + 20 quote the same twenty words in answers that have nothing else in common.
+    rows = [chat(prose(n), f"{prose(500 + n, 80)} {prose(900 + n % 20, 20)} {prose(700 + n, 80)}") for n in range(40)]
+    report = run(write(tmp_path / "f", rows), tmp_path / "out", held_out="30%")
+    train, held = lines(tmp_path / "out" / "train.jsonl"), lines(tmp_path / "out" / "eval.jsonl")
+    apart = [row for row in held if rows[(rows.index(row) + 20) % 40] in train]
+    assert (report.num_clusters, report.ngram, report.num_overlapping) == (40, 13, len(apart))
+    assert 0 < len(apart) < len(held)
+    parts = {"files": (tmp_path / "out" / "train.jsonl",), "against": (tmp_path / "out" / "eval.jsonl",)}
+    leakage = measure_quality(QualityConfig(**parts)).leakage
+    assert leakage is not None
+    assert (leakage.num_overlapping, leakage.num_near_duplicates) == (report.num_overlapping, 0)
+    printed = io.StringIO()
+    print_split(report, Console(file=printed, width=200))
+    assert f"{len(apart)} held-out rows share 13-grams" in printed.getvalue()
 
 
 def test_the_exact_check_joins_what_the_clusters_missed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
