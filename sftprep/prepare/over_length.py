@@ -57,13 +57,12 @@ class Shortener:
         """
         trained = trained_by_message(whole.documents)
         stops = _turn_stops(conversation, trained)
-        only = _without_weights_of_others(conversation, stops)
         pieces: list[_Piece] = []
         done = 0
         for start in self._starts(conversation):
             if start < done:
                 continue
-            piece = self._longest(only, start, [stop for stop in stops if stop > start])
+            piece = self._longest(conversation, start, [stop for stop in stops if stop > start])
             if piece is not None:
                 pieces.append(piece)
                 done = piece.stop
@@ -123,7 +122,10 @@ def num_system(conversation: Conversation) -> int:
 
 
 def _turn_stops(conversation: Conversation, trained: Mapping[int, int]) -> list[int]:
-    """Where a piece may end: behind a trained answer, and behind the answers that follow it at once."""
+    """Where a piece may end: behind an answer that the whole trains, and behind the answers that follow it at once.
+
+    So no piece trains a turn that the whole does not: what stands before a trained turn is as it is in the whole.
+    """
     stops: list[int] = []
     for message in sorted(trained):
         stop = message + 1
@@ -131,18 +133,6 @@ def _turn_stops(conversation: Conversation, trained: Mapping[int, int]) -> list[
             stop += 1
         stops.append(stop)
     return sorted(set(stops))
-
-
-def _without_weights_of_others(conversation: Conversation, stops: Sequence[int]) -> Conversation:
-    """Only turns that the whole conversation trains may be trained in a piece (`--train-on last` has one)."""
-    kept: set[int] = set()
-    for stop in stops:
-        index = stop - 1
-        while index >= 0 and conversation.messages[index].get("role") == Role.ASSISTANT:
-            kept.add(index)
-            index -= 1
-    weights = [weight if index in kept else 0.0 for index, weight in enumerate(conversation.weights)]
-    return replace(conversation, weights=weights)
 
 
 def _with_messages(document: Document, origin: Sequence[int]) -> Document:

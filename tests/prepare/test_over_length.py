@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -150,3 +151,102 @@ def test_rows_that_cannot_be_are_an_error_with_a_name(tmp_path: Path, options: d
         packed(tmp_path, rows_of(1), 900, out=tmp_path / "out", **options)
     assert error.value.code == "row-count"
     assert not (tmp_path / "out").exists()
+
+
+LOOP = "{%- for message in messages -%}"
+LAST_QUESTION = (
+    "{%- set ns = namespace(last=-1) -%}",
+    LOOP,
+    "{%- if message.role == 'user' -%}{%- set ns.last = loop.index0 -%}{%- endif -%}",
+    "{%- endfor -%}",
+)
+REWRITING = (
+    (LOOP, "".join([*LAST_QUESTION, LOOP])),
+    ("{%- if message.reasoning_content -%}", "{%- if message.reasoning_content and loop.index0 > ns.last -%}"),
+)
+"""What makes the repository's template one that drops the reasoning of turns before the last question."""
+
+
+@pytest.fixture
+def rewriting(tmp_path: Path) -> str:
+    shutil.copytree(MODEL, tmp_path / "model")
+    path = tmp_path / "model" / "chat_template.jinja"
+    text = path.read_text(encoding="utf-8")
+    for old, new in REWRITING:
+        assert old in text
+        text = text.replace(old, new, 1)
+    path.write_text(text, encoding="utf-8")
+    return str(tmp_path / "model")
+
+
+def agentic(*questions: int) -> list[dict[str, Any]]:
+    """For each question a call that is reasoned about, and an answer that is not, of so many words."""
+    messages: list[dict[str, Any]] = []
+    for number, words in enumerate(questions):
+        call = {"id": f"c{number}", "type": "function", "function": {"name": "look", "arguments": {}}}
+        messages += [
+            {"role": "user", "content": f"Look {number} " + "at it " * words},
+            {"role": "assistant", "content": "", "reasoning_content": f"I look {number}", "tool_calls": [call]},
+            {"role": "tool", "tool_call_id": f"c{number}", "content": "seen"},
+            {"role": "assistant", "content": "so! " * words},
+        ]
+    return messages
+
+
+TOOLS = [{"type": "function", "function": {"name": "look", "parameters": {"type": "object", "properties": {}}}}]
+
+
+def agents(folder: Path, rows: list[list[dict[str, Any]]], max_length: int, **options: Any) -> PackResult:
+    chats = folder / "agents.jsonl"
+    chats.write_text("".join(json.dumps({"messages": row, "tools": TOOLS}) + "\n" for row in rows), encoding="utf-8")
+    return pack(PackConfig(files=(chats,), max_length=max_length, max_drop="100%", **options))
+
+
+def trained_text(result: PackResult) -> dict[tuple[int, int], str]:
+    tokenizer = AutoTokenizer.from_pretrained(MODEL)
+    return {
+        place: tokenizer.decode([i for i, m in zip(ids, mask, strict=True) if m])
+        for place, (ids, mask) in documents_of(result).items()
+    }
+
+
+@pytest.mark.parametrize("options", [{"train_on": "last"}, {"history": "as-rendered"}, {"history": "last-turn"}])
+def test_a_piece_trains_only_what_the_whole_trains_and_gives_the_same_reasons(
+    tmp_path: Path, rewriting: str, options: dict[str, str]
+) -> None:
+    rows = [agentic(9, 30, 6), agentic(4, 4, 4, 4, 20), agentic(30, 3, 30, 3)]
+    call = {"model": rewriting, **options}
+    whole = agents(tmp_path, rows, 5000, **call, out=tmp_path / "whole")
+    split = agents(tmp_path, rows, 300, **call, out=tmp_path / "out", over_length=SPLIT)
+    assert split.shards.manifest.over_length.num_rows
+    said = {line: text for (line, _), text in trained_text(whole).items()}
+    pieces = trained_text(split)
+    for (line, _), text in pieces.items():
+        assert text in said[line]
+    # What the policy leaves is not what the data weighs 0: no row here has a weight.
+    assert set(split.shards.manifest.counts.tokens_by_kind) <= set(whole.shards.manifest.counts.tokens_by_kind)
+    assert "weight_zero" not in split.shards.manifest.counts.tokens_by_kind
+
+
+@pytest.mark.parametrize("policy", [SPLIT, TRUNCATE])
+def test_tools_a_rewriting_template_and_workers_change_no_byte_and_lose_no_token_unsaid(
+    tmp_path: Path, rewriting: str, policy: OverLength
+) -> None:
+    draw = random.Random(2)
+    rows = [agentic(*(draw.randint(3, 25) for _ in range(draw.randint(1, 6)))) for _ in range(30)]
+    options = {"model": rewriting, "over_length": policy}
+    whole = agents(tmp_path, rows, 5000, model=rewriting, out=tmp_path / "whole").shards.manifest
+    results = [agents(tmp_path, rows, 260, **options, out=tmp_path / f"w{n}", workers=n) for n in (1, 2)]
+    one, two = (result.shards.manifest for result in results)
+    assert one == two
+    assert (tmp_path / "w1" / "left_out.jsonl").read_bytes() == (tmp_path / "w2" / "left_out.jsonl").read_bytes()
+    assert one.over_length.num_trained_lost
+    assert whole.counts.num_trained == one.counts.num_trained + one.over_length.num_trained_lost
+    assert one.counts.documents_by_class["rewritten"], "history is rewritten in pieces too"
+    for ids, mask in documents_of(results[0]).values():
+        assert len(ids) <= 260
+        assert sum(mask)
+    # Each piece shows the tools, as every answer needs them.
+    tokenizer = AutoTokenizer.from_pretrained(MODEL)
+    for ids, _ in documents_of(results[0]).values():
+        assert tokenizer.decode(ids).startswith("<|im_start|>tools\n")
