@@ -13,14 +13,20 @@ ALPHA = 0.05
 Verdict = Literal["worse", "better", "no difference shown"]
 
 
-def groups(cases: Sequence[CaseRecord], *, by: Literal["suite", "tag"], seed: int) -> list[GroupRecord]:
-    """The cases of each suite, or of each tag, in order of name."""
+def groups(cases: Sequence[CaseRecord], *, by: Literal["suite", "tag", "source"], seed: int) -> list[GroupRecord]:
+    """The cases of each suite, of each tag, or of each source that cases name, in order of name."""
     members: dict[str, list[CaseRecord]] = {}
     for case in cases:
-        for name in [case.suite] if by == "suite" else case.tags:
+        for name in _names(case, by):
             members.setdefault(name, []).append(case)
     alpha = ALPHA / max(len(members), 1)
     return [_group(name, members[name], alpha=alpha, seed=seed) for name in sorted(members)]
+
+
+def _names(case: CaseRecord, by: Literal["suite", "tag", "source"]) -> list[str]:
+    if by == "tag":
+        return case.tags
+    return [case.suite] if by == "suite" else [case.source] if case.source else []
 
 
 def _group(name: str, cases: Sequence[CaseRecord], *, alpha: float, seed: int) -> GroupRecord:

@@ -33,6 +33,7 @@ class Measured:
     parity: Sequence[str] | None
     provenance: Sequence[str] | None
     harness: Sequence[HarnessScore] = ()
+    sources: Sequence[GroupRecord] = ()
 
 
 def judged(gates: Sequence[EvaluateGate], measured: Measured) -> list[GateRecord]:
@@ -69,11 +70,11 @@ def _judge(gate: EvaluateGate, measured: Measured) -> GateRecord:
 def _chosen(gate: EvaluateGate, measured: Measured) -> Sequence[GroupRecord]:
     if not gate.where:
         return measured.suites
-    found = [group for group in (*measured.suites, *measured.tags) if group.name == gate.where]
+    found = [group for group in (*measured.suites, *measured.tags, *measured.sources) if group.name == gate.where]
     if not found:
-        names = ", ".join(group.name for group in (*measured.suites, *measured.tags))
+        names = ", ".join(group.name for group in (*measured.suites, *measured.tags, *measured.sources))
         raise UsageError(
-            f"--fail-on {gate.text}: no suite and no tag is called {gate.where!r}",
+            f"--fail-on {gate.text}: no suite, tag or source is called {gate.where!r}",
             code="bad-option",
             hint=f"there are: {names}",
         )

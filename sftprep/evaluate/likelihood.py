@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -16,6 +15,7 @@ from sftprep.data import SpanKind
 from sftprep.engines.reference import ReferenceEngine
 from sftprep.errors import ShardError
 from sftprep.evaluate.local import LocalModel
+from sftprep.evaluate.origins import Origins
 from sftprep.shards.read import ShardSet
 from sftprep.train.model import check_same_files
 
@@ -25,6 +25,7 @@ class HeldOutDocument:
     """One document: `ids` int64 `[T]`, `kinds` int8 `[T]` (span kinds), `trained` bool `[T]`, not shifted."""
 
     source: int
+    line: int
     ids: npt.NDArray[np.int64]
     kinds: npt.NDArray[np.int8]
     trained: npt.NDArray[np.bool_]
@@ -44,14 +45,49 @@ class LossSum:
         self.num_tokens += other.num_tokens
         self.num_bytes += other.num_bytes
 
+    @classmethod
+    def of(cls, losses: Iterable[LossSum]) -> LossSum:
+        """The sum of several."""
+        total = cls()
+        for loss in losses:
+            total.add(loss)
+        return total
+
+
+@dataclass(frozen=True, slots=True)
+class DocumentLoss:
+    """A document's loss by span kind, and the categories that the whole document is in: `source:…`, `origin:…`."""
+
+    by_kind: Mapping[str, LossSum]
+    places: tuple[str, ...]
+
+    @property
+    def total(self) -> LossSum:
+        """Of all kinds."""
+        return LossSum.of(self.by_kind.values())
+
+    def category(self, name: str) -> LossSum:
+        """What of the document is in a category; nothing where none is."""
+        return self.total if name in self.places else self.by_kind.get(name, LossSum())
+
 
 @dataclass(frozen=True, slots=True)
 class HeldOutLoss:
-    """The loss of every document, in the set's order, and its sums by category: `kind:…` and `source:…`."""
+    """The loss of every document, in the set's order; `unread` are sources whose rows' origins nobody can tell."""
 
-    documents: Sequence[LossSum]
-    total: LossSum
-    categories: dict[str, LossSum]
+    documents: Sequence[DocumentLoss]
+    unread: Sequence[str] = ()
+
+    @property
+    def total(self) -> LossSum:
+        """Of all documents."""
+        return LossSum.of(document.total for document in self.documents)
+
+    @property
+    def categories(self) -> dict[str, LossSum]:
+        """The sums by category, in order of name."""
+        names = sorted({name for document in self.documents for name in (*document.by_kind, *document.places)})
+        return {name: LossSum.of(document.category(name) for document in self.documents) for name in names}
 
 
 def held_out_documents(shards: ShardSet) -> Iterator[HeldOutDocument]:
@@ -69,12 +105,15 @@ def _documents(row: dict[str, Any]) -> Iterator[HeldOutDocument]:
         raise ShardError("the row's columns differ in length", code="damaged-row", hint="run sftprep audit on the set")
     kinds = np.repeat(np.asarray(row["span_kinds"], np.int8), np.diff(starts))
     borders = np.concatenate([[0], np.cumsum(row["seq_lengths"])]).tolist()
-    for source, (start, stop) in zip(row["doc_files"], pairwise(borders), strict=True):
+    places = zip(row["doc_files"], row["doc_lines"], pairwise(borders), strict=True)
+    for source, line, (start, stop) in places:
         if trained[start:stop].any():
-            yield HeldOutDocument(source, ids[start:stop], kinds[start:stop], trained[start:stop])
+            yield HeldOutDocument(source, line, ids[start:stop], kinds[start:stop], trained[start:stop])
 
 
-def held_out_loss(model: LocalModel, shards: ShardSet, *, batch_size: int) -> HeldOutLoss:
+def held_out_loss(
+    model: LocalModel, shards: ShardSet, *, batch_size: int, origins: Origins | None = None
+) -> HeldOutLoss:
     """The loss of the model on a packed set; each document is read by itself, whatever pack it was in.
 
     Raises:
@@ -89,27 +128,19 @@ def held_out_loss(model: LocalModel, shards: ShardSet, *, batch_size: int) -> He
     documents = list(held_out_documents(shards))
     if not documents:
         raise ShardError("the set has no trained token", code="no-samples", place=str(shards.directory))
-    names = [source.name for source in shards.manifest.sources]
-    losses: list[LossSum] = [LossSum()] * len(documents)
-    categories: defaultdict[str, LossSum] = defaultdict(LossSum)
+    names, said = [source.name for source in shards.manifest.sources], origins or Origins()
+    losses: dict[int, DocumentLoss] = {}
     order = sorted(range(len(documents)), key=lambda i: len(documents[i].ids))
     for start in range(0, len(order), batch_size):
         batch = order[start : start + batch_size]
         for number, nll in zip(batch, _token_losses(model, [documents[i] for i in batch]), strict=True):
             document = documents[number]
-            by_kind = dict(_by_kind(document, nll, model.engine))
-            losses[number] = _summed(by_kind.values())
-            for kind, loss in by_kind.items():
-                categories[f"kind:{SpanKind(kind).name.lower()}"].add(loss)
-            categories[f"source:{names[document.source]}"].add(losses[number])
-    return HeldOutLoss(losses, _summed(losses), dict(sorted(categories.items())))
-
-
-def _summed(losses: Any) -> LossSum:
-    total = LossSum()
-    for loss in losses:
-        total.add(loss)
-    return total
+            origin = said.by_row.get((document.source, document.line))
+            losses[number] = DocumentLoss(
+                {f"kind:{SpanKind(kind).name.lower()}": loss for kind, loss in _by_kind(document, nll, model.engine)},
+                (f"source:{names[document.source]}", *([] if origin is None else [f"origin:{origin}"])),
+            )
+    return HeldOutLoss([losses[number] for number in range(len(documents))], said.unread)
 
 
 @torch.inference_mode()

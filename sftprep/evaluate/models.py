@@ -14,10 +14,12 @@ from sftprep.evaluate.endpoint import Endpoint
 from sftprep.evaluate.harness import TaskScore, harness_scores
 from sftprep.evaluate.likelihood import HeldOutLoss, held_out_loss
 from sftprep.evaluate.local import open_local
+from sftprep.evaluate.origins import read_origins
 from sftprep.evaluate.prompts import prompt_ids
 from sftprep.evaluate.provenance import parity_faults
 from sftprep.evaluate.suite import LoadedCase
 from sftprep.reports.evaluate_json import ModelRecord
+from sftprep.shards.manifest import SourceRecord
 from sftprep.shards.read import ShardSet, open_shard_set
 
 OnProgress = Callable[[str], None]
@@ -42,6 +44,8 @@ class Run:
     cases: Sequence[LoadedCase]
     now: datetime
     tell: OnProgress
+    state: Callable[[SourceRecord], str]
+    """`read` where a file of a packed set is there and is what it was."""
 
     def see(self, name: str, trained_on: ShardSet | None) -> Seen:
         """Open a model, let it answer and read; `trained_on` says what ends its answers, and is compared with it."""
@@ -60,7 +64,8 @@ class Run:
             self.tell(f"{name} reads {config.held_out}")
             shards = open_shard_set(config.held_out)
             shards.verify()
-            loss = held_out_loss(model, shards, batch_size=config.batch_size)
+            origins = read_origins(shards, state=self.state)
+            loss = held_out_loss(model, shards, batch_size=config.batch_size, origins=origins)
         if config.harness:
             self.tell(f"{name} runs {', '.join(config.harness)}")
         return Seen(

@@ -23,10 +23,9 @@ from sftprep.evaluate.contamination import contamination
 from sftprep.evaluate.gates import Measured, judged
 from sftprep.evaluate.harness import check_harness, harness_records
 from sftprep.evaluate.judge import Pair, questions, win_rate
-from sftprep.evaluate.likelihood import LossSum
+from sftprep.evaluate.loss_records import likelihood_record
 from sftprep.evaluate.models import OnProgress, Run, Seen, server
 from sftprep.evaluate.provenance import provenance_faults
-from sftprep.evaluate.statistics import paired_bootstrap
 from sftprep.evaluate.suite import LoadedCase, read_suite
 from sftprep.prepare.prove import source_state
 from sftprep.reports.evaluate_json import (
@@ -34,7 +33,6 @@ from sftprep.reports.evaluate_json import (
     Contamination,
     EvaluateReport,
     LikelihoodRecord,
-    LossRecord,
     WinRate,
 )
 from sftprep.shards.read import ShardSet, open_shard_set
@@ -55,13 +53,14 @@ def evaluate(config: EvaluateConfig, *, on_progress: OnProgress | None = None) -
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     trained_on = None if config.trained_on is None else open_shard_set(config.trained_on)
-    run = Run(config, cases, datetime.now(), on_progress or (lambda what: None))
+    run = Run(config, cases, datetime.now(), on_progress or (lambda what: None), source_state)
     new = run.see(config.model, trained_on)
     old = None if config.baseline is None else run.see(config.baseline, None)
     records = _case_records(cases, new, old)
     measured = Measured(
         suites=groups(records, by="suite", seed=config.seed),
         tags=groups(records, by="tag", seed=config.seed),
+        sources=groups(records, by="source", seed=config.seed),
         likelihood=_likelihood(config, new, old),
         contamination=_contamination(config, cases, trained_on),
         win_rate=_win_rate(run, records),
@@ -77,6 +76,7 @@ def evaluate(config: EvaluateConfig, *, on_progress: OnProgress | None = None) -
         baseline=None if old is None else old.record,
         suites=list(measured.suites),
         tags=list(measured.tags),
+        sources=list(measured.sources),
         likelihood=measured.likelihood,
         contamination=measured.contamination,
         win_rate=measured.win_rate,
@@ -102,6 +102,7 @@ def _case_records(cases: Sequence[LoadedCase], new: Seen, old: Seen | None) -> l
             suite=loaded.suite,
             id=loaded.case.id,
             tags=list(loaded.case.tags),
+            source=loaded.case.source,
             prompt=shown_prompt(loaded.conversation),
             reference=loaded.case.reference,
             answer=answer_record(loaded, own),
@@ -114,35 +115,7 @@ def _case_records(cases: Sequence[LoadedCase], new: Seen, old: Seen | None) -> l
 def _likelihood(config: EvaluateConfig, new: Seen, old: Seen | None) -> LikelihoodRecord | None:
     if new.loss is None or config.held_out is None:
         return None
-    before = None if old is None else old.loss
-    difference = interval = None
-    if before is not None:
-        mean = new.loss.total.num_tokens / len(new.loss.documents)
-        # Each document's nats over the mean document's tokens: the mean of these is the difference per token.
-        pairs = zip(new.loss.documents, before.documents, strict=True)
-        changes = [(own.nats - other.nats) / mean for own, other in pairs]
-        difference = sum(changes) / len(changes)
-        interval = paired_bootstrap(changes, seed=config.seed)
-    return LikelihoodRecord(
-        directory=str(config.held_out),
-        num_documents=len(new.loss.documents),
-        total=_loss_record(new.loss.total),
-        categories={name: _loss_record(loss) for name, loss in new.loss.categories.items()},
-        baseline=None if before is None else _loss_record(before.total),
-        difference=difference,
-        low=None if interval is None else interval.low,
-        high=None if interval is None else interval.high,
-    )
-
-
-def _loss_record(loss: LossSum) -> LossRecord:
-    return LossRecord(
-        num_tokens=loss.num_tokens,
-        num_bytes=loss.num_bytes,
-        nats=loss.nats,
-        per_token=loss.nats / loss.num_tokens,
-        per_byte=loss.nats / loss.num_bytes if loss.num_bytes else None,
-    )
+    return likelihood_record(config.held_out, new.loss, None if old is None else old.loss, seed=config.seed)
 
 
 def _contamination(

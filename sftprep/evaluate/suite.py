@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -51,6 +51,9 @@ class Case(BaseModel):
     tools: list[dict[str, Any]] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     tags: tuple[str, ...] = ()
+    source: Literal["human", "synthetic"] | None = Field(
+        default=None, description="Who wrote the case: results are told apart by it."
+    )
     scorers: tuple[ScorerSpec, ...] = ()
     reference: str | None = Field(default=None, description="An answer to be shown, or to be judged against.")
 

@@ -56,7 +56,7 @@ pre { margin: .3rem 0; padding: .5rem .7rem; background: var(--page); border-rad
 {% for gate in report.gates %}<tr><td>{{ gate.gate }}</td><td class="text">{{ gate.what }}</td>
 <td class="{{ 'fine' if gate.passed else 'bad' }}">{{ 'passed' if gate.passed else 'failed' }}</td></tr>
 {% else %}<tr><td colspan="3">none was asked for</td></tr>{% endfor %}</tbody></table>
-{% for title, groups in (('Suites', report.suites), ('Tags', report.tags)) if groups %}
+{% for title, groups in (('Suites', report.suites), ('Tags', report.tags), ('Sources', report.sources)) if groups %}
 <h2>{{ title }}</h2>
 <svg viewBox="0 0 {{ width }} {{ groups | length * row }}" width="{{ width }}" role="img"
  aria-label="Pass rate by {{ title | lower }}">
@@ -82,11 +82,28 @@ baseline's{% endif %}.</p>
 {% endfor %}</tbody></table></div>
 {% endfor %}
 {% if report.likelihood %}<h2>Held-out loss</h2>
-<table><thead><tr><th>category</th><th>tokens</th><th>nats per token</th><th>nats per byte</th></tr></thead><tbody>
+<svg viewBox="0 0 {{ width }} {{ bars | length * row }}" width="{{ width }}" role="img"
+ aria-label="Nats per token by source">
+{% for name, loss in bars.items() %}<g transform="translate(0 {{ loop.index0 * row }})"><text x="{{ label - 8 }}" y="17"
+ text-anchor="end">{{ name | truncate(22, true, '…') }}</text>{% if loss.change %}<rect class="old"
+ x="{{ label }}" y="16" width="{{ loss.change.baseline / most * plot }}" height="7"/>{% endif %}<rect class="new"
+ x="{{ label }}" y="5" width="{{ loss.per_token / most * plot }}" height="10"/>{% if loss.change %}<line
+ x1="{{ label + (loss.change.baseline + loss.change.low) / most * plot }}"
+ x2="{{ label + (loss.change.baseline + loss.change.high) / most * plot }}" y1="10" y2="10"/>{% endif %}<text
+ x="{{ label + plot + 10 }}" y="17">{{ '{:.4f}'.format(loss.per_token) }}</text></g>
+{% endfor %}</svg>
+<p class="soft">Nats per trained token; less is better{% if report.baseline %}. The thin bar is the baseline's, the line
+the 95 % interval of the change{% endif %}. <i>source:</i> is a file, <i>origin:</i> what rows say under
+<i>source</i>.{% if report.likelihood.unread %} Not told apart, for the files are gone or another:
+{{ report.likelihood.unread | join(', ') }}.{% endif %}</p>
+<div class="wide"><table><thead><tr><th>category</th><th>tokens</th><th>nats per token</th><th>nats per byte</th>
+{% if report.baseline %}<th>baseline</th><th>change</th>{% endif %}</tr></thead><tbody>
 {% for name, loss in losses.items() %}<tr><td>{{ name }}</td><td>{{ '{:,}'.format(loss.num_tokens) }}</td>
 <td>{{ '{:.4f}'.format(loss.per_token) }}</td>
-<td>{{ '' if loss.per_byte is none else '{:.4f}'.format(loss.per_byte) }}</td></tr>
-{% endfor %}</tbody></table>{% endif %}
+<td>{{ '' if loss.per_byte is none else '{:.4f}'.format(loss.per_byte) }}</td>{% set change = loss.change %}
+{% if change %}<td>{{ '{:.4f}'.format(change.baseline) }}</td>
+<td>{{ '{:+.4f} ({:+.4f} to {:+.4f})'.format(change.difference, change.low, change.high) }}</td>{% endif %}</tr>
+{% endfor %}</tbody></table></div>{% endif %}
 {% if report.harness %}<h2>Tasks of lm-evaluation-harness</h2>
 <div class="wide"><table><thead><tr><th>task</th><th class="text">metric</th><th>documents</th><th>value</th>
 <th>standard error</th>{% if report.baseline %}<th>baseline</th><th>difference</th><th>verdict</th>{% endif %}
@@ -137,11 +154,13 @@ def evaluation_page(report: EvaluateReport) -> str:
     rest = [case for case in report.cases if (case.suite, case.id) not in known]
     found = report.likelihood
     losses = {} if found is None else {"all": found.total, **found.categories}
-    if found is not None and found.baseline is not None:
-        losses["baseline"] = found.baseline
+    # Kinds of tokens differ more from each other than any two models: bars of files and origins are compared.
+    bars = {name: loss for name, loss in losses.items() if not name.startswith("kind:")}
     return environment.from_string(_PAGE).render(
         report=report,
         losses=losses,
+        bars=bars,
+        most=max([max(loss.per_token, loss.change.baseline if loss.change else 0) for loss in bars.values()] or [1]),
         verdicts={"worse": "bad", "better": "fine", "no difference shown": ""},
         sections=[
             ("Worse than the baseline", worse, True),

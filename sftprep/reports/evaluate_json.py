@@ -41,6 +41,7 @@ class CaseRecord(_Frozen):
     suite: str
     id: str
     tags: list[str]
+    source: str | None = Field(default=None, description="Who wrote it: human or synthetic.")
     prompt: str = Field(description="The messages, as `role: text` lines.")
     reference: str | None
     answer: AnswerRecord
@@ -77,6 +78,15 @@ class GroupRecord(_Frozen):
     against_baseline: Comparison | None
 
 
+class LossChange(_Frozen):
+    """A held-out loss against the baseline's on the same documents."""
+
+    baseline: float = Field(description="The baseline's nats per token.")
+    difference: float = Field(description="Nats per token, new minus baseline.")
+    low: float = Field(description="Its 95 % interval, by paired bootstrap over documents.")
+    high: float
+
+
 class LossRecord(_Frozen):
     """A held-out loss: nats summed over trained tokens."""
 
@@ -85,6 +95,7 @@ class LossRecord(_Frozen):
     nats: float
     per_token: float
     per_byte: float | None = Field(description="None where the category has no text, such as stop tokens.")
+    change: LossChange | None = Field(default=None, description="Where there is a baseline.")
 
 
 class LikelihoodRecord(_Frozen):
@@ -93,11 +104,16 @@ class LikelihoodRecord(_Frozen):
     directory: str
     num_documents: int
     total: LossRecord
-    categories: dict[str, LossRecord] = Field(description="`kind:…` by span kind, `source:…` by source.")
+    categories: dict[str, LossRecord] = Field(
+        description="`kind:…` by span kind, `source:…` by file, `origin:…` by what rows say under `source`."
+    )
     baseline: LossRecord | None
     difference: float | None = Field(description="Nats per token, new minus baseline.")
     low: float | None = Field(description="Its 95 % interval, by paired bootstrap over documents.")
     high: float | None
+    unread: list[str] = Field(
+        default=[], description="Files that are gone or another, so that nobody can tell who wrote their rows."
+    )
 
 
 class Contamination(_Frozen):
@@ -174,6 +190,7 @@ class EvaluateReport(_Frozen):
     baseline: ModelRecord | None
     suites: list[GroupRecord]
     tags: list[GroupRecord]
+    sources: list[GroupRecord] = Field(default=[], description="Human and synthetic cases, where they say so.")
     likelihood: LikelihoodRecord | None
     contamination: Contamination | None = Field(description="None where no training rows were given: not checked.")
     win_rate: WinRate | None = Field(description="With --judge.")

@@ -27,7 +27,7 @@ def print_evaluation(report: EvaluateReport, console: Console) -> None:
     proven = f"{report.model.num_prompts_proven} prompts proven equal to those that transformers sends"
     proven = served if report.model.endpoint else proven
     console.print(f"{report.model.name}{against}: {proven}", markup=False)
-    for what, groups in (("suite", report.suites), ("tag", report.tags)):
+    for what, groups in (("suite", report.suites), ("tag", report.tags), ("source", report.sources)):
         if groups:
             console.print(_groups(groups, what))
         if any(group.against_baseline for group in groups):
@@ -81,12 +81,12 @@ def _table(first: str, *others: str) -> Table:
 
 
 def _print_likelihood(found: LikelihoodRecord, console: Console) -> None:
-    table = _table("held-out loss", "tokens", "nats per token", "nats per byte")
+    table = _table("held-out loss", "tokens", "nats per token", "nats per byte", "change of nats per token")
     for name, loss in {"all": found.total, **found.categories}.items():
         per_byte = "" if loss.per_byte is None else f"{loss.per_byte:.4f}"
-        table.add_row(name, f"{loss.num_tokens:,}", f"{loss.per_token:.4f}", per_byte)
-    if found.baseline is not None:
-        table.add_row("baseline", f"{found.baseline.num_tokens:,}", f"{found.baseline.per_token:.4f}", "")
+        change = loss.change
+        told = "" if change is None else f"{change.difference:+.4f} ({change.low:+.4f} to {change.high:+.4f})"
+        table.add_row(name, f"{loss.num_tokens:,}", f"{loss.per_token:.4f}", per_byte, told)
     console.print(table)
 
 

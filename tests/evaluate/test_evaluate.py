@@ -104,6 +104,89 @@ def test_held_out_loss_depends_neither_on_batch_nor_on_packing(tiny_model: Path,
     assert sum(loss.num_tokens for loss in sources) == found[0].total.num_tokens
 
 
+@pytest.fixture
+def told_apart(tiny_model: Path, tmp_path: Path) -> tuple[Path, Path]:
+    """A packed set of nine rows, of which three say that people wrote them and four that a model did; and its file."""
+    rows = tmp_path / "rows.jsonl"
+    said = ["human"] * 3 + ["synthetic"] * 4 + [None] * 2
+    lines = [
+        {
+            "messages": [
+                {"role": "user", "content": f"Is pier {number} open?"},
+                {"role": "assistant", "content": f"Aye, pier {number} is open until {number + 3}."},
+            ],
+            **({"source": name} if name else {}),
+        }
+        for number, name in enumerate(said)
+    ]
+    rows.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    pack(PackConfig(files=(rows,), model=str(tiny_model), out=tmp_path / "told", max_length=512))
+    return tmp_path / "told", rows
+
+
+def test_held_out_loss_is_told_apart_by_who_wrote_the_rows_against_the_baseline_too(
+    tiny_model: Path, told_apart: tuple[Path, Path], tmp_path: Path
+) -> None:
+    directory, rows = told_apart
+    other = tmp_path / "other"
+    shutil.copytree(tiny_model, other)
+    network = AutoModelForCausalLM.from_pretrained(tiny_model)
+    with torch.no_grad():
+        network.model.norm.weight.mul_(0.5)
+    network.save_pretrained(other)
+    page, report = tmp_path / "page.html", tmp_path / "report.json"
+    command = ["evaluate", "--model", str(tiny_model), "--baseline", str(other), "--held-out", str(directory)]
+    CliRunner().invoke(app, [*command, "--threads", "1", "--json", str(report), "--html", str(page)])
+    found = json.loads(report.read_bytes())["likelihood"]
+    one = {name: found["categories"][f"origin:{name}"] for name in ("human", "synthetic")}
+    parts = {}
+    for name, keep in (("human", range(3)), ("synthetic", range(3, 7))):
+        part = tmp_path / f"{name}.jsonl"
+        lines = rows.read_text(encoding="utf-8").splitlines(keepends=True)
+        part.write_text("".join(lines[number] for number in keep), encoding="utf-8")
+        pack(PackConfig(files=(part,), model=str(tiny_model), out=tmp_path / name, max_length=512))
+        parts[name] = tuple(
+            held_out_loss(
+                open_local(str(model), device="cpu", stop_ids=None), open_shard_set(tmp_path / name), batch_size=2
+            )
+            for model in (tiny_model, other)
+        )
+    for name, (new, old) in parts.items():
+        assert one[name]["num_tokens"] == new.total.num_tokens
+        assert one[name]["per_token"] == pytest.approx(new.total.nats / new.total.num_tokens, abs=1e-4)
+        change = one[name]["change"]
+        assert change["baseline"] == pytest.approx(old.total.nats / old.total.num_tokens, abs=1e-4)
+        assert change["difference"] == pytest.approx(one[name]["per_token"] - change["baseline"], abs=1e-6)
+        assert change["low"] <= change["difference"] <= change["high"]
+    assert "origin:synthetic" in page.read_text(encoding="utf-8")
+    assert found["unread"] == []
+
+
+def test_rows_whose_file_is_gone_are_not_told_apart_and_that_is_said(
+    tiny_model: Path, told_apart: tuple[Path, Path], tmp_path: Path
+) -> None:
+    directory, rows = told_apart
+    rows.unlink()
+    found = evaluate(EvaluateConfig(model=str(tiny_model), held_out=directory, threads=1)).likelihood
+    assert not [name for name in found.categories if name.startswith("origin:")]
+    assert found.unread == [f"{rows} (missing)"]
+
+
+def test_cases_are_told_apart_by_who_wrote_them(tiny_model: Path, write_suite: WriteSuite) -> None:
+    long = {"kind": "regex", "pattern": "."}
+    cases = [
+        ask("Is the pier open?", source="human", scorers=[long]),
+        ask("Is the lamp lit?", source="synthetic", scorers=[{**long, "pattern": "no such answer"}]),
+        ask("Who is there?", scorers=[long]),
+    ]
+    report = run(tiny_model, write_suite(cases), fail_on=("pass-rate.human=1", "pass-rate.synthetic=1"))
+    assert {group.name: (group.num_passed, group.num_cases) for group in report.sources} == {
+        "human": (1, 1),
+        "synthetic": (0, 1),
+    }
+    assert gates(report) == {"pass-rate.human=1": True, "pass-rate.synthetic=1": False}
+
+
 def test_held_out_loss_is_what_transformers_computes_document_by_document(
     tiny_model: Path, packed: dict[str, Path]
 ) -> None:
