@@ -14,8 +14,8 @@ from sftprep.stages.near_duplicates import SHINGLE_WORDS, Hashes
 from sftprep.stages.words import ngram_hashes, word_hashes, words
 
 _CODES: Final = {"ngrams": "eval-overlap", "prompts": "eval-near-duplicate", "conversations": "eval-near-duplicate"}
-# Whole prompts of a few words, such as "thank you", are said by everybody.
-_LEAST_SHINGLES: Final = 4
+# Prompts of a few words, such as "thank you", are said by everybody; a conversation that is the same to its end leaks.
+_LEAST_SHINGLES: Final = {"prompts": 4, "conversations": 1}
 
 
 @dataclass(slots=True)
@@ -57,9 +57,9 @@ class HeldOut:
         place = str(row.address)
         grams = _ngrams(word_hashes(words(row.conversation)), self.ngram)
         self._note("ngrams", contained(self.indexes["ngrams"], grams), place=place)
-        for kind in ("prompts", "conversations"):
+        for kind, least in _LEAST_SHINGLES.items():
             own = shingles[kind]
-            if len(own) >= _LEAST_SHINGLES:
+            if len(own) >= least:
                 self._note(kind, similar(self.indexes[kind], own, threshold=self.threshold), place=place)
 
     def _note(self, kind: str, matches: list[Match], *, place: str) -> None:

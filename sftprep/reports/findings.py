@@ -6,6 +6,7 @@ import io
 import json
 import os
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 
 from sftprep.data import Finding, Severity
 from sftprep.errors import OutputError
+from sftprep.records.draft import Format
 
 
 class FileCounts(BaseModel):
@@ -94,6 +96,7 @@ def report_lines(report: ValidationReport, *, quiet: bool) -> Iterator[str]:
     if not quiet:
         yield from _finding_lines(report)
         yield from _table_lines(report)
+        yield from _format_lines(report)
     if report.fit is not None:
         yield from _fit_lines(report.fit)
     rows = f"{report.rows_in:,} rows: {report.good:,} good, {report.bad:,} bad"
@@ -116,6 +119,15 @@ def _table_lines(report: ValidationReport) -> Iterator[str]:
     width = max((len(code) for code in report.by_code), default=0)
     for code, count in sorted(report.by_code.items(), key=lambda item: (-item[1], item[0])):
         yield f"  {code:<{width}}  {count:>9,}"
+
+
+def _format_lines(report: ValidationReport) -> Iterator[str]:
+    """What the rows were taken for, unless that is the plain format, which nothing was made of."""
+    formats: Counter[str] = Counter()
+    for file in report.files:
+        formats.update(file.formats)
+    if formats.keys() - {Format.OPENAI}:
+        yield "read as " + ", ".join(f"{name}: {count:,}" for name, count in formats.most_common())
 
 
 def _fit_lines(fit: FitReport) -> Iterator[str]:

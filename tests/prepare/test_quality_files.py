@@ -108,6 +108,16 @@ def test_leaks_name_both_addresses_and_the_worst_first(tmp_path: Path) -> None:
     assert clean.leakage.leaks == []
 
 
+def test_a_short_row_that_is_held_out_too_leaks_and_a_common_short_question_does_not(tmp_path: Path) -> None:
+    train = write(tmp_path / "train", chat("Two and two?", "Four."), chat("Go on.", "The tide is out."))
+    held = write(tmp_path / "held", chat("two and two", "four!"), chat("Go on.", "Gulls are about."))
+    leakage = measured(train, against=(held,)).leakage
+    assert leakage is not None
+    assert [(leak.what, leak.held_out, leak.training) for leak in leakage.leaks] == [
+        ("conversations", f"{held}:1", f"{train}:1")
+    ]
+
+
 def test_of_several_matches_and_examples_the_worst_is_kept(tmp_path: Path) -> None:
     shared = prose(5, 60).split()
     held = write(tmp_path / "eval", chat(" ".join(shared), "Done."))

@@ -95,6 +95,14 @@ def test_every_bad_sample_is_tested_and_every_good_sample_passes(samples: Path) 
     report = report_of(*good)
     assert (report.bad, report.num_errors, report.passed) == (0, 0, True)
     assert {format for file in report.files for format in file.formats} == set(Format)
+    told = next(line for line in report_lines(report, quiet=False) if line.startswith("read as "))
+    assert sorted(told.removeprefix("read as ").split(", ")) == [
+        "alpaca: 10",
+        "openai: 65",
+        "prompt-response: 15",
+        "sharegpt: 8",
+    ]
+    assert not any("read as" in line for line in report_lines(report_of(good[1]), quiet=False))
 
 
 @settings(deadline=None)
