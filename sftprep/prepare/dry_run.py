@@ -11,8 +11,9 @@ from __future__ import annotations
 import io
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any, Final
 
 import numpy as np
@@ -21,7 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sftprep.config.pack import PackConfig
-from sftprep.data import TRAINED_KINDS
+from sftprep.data import TOKEN_BATCH_SCHEMA, TRAINED_KINDS
 from sftprep.engines.load import load_model
 from sftprep.prepare.chunk import Chunk
 from sftprep.prepare.inputs import InputChunk, input_chunks, input_files
@@ -38,8 +39,8 @@ from sftprep.stages.pack import plan
 SAMPLE_ROWS: Final = 2000
 """Rows that are compiled; all where there are no more."""
 
-_SLICES: Final = 16
-"""Parts of the sample that are compiled and timed one by one."""
+_SLICE_ROWS: Final = 200
+"""Rows that are compiled and timed together."""
 
 _PLANNED: Final = 1 << 17
 """Documents that are drawn from the sample and planned, to see how full rows are."""
@@ -66,15 +67,19 @@ class _Drawn:
 
 
 @dataclass(frozen=True, slots=True)
-class _One:
-    """A block of one row."""
+class _Block:
+    """Rows of one source that were drawn from its blocks."""
 
-    row: SourceRow
-    first: int = 1
+    drawn: tuple[SourceRow, ...]
+
+    @property
+    def first(self) -> int:
+        """The first of them."""
+        return self.drawn[0].address.line
 
     def rows(self, name: str) -> Iterator[SourceRow]:
-        """It."""
-        yield self.row
+        """Each row."""
+        yield from self.drawn
 
 
 @dataclass(slots=True)
@@ -110,15 +115,20 @@ def dry_run(config: PackConfig, *, on_bytes: OnBytes | None = None, num_sampled:
     """
     model = load_model(config.model)
     sample, population = _sample(config, on_bytes=on_bytes, size=num_sampled)
-    chunks = (InputChunk(row.source, row.name, _One(row.row), row.times) for row in sample)
+    slices = _slices(sample)
     one_process = config.model_copy(update={"workers": 1})
-    compiled = _compiled(compile_chunks(chunks, model=model, config=one_process), len(sample))
+    compiled = _compiled(compile_chunks(map(_chunk, slices), model=model, config=one_process), sample)
     about = RowSample(np.array([row.size for row in sample], np.float64), population.num_rows, population.size)
     by_row = RowSample(np.array([row.times for row in sample], np.float64), population.num_rows, population.num_taken)
     tokens, documents = about.total(compiled.tokens), by_row.total(compiled.num_documents)
     written = _write(compiled, config)
     left_out = about.count(np.array([code != "" for code in compiled.codes]))
-    seconds = about.sliced(_SLICES).total(compiled.seconds) + tokens.scaled(written.seconds)
+    timed = RowSample(
+        np.array([sum(row.size for row in rows) for rows in slices], np.float64),
+        round(len(slices) * population.num_rows / max(1, len(sample))),
+        population.size,
+    )
+    seconds = timed.total(compiled.seconds) + tokens.scaled(written.seconds)
     return DryRunReport(
         num_input_rows=population.num_rows,
         num_sampled=len(sample),
@@ -157,28 +167,45 @@ def _sample(config: PackConfig, *, on_bytes: OnBytes | None, size: int) -> tuple
     return sorted(kept, key=lambda row: (row.source, row.row.address.line)), population
 
 
-def _compiled(chunks: Iterator[Chunk], num_rows: int) -> _Compiled:
-    """One chunk a row."""
-    found: list[tuple[float, float, float]] = []
-    batches, times, codes, seconds = [], [], [], []
+def _slices(sample: Sequence[_Drawn]) -> list[list[_Drawn]]:
+    """Runs of rows of one source, about as many as a chunk of a pack has: rows cost less together."""
+    slices: list[list[_Drawn]] = []
+    for _, rows in groupby(sample, key=lambda row: row.source):
+        of_source = list(rows)
+        slices += [of_source[first : first + _SLICE_ROWS] for first in range(0, len(of_source), _SLICE_ROWS)]
+    return slices
+
+
+def _chunk(rows: Sequence[_Drawn]) -> InputChunk:
+    block = _Block(tuple(row.row for row in rows))
+    return InputChunk(rows[0].source, rows[0].name, block, tuple(row.times for row in rows))
+
+
+def _compiled(chunks: Iterator[Chunk], sample: Sequence[_Drawn]) -> _Compiled:
+    """What became of each row, told by the addresses of documents and of rows left out."""
+    number_of = {(row.source, row.row.address.line): number for number, row in enumerate(sample)}
+    values, codes = np.zeros((3, len(sample))), [""] * len(sample)
+    batches, times, seconds = [], [], []
     start = time.process_time()
-    ends = {stop - 1 for stop in RowSample.cut(num_rows, _SLICES)[1:].tolist()}
-    for number, chunk in enumerate(chunks):
+    for chunk in chunks:
+        seconds.append(time.process_time() - start)
+        lines = zip(chunk.documents["doc_file"].to_pylist(), chunk.documents["doc_line"].to_pylist(), strict=True)
+        rows = [number_of[line] for line in lines]
+        lengths, trained = _lengths(chunk.documents)
+        for column, amount in zip(values, (lengths, trained, np.ones(len(rows))), strict=True):
+            np.add.at(column, rows, amount * chunk.times)
+        for left_out in chunk.left_out:
+            if not left_out.is_partial:
+                codes[number_of[left_out.source, left_out.address.line]] = left_out.code
         batches.append(chunk.documents)
         times.append(chunk.times)
-        lengths, trained = _lengths(chunk.documents)
-        found.append((float(lengths @ chunk.times), float(trained @ chunk.times), float(chunk.times.sum())))
-        codes.append(next((row.code for row in chunk.left_out if not row.is_partial), ""))
-        if number in ends:
-            seconds.append(time.process_time() - start)
-            start = time.process_time()
-    values = np.array(found, np.float64).reshape(-1, 3)
+        start = time.process_time()
     return _Compiled(
-        documents=pa.Table.from_batches(batches),
-        times=np.concatenate(times),
-        tokens=values[:, 0],
-        trained=values[:, 1],
-        num_documents=values[:, 2],
+        documents=pa.Table.from_batches(batches, schema=TOKEN_BATCH_SCHEMA),
+        times=np.concatenate([np.empty(0, np.int64), *times]),
+        tokens=values[0],
+        trained=values[1],
+        num_documents=values[2],
         codes=tuple(codes),
         seconds=np.array(seconds),
     )

@@ -67,17 +67,3 @@ class RowSample:
         half = np.sqrt(z2) / (n + z2) * np.sqrt(hit * (n - hit) / n + z2 / 4)
         low, high = max(hit / self.num_rows, middle - half), min(1.0, middle + half)
         return Estimate(hit / n * self.num_rows, low * self.num_rows, high * self.num_rows)
-
-    @staticmethod
-    def cut(num_rows: int, num_slices: int) -> npt.NDArray[np.int64]:
-        """Where each of so many slices of rows begins, and the end."""
-        return np.unique(np.linspace(0, num_rows, num_slices + 1).astype(np.int64))
-
-    def sliced(self, num_slices: int) -> RowSample:
-        """Slices of the sample in place of its rows: for what is measured of many rows together."""
-        starts = self.cut(len(self.sizes), num_slices)
-        sizes = np.add.reduceat(self.sizes, starts[:-1]) if len(self.sizes) else self.sizes
-        num_slices = len(sizes)
-        # As many slices of all rows as the sample has, each of its share.
-        share = len(self.sizes) / max(1, self.num_rows)
-        return RowSample(sizes, max(num_slices, round(num_slices / max(share, 1e-12))), self.total_size)
