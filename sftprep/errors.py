@@ -86,6 +86,10 @@ class ShardError(DataError):
     """A shard set is incomplete, damaged, or belongs to another model."""
 
 
+class EngineDiffersError(DataError):
+    """A fast tokenizer engine gave other ids than the reference; what it encoded is done again without it."""
+
+
 class TrainError(DataError):
     """Training cannot go on without training something other than what was proven."""
 

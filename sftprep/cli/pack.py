@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from sftprep.sources.compressed import OnBytes
 
 _FIELDS = PackConfig.model_fields
+_DRY_RUN = "Compile a sample of the rows, say what the run would make of all, and how sure that is; write nothing."
 
 
 def _option(field: str, *names: str, **settings: Any) -> Any:
@@ -29,7 +31,7 @@ def _default(field: str) -> Any:
 
 
 def pack(
-    files: Annotated[list[Path] | None, typer.Argument(help=_FIELDS["files"].description, metavar="FILE…")] = None,
+    files: Annotated[list[str] | None, typer.Argument(help=_FIELDS["files"].description, metavar="FILE…")] = None,
     *,
     sources: Annotated[list[str] | None, _option("sources", "--source", metavar="NAME=FILE[:WEIGHT]")] = None,
     model: Annotated[str, _option("model", metavar="DIR_OR_HUB_ID")],
@@ -55,8 +57,14 @@ def pack(
     template_kwargs: Annotated[str, _option("template_kwargs", metavar="JSON")] = "{}",
     now: Annotated[datetime, _option("now")] = _default("now"),
     shard_tokens: Annotated[int, _option("shard_tokens", min=1)] = _default("shard_tokens"),
+    tokenizer_engine: Annotated[Literal["auto", "reference"], _option("tokenizer_engine")] = _default(
+        "tokenizer_engine"
+    ),
+    plans: Annotated[bool, _option("plans", "--plans/--no-plans")] = _default("plans"),
     workers: Annotated[int, _option("workers", min=1)] = _default("workers"),
     overwrite: Annotated[bool, _option("overwrite")] = _default("overwrite"),
+    append: Annotated[bool, _option("append")] = _default("append"),
+    dry_run: Annotated[bool, typer.Option("--dry-run", help=_DRY_RUN)] = False,
 ) -> None:
     """Pack chats into training rows for one model: its own tokenizer and template, exact masks, no conversation cut.
 
@@ -69,7 +77,25 @@ def pack(
     """
     options = {**locals(), "files": files or (), "sources": sources or (), "allow": allow or ()}
     options["format"] = options.pop("row_format")
-    _run(read_config(PackConfig, options, command="pack"))
+    del options["dry_run"]
+    config = read_config(PackConfig, options, command="pack")
+    if dry_run:
+        _foretell(config)
+    else:
+        _run(config)
+
+
+def _foretell(config: PackConfig) -> None:
+    # 0.1 s that `sftprep --help` must not wait for.
+    from rich.console import Console
+
+    # pyarrow, tokenizers and the hub client take 0.3 s and more to import, which `sftprep --help` must not wait for.
+    from sftprep.prepare.dry_run import dry_run
+    from sftprep.reports.dry_run import print_dry_run
+
+    with _progress(config) as on_bytes:
+        report = dry_run(config, on_bytes=on_bytes)
+    print_dry_run(report, Console(highlight=False))
 
 
 def _run(config: PackConfig) -> None:
@@ -85,6 +111,7 @@ def _run(config: PackConfig) -> None:
     with _progress(config) as on_bytes:
         result = run(config, on_bytes=on_bytes, on_left_out=lambda line: typer.echo(line, err=True))
     told = summary(result.shards.manifest, result.report, out=str(config.out), unchanged=result.unchanged)
+    told = replace(told, rendering=result.rendering, engine_differed=result.engine_differed)
     console = Console(highlight=False)
     print_pack(told, console)
     print_summary(result.report.audit.model_copy(update={"directory": str(config.out)}), console)
@@ -98,10 +125,14 @@ def _progress(config: PackConfig) -> Iterator[OnBytes | None]:
         return
     # 0.1 s that `sftprep --help` must not wait for.
     from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
-    total = sum(spec.path.stat().st_size for spec in config.inputs if spec.path.is_file())
+    # pyarrow, which `sftprep --help` must not wait for.
+    from sftprep.sources.paths import total_bytes
+
+    text = TextColumn("{task.description}")
+    columns = (text, BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    total = total_bytes([spec.path for spec in config.inputs])
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("packing", total=total)
         yield lambda count: progress.update(task, advance=count)

@@ -12,6 +12,8 @@ from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from sftprep.config.places import Place, place_of
+
 PINNED_NOW: Final = datetime(2026, 1, 1)
 """What `strftime_now` shows in a template, unless told: the same file packed on two days gives the same bytes."""
 
@@ -39,7 +41,7 @@ class SourceSpec(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str = Field(min_length=1, description="What reports call it; it also seeds which rows a fraction takes.")
-    path: Path
+    path: Place
     epochs: float = Field(
         default=1.0, gt=0, allow_inf_nan=False, description="2.5: all rows twice, half of them again."
     )
@@ -54,8 +56,8 @@ class SourceSpec(BaseModel):
         if colon and path and _is_number(weight):
             if not (math.isfinite(float(weight)) and float(weight) > 0):
                 raise ValueError(f"the weight is not a number above 0: {text!r}")
-            return cls(name=name, path=Path(path), epochs=float(weight))
-        return cls(name=name, path=Path(rest))
+            return cls(name=name, path=place_of(path), epochs=float(weight))
+        return cls(name=name, path=place_of(rest))
 
 
 def _is_number(text: str) -> bool:
@@ -89,13 +91,15 @@ class PackConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    files: tuple[Path, ...] = Field(
-        default=(), description="Chat files, one JSON object a line (.jsonl, also .gz or .zst); each row is taken once."
+    files: tuple[Place, ...] = Field(
+        default=(),
+        description="Chat files: JSONL, JSON arrays, Parquet, Arrow (also .gz or .zst), patterns, directories that "
+        "`datasets` saved, URLs (s3://…, extra `remote`), or - for standard input; each row is taken once.",
     )
     sources: tuple[Annotated[SourceSpec, BeforeValidator(_source)], ...] = Field(
         default=(),
         description="NAME=FILE[:weight], repeatable: mix files; the weight is the epochs of that file, whole or "
-        "fractional (2.5: every row twice, and a seeded half of them a third time).",
+        "fractional (2.5: every row twice, and a seeded half of them a third time); FILE may be a pattern or a URL.",
     )
     model: str = Field(
         min_length=1,
@@ -181,6 +185,21 @@ class PackConfig(BaseModel):
 
     shard_tokens: int = Field(default=1 << 26, ge=1, description="Tokens after which a new shard file is begun.")
     overwrite: bool = Field(default=False, description="Replace another shard set at --out, once the new one is whole.")
+    append: bool = Field(
+        default=False,
+        description="Add the files to the shard set at --out as a new part; the shards that are there stay as they "
+        "are. Model and options must be those that the set was packed with.",
+    )
+    tokenizer_engine: Literal["auto", "reference"] = Field(
+        default="auto",
+        description="`auto` encodes with a fast engine (extra `fast`) where it gives the ids of the reference, which is "
+        "checked before and during the run; `reference` takes no other than `tokenizers`. The bytes are the same.",
+    )
+    plans: bool = Field(
+        default=True,
+        description="Render conversations of one shape by a plan that was proven of the shape; without it every row "
+        "goes through the template by itself. The bytes are the same.",
+    )
     workers: int = Field(default=1, ge=1, description="Processes; the bytes are the same for any number.")
 
     @model_validator(mode="after")
@@ -191,6 +210,8 @@ class PackConfig(BaseModel):
             raise ValueError("--max-length is required with packing: nothing is cut, so name the context length")
         if not self.packing and (self.num_rows is not None or self.rows_multiple_of > 1):
             raise ValueError("--num-rows and --rows-multiple-of need packing: without it every document has its row")
+        if self.append and (self.overwrite or self.num_rows is not None):
+            raise ValueError("--append keeps what is there: it goes with neither --overwrite nor --num-rows")
         unknown = [code for code in self.allow if code not in WAIVABLE]
         if unknown:
             raise ValueError(f"--allow {unknown[0]}: nothing of that name can be waived; see sftprep pack --help")

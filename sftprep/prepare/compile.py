@@ -7,9 +7,13 @@ from dataclasses import dataclass, replace
 
 from sftprep.config.pack import PackConfig
 from sftprep.data import Conversation, Document
+from sftprep.engines.fast import EngineChoice
 from sftprep.engines.model import ModelFiles
 from sftprep.engines.reference import ReferenceEngine
+from sftprep.engines.token_bytes import token_table
+from sftprep.prepare.batch import BatchCompiler
 from sftprep.prepare.chat_templates import ChatTemplates
+from sftprep.prepare.plans import PlanBook
 from sftprep.stages.encode import encode
 from sftprep.stages.render import RenderedConversation, render
 from sftprep.templates.policy import ControlTokens, History, Mask, Part, RenderPolicy, TrainOn
@@ -28,6 +32,33 @@ CompileRow = Callable[[Conversation], CompiledRow]
 """Raises MaskError or TemplateError where the row cannot be exact."""
 
 
+@dataclass(frozen=True, slots=True)
+class Compiler:
+    """Compiles a row, and, where `batch` is there, many together that have a plan."""
+
+    compile_row: CompileRow
+    batch: BatchCompiler | None = None
+
+    def __call__(self, conversation: Conversation) -> CompiledRow:
+        """As CompileRow."""
+        return self.compile_row(conversation)
+
+
+def batch_compiler(model: ModelFiles, config: PackConfig) -> Compiler:
+    """A compiler with plans, where the options and the tokenizer allow them.
+
+    Raises:
+        TemplateError: `template-syntax`.
+    """
+    compile_row = compiler(model, config)
+    policy = _policy(config)
+    table = token_table(model) if config.plans and PlanBook.serves(policy) else None
+    if table is None:
+        return Compiler(compile_row)
+    choice = EngineChoice(model, fast=config.tokenizer_engine == "auto")
+    return Compiler(compile_row, BatchCompiler(PlanBook(model, config, policy), choice=choice, table=table))
+
+
 def compiler(model: ModelFiles, config: PackConfig) -> CompileRow:
     """Render with the model's own template, encode with its own tokenizer.
 
@@ -35,16 +66,7 @@ def compiler(model: ModelFiles, config: PackConfig) -> CompileRow:
         TemplateError: `template-syntax`.
     """
     templates = ChatTemplates.of(model, config.now)
-    policy = RenderPolicy(
-        control_tokens=ControlTokens(config.control_tokens),
-        history=History(config.history),
-        train_on=TrainOn(config.train_on),
-        allow=frozenset(config.allow),
-        reasoning=Part(config.reasoning),
-        tool_calls=Part(config.tool_calls),
-        merge_consecutive=config.merge_consecutive,
-        mask=Mask(config.mask),
-    )
+    policy = _policy(config)
     engine = ReferenceEngine(model.tokenizer_json)
     stop_ids = frozenset(model.stop_ids)
 
@@ -56,6 +78,19 @@ def compiler(model: ModelFiles, config: PackConfig) -> CompileRow:
         return CompiledRow(tuple(documents), rendered.classes, _remarks(rendered, documents))
 
     return compile_row
+
+
+def _policy(config: PackConfig) -> RenderPolicy:
+    return RenderPolicy(
+        control_tokens=ControlTokens(config.control_tokens),
+        history=History(config.history),
+        train_on=TrainOn(config.train_on),
+        allow=frozenset(config.allow),
+        reasoning=Part(config.reasoning),
+        tool_calls=Part(config.tool_calls),
+        merge_consecutive=config.merge_consecutive,
+        mask=Mask(config.mask),
+    )
 
 
 def _remarks(rendered: RenderedConversation, documents: Sequence[Document]) -> Mapping[str, int]:

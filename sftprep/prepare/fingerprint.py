@@ -16,7 +16,9 @@ from sftprep.engines.model import ModelFiles
 from sftprep.prepare.inputs import InputFile
 from sftprep.shards.schema import FORMAT_VERSION
 
-NOT_IN_BYTES: Final = frozenset({"files", "sources", "model", "out", "overwrite", "workers", "max_drop"})
+NOT_IN_BYTES: Final = frozenset(
+    {"files", "sources", "model", "out", "overwrite", "append", "workers", "max_drop", "tokenizer_engine", "plans"}
+)
 """Options that decide where, how fast or whether, but no byte; inputs and model count by their contents."""
 
 _LIBRARIES: Final = ("jinja2", "numpy", "pyarrow", "tokenizers")
@@ -53,4 +55,5 @@ def _source(file: InputFile) -> dict[str, Json]:
     """A name decides bytes only where it draws the rows of a fraction."""
     spec = file.spec
     drawn = {} if spec.epochs.is_integer() else {"name": spec.name}
-    return {"sha256": file.sha256, "epochs": spec.epochs, **drawn}
+    known = {"identity": file.identity, "num_bytes": file.num_bytes} if file.identity else {"sha256": file.sha256}
+    return {**known, "epochs": spec.epochs, **drawn}

@@ -66,6 +66,7 @@ class Ledger:
         self.over_length = OverLengthAccount()
         self.classes: Counter[str] = Counter()
         self.remarks: Counter[str] = Counter()
+        self.rendering: Counter[str] = Counter()
         self.num_taken_rows = 0
         """Rows taken at least once, each counted once."""
         self.num_conversations = 0
@@ -86,6 +87,7 @@ class Ledger:
             self._add_left_out(left_out)
         self.classes.update(chunk.classes)
         self.remarks.update(chunk.remarks)
+        self.rendering.update(chunk.rendering)
         if chunk.documents.num_rows:
             self._add_documents(chunk.documents, chunk.times)
 

@@ -13,18 +13,20 @@ Up to the spool a run that is killed is gone on with by the same command; what f
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from itertools import chain
 
 import pyarrow as pa
 
-from sftprep.config.pack import OverLength, PackConfig
+from sftprep.config.pack import PackConfig
 from sftprep.data import PackPlan
 from sftprep.engines.load import load_model
 from sftprep.engines.model import ModelFiles
-from sftprep.errors import DataError, ShardError
+from sftprep.errors import EngineDiffersError, ShardError
+from sftprep.prepare.append import Base, parts_of, with_lengths
 from sftprep.prepare.audit import summarise
-from sftprep.prepare.chunk import OVER_LENGTH, Chunk
+from sftprep.prepare.chunk import Chunk
 from sftprep.prepare.compile import compiler
 from sftprep.prepare.fingerprint import fingerprint
 from sftprep.prepare.inputs import InputChunk, InputFile, input_chunks, input_files
@@ -32,20 +34,19 @@ from sftprep.prepare.ledger import Ledger
 from sftprep.prepare.mix import planning_order, wanted_rows
 from sftprep.prepare.pack_report import REPORT_NAME, PackReport, build_report
 from sftprep.prepare.publish import Packed, build_manifest
-from sftprep.prepare.spool import LEFT_OUT_NAME, Spool, left_out_lines
+from sftprep.prepare.refusal import OnLeftOut, by_code, refusal, refuse_failed, tell, too_many
+from sftprep.prepare.spool import LEFT_OUT_NAME, Spool
 from sftprep.prepare.workers import compile_chunks
 from sftprep.reports.mask_json import AuditReport
 from sftprep.shards.claim import OutputClaim
 from sftprep.shards.gather import distinct_kwargs, gather
+from sftprep.shards.manifest import Manifest
 from sftprep.shards.place import check_output
 from sftprep.shards.read import ShardSet, open_shard_set
 from sftprep.shards.schema import MANIFEST_NAME
 from sftprep.shards.write import ShardWriter
 from sftprep.sources.compressed import OnBytes
 from sftprep.stages.pack import plan, plan_single, spread
-
-OnLeftOut = Callable[[str], None]
-"""Told each finding of a left-out row, in words, where the run is refused because of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +56,10 @@ class PackResult:
     shards: ShardSet
     report: PackReport
     unchanged: bool
+    rendering: Mapping[str, int] = field(default_factory=dict)
+    """How the rows of this run were rendered and encoded: see `Chunk.rendering`."""
+    engine_differed: str = ""
+    """The row for which the fast engine gave other ids, so that the reference did all of them again."""
 
 
 def pack(config: PackConfig, *, on_bytes: OnBytes | None = None, on_left_out: OnLeftOut | None = None) -> PackResult:
@@ -69,21 +74,39 @@ def pack(config: PackConfig, *, on_bytes: OnBytes | None = None, on_left_out: On
     compiler(model, config)  # A template that does not compile is found before anything is read.
     files = input_files(config)
     key = fingerprint(files, model=model, config=config)
-    check_output(config.out, fingerprint=key, overwrite=config.overwrite)
+    if not config.append:
+        check_output(config.out, fingerprint=key, overwrite=config.overwrite)
     there = _whole_set(config, key)
     if there is not None:
         return _unchanged(there, config, on_left_out)
-    run = _Run(config, model, files, key)
+    base = None
+    if config.append:
+        base = Base.open(config)
+        base.refuse_other(files, model=model, config=config)
+    run = _Run(config, model, files, key, base=base)
+    try:
+        return _packed(run, on_bytes, on_left_out)
+    except EngineDiffersError as error:
+        # Every chunk that the fast engine encoded is gone with the spool, and is done again.
+        again = replace(run, config=config.model_copy(update={"tokenizer_engine": "reference"}), differed=error.place)
+        return _packed(again, on_bytes, on_left_out)
+
+
+def _packed(run: _Run, on_bytes: OnBytes | None, on_left_out: OnLeftOut | None) -> PackResult:
+    config = run.config
     with OutputClaim(config.out) as claim:
-        check_output(config.out, fingerprint=key, overwrite=config.overwrite)
-        with Spool(config.out, key) as spool:
+        check_output(config.out, fingerprint=run.replaces, overwrite=config.overwrite)
+        with Spool(config.out, run.fingerprint) as spool:
             claim.clear(keep=spool.directory)
             ledger = _compile(run, spool, on_bytes)
-            refusal = _refusal(ledger, config)
-            if refusal is not None:
-                _tell(spool.left_out(), on_left_out)
-                raise refusal
-            return _write(_plan(run, ledger, spool.documents()), spool)
+            refused = refusal(ledger, config)
+            if refused is not None:
+                tell(spool.left_out(), on_left_out)
+                raise refused
+            if run.base is not None:
+                run.base.refuse_weights(ledger.has_weights)
+            result = _write(_plan(run, ledger, spool.documents()), spool, run)
+            return replace(result, rendering=ledger.rendering, engine_differed=run.differed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +115,15 @@ class _Run:
     model: ModelFiles
     files: tuple[InputFile, ...]
     fingerprint: str
+    base: Base | None = None
+    """The set that is added to, if one is."""
+    differed: str = ""
+    """The row for which a fast engine gave other ids than the reference, if one did."""
+
+    @property
+    def replaces(self) -> str:
+        """The fingerprint of the set that may be at the output."""
+        return self.fingerprint if self.base is None else self.base.shards.manifest.fingerprint
 
     def compiled(self, unread: Iterator[InputChunk]) -> Iterator[Chunk]:
         """Each chunk, read and compiled, of the bytes that the fingerprint names: only those may outlive the run."""
@@ -112,12 +144,16 @@ def _compile(run: _Run, spool: Spool, on_bytes: OnBytes | None) -> Ledger:
 
 
 def _whole_set(config: PackConfig, key: str) -> ShardSet | None:
-    """The set of this fingerprint at the output, if it is there; a damaged one is an error unless it is replaced."""
+    """The set of this fingerprint at the output, or one that it was appended to, if it is there.
+
+    A damaged one is an error unless it is replaced.
+    """
     if not (config.out / MANIFEST_NAME).is_file():
         return None
     try:
         there = open_shard_set(config.out)
-        if there.manifest.fingerprint != key:
+        known = [part.fingerprint for part in parts_of(there.manifest)]
+        if key not in known or (len(known) > 1 and not config.append):
             return None
         there.verify(checksums=False)
     except ShardError:
@@ -133,66 +169,16 @@ def _unchanged(there: ShardSet, config: PackConfig, on_left_out: OnLeftOut | Non
     left_out = there.manifest.left_out
     if not config.may_drop(left_out.num_rows, num_rows=num_rows):
         with (there.directory / LEFT_OUT_NAME).open("rb") as lines:
-            _tell(lines, on_left_out)
-        raise _too_many(left_out.num_rows, config, num_rows=num_rows, hint=_by_code(left_out.by_code, hints={}))
+            tell(lines, on_left_out)
+        raise too_many(left_out.num_rows, config, num_rows=num_rows, hint=by_code(left_out.by_code, hints={}))
     report = PackReport.model_validate_json((there.directory / REPORT_NAME).read_bytes())
     return PackResult(shards=there, report=report, unchanged=True)
-
-
-def _refusal(ledger: Ledger, config: PackConfig) -> DataError | None:
-    """Why nothing may be published, if so."""
-    account, num_rows = ledger.left_out, ledger.num_taken_rows
-    hint = _by_code(account.by_code, hints=account.hints)
-    if account.num_over_length and config.over_length is OverLength.REFUSE:
-        return DataError(
-            f"{account.num_over_length:,} of {num_rows:,} rows are longer than --max-length {config.max_length:,}, "
-            f"the longest has {account.longest:,} tokens: nothing was published",
-            code=OVER_LENGTH,
-            hint=hint,
-        )
-    if not config.may_drop(account.num_rows, num_rows=num_rows):
-        return _too_many(account.num_rows, config, num_rows=num_rows, hint=hint)
-    if not ledger.num_conversations:
-        return DataError("no row is left to pack: nothing was published", code="nothing-to-pack", hint=hint)
-    return None
-
-
-def _too_many(num_left_out: int, config: PackConfig, *, num_rows: int, hint: str) -> DataError:
-    return DataError(
-        f"{num_left_out:,} of {num_rows:,} rows cannot be packed and --max-drop allows {config.max_drop}: "
-        "nothing was published",
-        code="rows-left-out",
-        hint=hint,
-    )
-
-
-def _by_code(by_code: Mapping[str, int], *, hints: Mapping[str, str]) -> str:
-    """`control-token 12: what to do`, the most frequent code first."""
-    ranked = sorted(by_code.items(), key=lambda item: (-item[1], item[0]))
-    return "\n        ".join(f"{code} {count:,}: {hints.get(code) or 'see its rows'}" for code, count in ranked)
-
-
-def _tell(left_out: Iterable[bytes], on_left_out: OnLeftOut | None) -> None:
-    if on_left_out is not None:
-        for line in left_out_lines(left_out):
-            on_left_out(line)
-
-
-def _refuse_failed(audit: AuditReport, config: PackConfig) -> None:
-    """A set that breaks what a shard set promises is a fault of sftprep's own; it is never published.
-
-    The template's own tags promise nothing of stop tokens: the audit says so, and whoever asked for them has them.
-    """
-    expected = {"stop-untrained"} if config.mask == "generation-tags" else set()
-    findings = [finding for finding in audit.findings if finding.code not in expected]
-    if not audit.passed and (findings or not expected):
-        found = ", ".join(f"{finding.code} in {finding.num_rows:,} rows" for finding in findings)
-        raise ShardError(f"the written shards fail their audit: {found}: nothing was published", code="audit-failed")
 
 
 def _plan(run: _Run, ledger: Ledger, documents: pa.Table) -> Packed:
     """Decide the rows from lengths alone; a document that is taken n times is planned n times."""
     config = run.config
+    known = () if run.base is None else run.base.kwargs
     order = planning_order(ledger.times, seed=config.seed)
     lengths = ledger.lengths[order]
     max_length = int(lengths.max()) if config.max_length is None else config.max_length
@@ -214,30 +200,50 @@ def _plan(run: _Run, ledger: Ledger, documents: pa.Table) -> Packed:
         plan=PackPlan(order=order[planned.order], offsets=planned.offsets),
         max_length=max_length,
         num_packs_if_packed=packs.num_packs,
-        kwargs=distinct_kwargs(documents),
+        kwargs=list(dict.fromkeys([*known, *distinct_kwargs(documents)])),
     )
 
 
-def _write(packed: Packed, spool: Spool) -> PackResult:
+def _write(packed: Packed, spool: Spool, run: _Run) -> PackResult:
     """Write shards and all that lies beside them, look at the masks as they are on disk, then publish."""
     config, ledger = packed.config, packed.ledger
     with ShardWriter(
         config.out,
-        fingerprint=packed.fingerprint,
+        fingerprint=run.replaces,
         shard_tokens=config.shard_tokens,
         weights=ledger.has_weights,
         overwrite=config.overwrite,
     ) as writer:
-        for batch in gather(spool.documents(), packed.plan, weights=ledger.has_weights):
+        documents = spool.documents()
+        if run.base is not None:
+            writer.take_over(run.base.shards)
+            documents = run.base.renumbered(documents)
+        for batch in gather(documents, packed.plan, weights=writer.has_weights, kwargs=packed.kwargs):
             writer.write(batch)
             spool.release()
-        manifest = build_manifest(packed, writer.finish())
-        audit = summarise(ShardSet(writer.directory, manifest))
-        _refuse_failed(audit, config)
-        report = build_report(manifest, ledger, audit=audit)
-        for name, content in packed.model.files.items():
-            writer.add_file(f"model/{name}", content)
-        writer.add_file(LEFT_OUT_NAME, spool.left_out())
+        part = build_manifest(packed, writer.finish()[writer.num_taken_over :])
+        manifest, audit = _audited(part, run, writer)
+        report = build_report(part, ledger, audit=audit)
+        for name, content in _files_beside(run):
+            writer.add_file(name, content)
+        writer.add_file(LEFT_OUT_NAME, chain(() if run.base is None else run.base.left_out(), spool.left_out()))
         writer.add_file(REPORT_NAME, (report.model_dump_json(indent=2) + "\n").encode())
         writer.publish(manifest)
     return PackResult(shards=ShardSet(config.out, manifest), report=report, unchanged=False)
+
+
+def _audited(part: Manifest, run: _Run, writer: ShardWriter) -> tuple[Manifest, AuditReport]:
+    """The manifest of all that is at the writer's place, and the audit of its masks as they are on disk."""
+    manifest = part if run.base is None else run.base.manifest_with(part)
+    audit = summarise(ShardSet(writer.directory, manifest))
+    refuse_failed(audit, run.config)
+    return (manifest if run.base is None else with_lengths(manifest, audit)), audit
+
+
+def _files_beside(run: _Run) -> Iterator[tuple[str, bytes]]:
+    """A new set carries its model; one that is added to has it, and keeps its reports."""
+    if run.base is not None:
+        yield from run.base.files()
+        return
+    for name, content in run.model.files.items():
+        yield f"model/{name}", content

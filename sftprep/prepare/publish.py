@@ -25,7 +25,7 @@ from sftprep.shards.manifest import (
 )
 from sftprep.stages.lengths import quantiles, waste
 
-NOT_IN_MANIFEST = frozenset({"out", "overwrite", "workers"})
+NOT_IN_MANIFEST = frozenset({"out", "overwrite", "append", "workers", "tokenizer_engine", "plans"})
 """Options that the shards know nothing of: the same set has the same manifest wherever and however it was made."""
 
 
@@ -100,6 +100,7 @@ def _source_record(file: InputFile, account: SourceAccount) -> SourceRecord:
         name=file.spec.name,
         path=str(file.spec.path),
         sha256=file.sha256,
+        identity=file.identity,
         num_bytes=file.num_bytes,
         num_rows=account.num_rows,
         epochs=file.spec.epochs,

@@ -13,8 +13,9 @@ from sftprep.config.pack import PackConfig
 from sftprep.engines.model import ModelFiles
 from sftprep.errors import DataError
 from sftprep.prepare.child_process import obey_parent
-from sftprep.prepare.chunk import Chunk, compile_chunk
-from sftprep.prepare.compile import CompileRow, compiler
+from sftprep.prepare.chunk import Chunk
+from sftprep.prepare.compile import CompileRow, batch_compiler
+from sftprep.prepare.compile_chunk import compile_chunk
 from sftprep.prepare.inputs import InputChunk, read_chunk
 
 Job = tuple[ModelFiles, PackConfig]
@@ -30,7 +31,7 @@ def compile_chunks(chunks: Iterator[InputChunk], *, model: ModelFiles, config: P
     if config.workers > 1:
         yield from _Children((model, config)).compiled(chunks)
         return
-    compile_row = compiler(model, config)
+    compile_row = batch_compiler(model, config)
     for chunk in chunks:
         yield compiled(chunk, compile_row=compile_row, config=config)
 
@@ -131,7 +132,7 @@ class _Child:
 
 def _start_child(model: ModelFiles, config: PackConfig) -> None:
     obey_parent()
-    _Child.compile_row = staticmethod(compiler(model, config))
+    _Child.compile_row = staticmethod(batch_compiler(model, config))
     _Child.config = config
 
 

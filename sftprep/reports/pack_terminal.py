@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from rich.console import Console
 from rich.markup import escape
@@ -57,6 +57,9 @@ class PackSummary:
     lengths: Quantiles
     drops: Sequence[DropAt]
     over_length: OverLengthLine | None = None
+    rendering: Mapping[str, int] = field(default_factory=dict)
+    """Rows of this run that were `replayed` from plans and `traced`, those `checked` again; rows by `engine NAME`."""
+    engine_differed: str = ""
 
 
 def print_pack(summary: PackSummary, console: Console) -> None:
@@ -90,6 +93,22 @@ def print_pack(summary: PackSummary, console: Console) -> None:
     if summary.warnings:
         console.print(f"warnings, their rows are kept: {_listed(summary.warnings)}", soft_wrap=True)
     _print_drops(summary, console)
+    _print_rendering(summary, console)
+
+
+def _print_rendering(summary: PackSummary, console: Console) -> None:
+    """How the rows were compiled: for who wonders why a run is slow, or whether a fast engine can be trusted."""
+    counts = summary.rendering
+    num_rows = counts.get("replayed", 0) + counts.get("traced", 0)
+    if num_rows:
+        engines = {name.removeprefix("engine "): n for name, n in counts.items() if name.startswith("engine ")}
+        by = f" (encoded with {_listed(engines)}; {counts.get('checked', 0):,} checked again)" if engines else ""
+        share = _percent(counts.get("replayed", 0) / num_rows)
+        rest = f"{counts.get('traced', 0):,} rows went through the template by themselves"
+        console.print(f"{share} of {num_rows:,} rows were rendered by plans{by}, {rest}", soft_wrap=True)
+    if summary.engine_differed:
+        place = escape(summary.engine_differed)
+        console.print(f"{place}: a fast engine gave other ids; every row was encoded by the reference", soft_wrap=True)
 
 
 def _listed(counts: Mapping[str, int]) -> str:

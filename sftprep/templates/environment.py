@@ -49,13 +49,13 @@ class TracingEnvironment(MeteredEnvironment):
 
     def getattr(self, obj: Any, attribute: str) -> Any:
         """`obj.attribute`; a traced string has the attributes of `str` and no others."""
-        if type(obj) is TracedStr and not hasattr(str, attribute):
+        if isinstance(obj, TracedStr) and not hasattr(str, attribute):
             return self.undefined(obj=obj, name=attribute)
         return super().getattr(obj, attribute)
 
     def getitem(self, obj: Any, argument: Any) -> Any:
         """`obj[argument]`, with the same rule."""
-        if type(obj) is TracedStr and isinstance(argument, str) and not hasattr(str, argument):
+        if isinstance(obj, TracedStr) and isinstance(argument, str) and not hasattr(str, argument):
             return self.undefined(obj=obj, name=argument)
         return super().getitem(obj, argument)
 
@@ -134,7 +134,7 @@ class TracingEnvironment(MeteredEnvironment):
         return self.tracer.concat([piece for item in value for piece in (d, item)][1:])
 
     def _traced_indent(self, s: str, width: int | str = 4, first: bool = False, blank: bool = False) -> TracedStr:
-        text = jinja2.filters.do_indent(str.__str__(s) if type(s) is TracedStr else s, width, first, blank)
+        text = jinja2.filters.do_indent(str.__str__(s) if isinstance(s, TracedStr) else s, width, first, blank)
         margin = width if isinstance(width, str) else " " * width
         lines = self.tracer.concat((s, "\n")).splitlines()
         pieces: list[object] = [margin if first else ""]

@@ -17,7 +17,7 @@ def format_percent(tracer: Tracer, left: str, right: object) -> TracedStr:
     """`left % right`; followed piece by piece where every directive is a bare `%s`."""
     text = str.__mod__(left, right)
     values = right if isinstance(right, tuple) else (right,)
-    template = left if type(left) is TracedStr else tracer.literal(left)
+    template = left if isinstance(left, TracedStr) else tracer.literal(left)
     pieces: list[object] = []
     position = 0
     remaining = list(values)
@@ -49,7 +49,7 @@ def make_formatter(
             field = name or str(automatic)
             automatic += not name
             value, _ = formatter.get_field(field, args, kwargs)
-            plain = not spec and not conversion and type(value) is TracedStr
+            plain = not spec and not conversion and isinstance(value, TracedStr)
             shown = value if plain else formatter.format_field(value, spec or "")
             pieces.append(shown if plain else tracer.derived(str(shown), value))
         followed = tracer.concat(pieces)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
@@ -32,6 +32,10 @@ class Source:
     path: str
     text: str
     structure: bool = False
+    parent: int = -1
+    """The source of which this one is a part, such as its text without white space at the edges (-1 for none)."""
+    shift: int = 0
+    """Where in its parent it begins, or `DERIVED`."""
 
 
 def stamp_of(source: int) -> int:
@@ -54,6 +58,15 @@ def _continues(last: Run, run: Run) -> bool:
     if last.offset == DERIVED:
         return run.offset == DERIVED
     return run.offset == last.offset + last.length
+
+
+def rooted(sources: Sequence[Source], run: Run) -> Run:
+    """The same characters as a run of the field that they came from."""
+    while run.source >= 0 and sources[run.source].parent >= 0:
+        source = sources[run.source]
+        lost = DERIVED in {run.offset, source.shift}
+        run = Run(run.length, source.parent, DERIVED if lost else run.offset + source.shift)
+    return run
 
 
 def cut(runs: tuple[Run, ...], start: int, stop: int) -> tuple[Run, ...]:

@@ -114,7 +114,7 @@ class ChatTemplate:
         tools = None if request.tools is None else wrap(tracer, -1, "/tools", request.tools)
         arguments = {key: wrap(tracer, -1, f"/{key}", value) for key, value in (request.kwargs or {}).items()}
         text = self._run(self._traced, wrapped, tools, {**self.special_tokens, **arguments, GENERATION_PROMPT: prompt})
-        if type(text) is not TracedStr:
+        if not isinstance(text, TracedStr):
             text = tracer.literal(text)
         expected = self.render(messages, request, prompt=prompt)
         if text != expected:

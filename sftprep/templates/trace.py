@@ -28,6 +28,8 @@ class Tracer:
     """Holds every registered container, so that no `id` is used twice."""
     stamp: int = NO_MESSAGE
     loops: list[int] = field(default_factory=list)
+    text_class: type[TracedStr] = field(default_factory=lambda: TracedStr)
+    """What its texts are."""
 
     @property
     def literal_source(self) -> int:
@@ -76,14 +78,18 @@ class Tracer:
         runs: list[Run] = []
         literal = self.literal_source
         for piece in pieces:
-            if type(piece) is TracedStr:
+            if isinstance(piece, TracedStr):
                 texts.append(piece)
                 extend_runs(runs, piece.runs)
             else:
-                text = str(piece)
+                text = self.printed(piece)
                 texts.append(text)
                 extend_runs(runs, _runs_of(text, piece, literal))
         return TracedStr.of(self, "".join(texts), tuple(runs))
+
+    def printed(self, value: object) -> str:
+        """The text of a value that is no traced text."""
+        return str(value)
 
 
 def _runs_of(text: str, piece: object, literal: int) -> list[Run]:
@@ -107,7 +113,7 @@ def first_field(value: object) -> int | None:
 
 def fields_of(value: object) -> Iterator[int]:
     """The sources of all traced fields inside a value, in order."""
-    if type(value) is TracedStr:
+    if isinstance(value, TracedStr):
         yield from (run.source for run in value.runs if run.source >= 0)
     elif isinstance(value, dict):
         for key, item in value.items():
@@ -128,7 +134,7 @@ class TracedStr(str):
     @classmethod
     def of(cls, tracer: Tracer, text: str, runs: tuple[Run, ...]) -> TracedStr:
         """The text with its runs; their lengths add up to the text's."""
-        self = str.__new__(cls, text)
+        self = str.__new__(tracer.text_class, text)
         self.runs = runs
         self.tracer = tracer
         return self

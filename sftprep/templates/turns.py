@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from sftprep.templates.runs import DERIVED, NO_MESSAGE, Run, stamp_of
+from sftprep.templates.runs import DERIVED, NO_MESSAGE, Run, Source, rooted, stamp_of
 from sftprep.templates.template import TracedText
 
 _SUPERVISED = ("/content", "/reasoning_content", "/tool_calls")
@@ -198,12 +198,12 @@ def lost_field(traced: TracedText, message: int, span: tuple[int, int], template
     shown = traced.text[start:stop]
     counts = _coverage(traced, message, span)
     for index, source in enumerate(traced.sources):
-        if source.message != message or not _MUST_APPEAR.match(source.path):
+        if source.message != message or source.parent >= 0 or not _MUST_APPEAR.match(source.path):
             continue
         count = counts.get(index)
-        for piece in _uncovered(source.text, count):
+        for piece in filter(None, _uncovered(source.text, count)):
             is_rewritten = count is not None and any(count) and piece in template and piece in shown
-            if piece and not is_rewritten:
+            if not is_rewritten:
                 return source.path
     return None
 
@@ -224,13 +224,13 @@ def _coverage(traced: TracedText, message: int, span: tuple[int, int]) -> dict[i
         inside = at.start < stop and at.stop > start
         if not inside or not is_supervised(traced, at.run.source, message):
             continue
-        text = traced.sources[at.run.source].text
-        count = counts.setdefault(at.run.source, [0] * len(text))
-        if at.run.offset == DERIVED:
+        run = rooted(traced.sources, at.run)
+        count = counts.setdefault(run.source, [0] * len(traced.sources[run.source].text))
+        if run.offset == DERIVED:
             count[:] = [max(1, n) for n in count]
             continue
-        first = at.run.offset + max(start - at.start, 0)
-        last = at.run.offset + min(stop, at.stop) - at.start
+        first = run.offset + max(start - at.start, 0)
+        last = run.offset + min(stop, at.stop) - at.start
         count[first:last] = [n + 1 for n in count[first:last]]
     return counts
 
@@ -245,10 +245,14 @@ def _uncovered(text: str, count: list[int] | None) -> list[str]:
 
 def lost_context(traced: TracedText, before: int) -> int:
     """How many messages before an answer say something of which the text shows nothing."""
-    shown = {run.source for run in traced.runs if run.source >= 0}
+    shown = {rooted(traced.sources, run).source for run in traced.runs if run.source >= 0}
     lost = {
         source.message
         for index, source in enumerate(traced.sources)
-        if 0 <= source.message < before and _CONTEXT.match(source.path) and source.text.strip() and index not in shown
+        if index not in shown and _is_context(source) and 0 <= source.message < before and source.text.strip()
     }
     return len(lost)
+
+
+def _is_context(source: Source) -> bool:
+    return source.parent < 0 and _CONTEXT.match(source.path) is not None

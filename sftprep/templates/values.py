@@ -9,7 +9,7 @@ from typing import Any
 from sftprep.data import Json
 from sftprep.templates.trace import TracedStr, Tracer
 
-_REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")
+REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")
 
 
 def normalise_messages(messages: Sequence[Mapping[str, Json]]) -> list[dict[str, Json]]:
@@ -21,7 +21,7 @@ def normalise_messages(messages: Sequence[Mapping[str, Json]]) -> list[dict[str,
     normal: list[dict[str, Json]] = []
     for message in messages:
         kept = {key: value for key, value in message.items() if value is not None}
-        reasoning = next((kept[key] for key in _REASONING_KEYS if key in kept), None)
+        reasoning = next((kept[key] for key in REASONING_KEYS if key in kept), None)
         if reasoning is not None:
             kept = {"thinking": reasoning, **kept, "reasoning_content": reasoning}
         normal.append(kept)
@@ -38,7 +38,7 @@ def _wrap_message(tracer: Tracer, index: int, message: Mapping[str, Json]) -> di
     reasoning = message.get("reasoning_content")
     wrapped: Json = None
     for key, value in message.items():
-        if isinstance(value, str) and key in _REASONING_KEYS and value == reasoning:
+        if isinstance(value, str) and key in REASONING_KEYS and value == reasoning:
             # One text under three names is one field: seen once it is not lost, seen twice it is repeated.
             wrapped = wrap(tracer, index, "/reasoning_content", value) if wrapped is None else wrapped
             copy[key] = wrapped
@@ -124,7 +124,7 @@ class JsonWriter:
     def _string(self, value: str, owner: int) -> TracedStr:
         """A JSON string: quotes of the owner, characters of their own sources."""
         quote = self._structure('"', owner)
-        if type(value) is not TracedStr:
+        if not isinstance(value, TracedStr):
             inner = self._structure(json.dumps(value, ensure_ascii=self.ensure_ascii)[1:-1], owner)
             return self.tracer.concat((quote, inner, quote))
         pieces = [quote]

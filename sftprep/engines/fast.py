@@ -1,0 +1,157 @@
+"""Fast engines: ids of many texts at once, equal to the reference or not used.
+
+Both are tried in this order, and gave the reference's ids on every text tried. gigatoken (MIT) is the faster one, and
+does not load a vocabulary that lacks a byte; fastokens (Apache-2.0) does. Both read the model's own tokenizer.json and
+have wheels for Linux and macOS, x86 and ARM.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final, Protocol
+
+import numpy as np
+
+from sftprep.engines.reference import ReferenceEngine, shared_tokenizer
+from sftprep.stages.encode_batch import EncodedTexts, flat_offsets
+
+if TYPE_CHECKING:
+    from sftprep.engines.model import ModelFiles
+
+REFERENCE: Final = "tokenizers"
+GIGATOKEN: Final = "gigatoken"
+FASTOKENS: Final = "fastokens"
+FAST_FROM: Final = 1 << 20
+"""Bytes of text that the reference encodes in the time that a fast engine needs to load and to be tried."""
+
+
+class BatchEngine(Protocol):
+    """Texts to ids, many at once, as a server encodes rendered prompts: no special token is added."""
+
+    name: str
+
+    def encode_batch(self, texts: Sequence[bytes]) -> EncodedTexts:
+        """Encode UTF-8 texts."""
+
+
+class ReferenceBatch:
+    """The reference engine, many texts at once."""
+
+    name = REFERENCE
+
+    def __init__(self, tokenizer_json: str) -> None:
+        self._tokenizer = shared_tokenizer(tokenizer_json)
+
+    def encode_batch(self, texts: Sequence[bytes]) -> EncodedTexts:
+        """Encode UTF-8 texts."""
+        encodings = self._tokenizer.encode_batch_fast([text.decode() for text in texts], add_special_tokens=False)
+        ids = [np.asarray(encoding.ids, dtype=np.int32) for encoding in encodings]
+        return EncodedTexts(np.concatenate([np.zeros(0, np.int32), *ids]), flat_offsets([len(own) for own in ids]))
+
+
+class GigatokenBatch:
+    """gigatoken on the same tokenizer.json."""
+
+    name = GIGATOKEN
+
+    def __init__(self, tokenizer_json: str) -> None:
+        # An extra; and its import takes 0.2 s that nobody without it should wait for.
+        import gigatoken
+
+        self._tokenizer = gigatoken.Tokenizer.from_json(tokenizer_json.encode())
+
+    def encode_batch(self, texts: Sequence[bytes]) -> EncodedTexts:
+        """Encode UTF-8 texts, in this thread: workers are processes."""
+        layout = self._tokenizer.encode_batch(list(texts), parallel=False).layout
+        offsets = np.asarray(layout.offsets.data, dtype=np.int64)
+        ids = np.asarray(layout.content.data)[offsets[0] : offsets[-1]]
+        return EncodedTexts(ids.astype(np.int32, copy=False), offsets - offsets[0])
+
+
+class FastokensBatch:
+    """fastokens on the same tokenizer.json."""
+
+    name = FASTOKENS
+
+    def __init__(self, tokenizer_json: str) -> None:
+        # An extra, as above.
+        import fastokens
+
+        self._tokenizer = fastokens.Tokenizer.from_json_str(tokenizer_json)
+
+    def encode_batch(self, texts: Sequence[bytes]) -> EncodedTexts:
+        """Encode UTF-8 texts."""
+        ids, offsets = self._tokenizer.encode_batch_flat([text.decode() for text in texts], add_special_tokens=False)
+        return EncodedTexts(np.frombuffer(ids, dtype=np.int32), np.frombuffer(offsets, dtype=np.int64))
+
+
+def fast_engine(model: ModelFiles) -> BatchEngine | None:
+    """The first engine that is installed, loads the model's tokenizer, and agrees with the reference on the probe."""
+    for make in (GigatokenBatch, FastokensBatch):
+        try:
+            engine: BatchEngine = make(model.tokenizer_json)
+            if agrees(engine, ReferenceBatch(model.tokenizer_json), probe_texts(model)):
+                return engine
+        except Exception:  # noqa: BLE001, S112  # what they raise for a tokenizer that they do not know is anything
+            continue
+    return None
+
+
+class EngineChoice:
+    """The engine of a process: the reference at first, and a fast one once there is text enough to pay its loading."""
+
+    def __init__(self, model: ModelFiles, *, fast: bool) -> None:
+        self.reference = ReferenceEngine(model.tokenizer_json)
+        self.judge = ReferenceBatch(model.tokenizer_json)
+        self.engine: BatchEngine = self.judge
+        self._model = model
+        self._until_fast = FAST_FROM if fast else -1
+
+    def encode_batch(self, texts: Sequence[bytes]) -> EncodedTexts:
+        """Encode with the engine of now."""
+        if self._until_fast >= 0:
+            self._until_fast -= sum(map(len, texts))
+            if self._until_fast < 0:
+                self.engine = fast_engine(self._model) or self.judge
+        return self.engine.encode_batch(texts)
+
+
+def agrees(engine: BatchEngine, reference: BatchEngine, texts: Sequence[bytes]) -> bool:
+    """Whether two engines give the same ids for each text."""
+    own, other = engine.encode_batch(texts), reference.encode_batch(texts)
+    return bool(np.array_equal(own.offsets, other.offsets) and np.array_equal(own.ids, other.ids))
+
+
+_SCRIPTS: Final = (
+    "The quick brown fox can't jump over 13 lazy dogs; it's 3.14159 o'clock, isn't it?",
+    "Größe, naïve café, Łódź, İstanbul, ǅ and ﬁ",
+    "Съешь же ещё этих мягких французских булок",
+    "Ξεσκεπάζω την ψυχοφθόρα βδελυγμία",
+    "我能吞下玻璃而不伤身体。繁體中文，標點！",
+    "いろはにほへと ちりぬるを カタカナ ﾊﾝｶｸ",
+    "키스의 고유조건은 입술끼리 만나야 한다",
+    "نص حكيم له سر قاطع وذو شأن عظيم",
+    "דג סקרן שט בים מאוכזב",
+    "ऋषियों को सताने वाले दुष्ट राक्षसों",
+    "เป็นมนุษย์สุดประเสริฐเลิศคุณค่า",
+    "யாமறிந்த மொழிகளிலே தமிழ்மொழி",
+    "👩‍👩‍👧‍👦 🏳️‍🌈 🇩🇪 ☺️ 🀄 𝔘𝔫𝔦𝔠𝔬𝔡𝔢 𓀀",
+    "e\u0301 o\u0308 \u1100\u1161\u11a8 \u0915\u093c \ufb01 \u212b \u2126",
+    "zero\u200bwidth\u200d \u00a0nbsp \u3000wide \u2028line \u2029paragraph \ufeffbom \u0085next",
+)
+
+
+def probe_texts(model: ModelFiles) -> list[bytes]:
+    """Texts on which engines differ where they do: scripts, white space, digits, control tokens, every byte."""
+    spaces = [" " * n for n in range(1, 20)] + ["\n" * n for n in range(1, 8)] + ["\t\n \r\n  \n\n\t x", " \n a\n  b"]
+    digits = ["1" * n for n in range(1, 12)] + ["٣٤٥ १२३ 12,345.67 1e-9 0x1F ½ ²"]
+    tokens = [f"a{token}b {token} {token}{token}\n{token}" for token in model.control_tokens[:256]]
+    code = [
+        "def f(x):\n    return {'a': [1, 2.5, None]}  # \t done\n\n\n",
+        '{"k": "v\\n\\u00e9", "n": -1}\r\n',
+        "a_b-c/d\\e",
+    ]
+    characters = ["".join(chr(point) for point in range(start, start + 64)) for start in range(0, 0x250, 64)]
+    joined = [f" {one}{other} {one.upper()}" for one in _SCRIPTS for other in _SCRIPTS[:4]]
+    texts = [*_SCRIPTS, *spaces, *digits, *tokens, *code, *characters, *joined, "", "a", " "]
+    return [text.encode("utf-8") for text in texts]

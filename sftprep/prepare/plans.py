@@ -1,0 +1,126 @@
+"""The plans of a run: for each shape of conversation that was seen, how its rows are rendered without the template."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Hashable
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+from sftprep.config.pack import PackConfig
+from sftprep.data import Conversation
+from sftprep.engines.model import ModelFiles
+from sftprep.errors import MaskError, TemplateError
+from sftprep.stages.render import render
+from sftprep.stages.replay import RowPlan, plan_row
+from sftprep.templates.adapt import MessageForm, adapt_messages, probe_form
+from sftprep.templates.control import typed_tokens
+from sftprep.templates.policy import ControlTokens, Mask, Part, RenderPolicy
+from sftprep.templates.shape import shape_of
+from sftprep.templates.symbolic_template import SymbolicTemplate
+from sftprep.templates.symbols import OpaqueError
+
+_MAX_FAILURES: Final = 8
+"""Rows of one shape that found no plan, after which none is looked for."""
+
+
+@dataclass(slots=True)
+class _Known:
+    """What is known of a shape."""
+
+    plans: list[RowPlan] = field(default_factory=list)
+    failures: int = 0
+
+
+class PlanBook:
+    """Finds and keeps the plans of one model and policy."""
+
+    def __init__(self, model: ModelFiles, config: PackConfig, policy: RenderPolicy) -> None:
+        self._templates = tuple(
+            None if text is None else _symbolic(text, model, config) for text in (model.template, model.tool_template)
+        )
+        self._forms: list[MessageForm | None] = [None, None]
+        self._kwargs = config.template_kwargs
+        self._policy = policy
+        self._known: dict[Hashable, _Known] = {}
+
+    @staticmethod
+    def serves(policy: RenderPolicy) -> bool:
+        """Whether rows under a policy can be planned."""
+        trains_all = policy.reasoning is Part.TRAIN and policy.tool_calls is Part.TRAIN
+        is_plain = policy.control_tokens is not ControlTokens.SPLIT and policy.mask is Mask.CONTRACT
+        return trains_all and is_plain and not policy.merge_consecutive
+
+    def replay(self, conversation: Conversation) -> tuple[RowPlan, list[bytes]] | None:
+        """The plan of a conversation and what its samples are made of; None where it has no plan."""
+        number = 1 if conversation.tools is not None and self._templates[1] is not None else 0
+        template = self._templates[number]
+        if template is None or template.has_generation_blocks or self._has_typed_tokens(conversation, template):
+            return None
+        adapted = self._adapted(conversation, template, number)
+        known = self._known.setdefault(self._key(adapted, number), _Known())
+        for plan in known.plans:
+            values = plan.values(adapted)
+            if values is not None:
+                return plan, values
+        if known.failures >= _MAX_FAILURES:
+            return None
+        made = self._planned(adapted, template)
+        values = None if made is None else made.values(adapted)
+        if made is None or values is None:
+            known.failures += 1
+            return None
+        known.plans.append(made)
+        return made, values
+
+    def _key(self, conversation: Conversation, number: int) -> Hashable:
+        kwargs = conversation.template_kwargs
+        tools = conversation.tools
+        return (
+            shape_of(conversation.messages),
+            tuple(conversation.weights),
+            None if tools is None else len(tools),
+            json.dumps(kwargs, sort_keys=True) if kwargs else "",
+            number,
+        )
+
+    def _has_typed_tokens(self, conversation: Conversation, template: SymbolicTemplate) -> bool:
+        if self._policy.control_tokens is not ControlTokens.ERROR or not template.control_tokens:
+            return False
+        return any(True for _ in typed_tokens(conversation, template.control_pattern))
+
+    def _adapted(self, conversation: Conversation, template: SymbolicTemplate, number: int) -> Conversation:
+        """The conversation in the form that the template wants, with the run's own arguments."""
+        form = self._forms[number]
+        if form is None:
+            form = self._forms[number] = probe_form(template)
+        messages = conversation.messages
+        if form.wrap_text or any(len(message) != 2 or type(message.get("content")) is not str for message in messages):
+            messages = adapt_messages(messages, form)
+        kwargs = {**self._kwargs, **conversation.template_kwargs}
+        if messages is conversation.messages and kwargs == conversation.template_kwargs:
+            return conversation
+        return replace(conversation, messages=messages, template_kwargs=kwargs)
+
+    def _planned(self, conversation: Conversation, template: SymbolicTemplate) -> RowPlan | None:
+        try:
+            tracer = template.at(conversation.messages, conversation.tools)
+            rendered = render(conversation, template=template, policy=self._policy)
+            if set(rendered.classes) - {"packed", "switched", "rewritten"} or not rendered.samples:
+                return None
+            return plan_row(rendered.samples, tracer, counts=(rendered.classes, rendered.remarks))
+        except (MaskError, TemplateError, OpaqueError):
+            # The slow path says what is wrong with the row, or finds its exact form.
+            return None
+        finally:
+            template.leave()
+
+
+def _symbolic(text: str, model: ModelFiles, config: PackConfig) -> SymbolicTemplate:
+    return SymbolicTemplate(
+        text,
+        special_tokens=model.special_tokens,
+        stop_tokens=model.stop_tokens,
+        control_tokens=model.control_tokens,
+        now=config.now,
+    )

@@ -1,0 +1,163 @@
+"""Many replayed samples to tokens at once: ids, spans, and the proof of each, without a loop over tokens.
+
+The bytes of the tokens, joined, must be the bytes of the texts: that is the decode proof, and it gives the borders.
+A turn is exact where a token begins at its completion, the ids before that are those of the opening encoded alone
+behind a token at which every encode is cut, and one stop token ends it. A sample that fails any of this has `ok`
+False, and is for the slow path, which says why or finds another exact form.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+Ints = npt.NDArray[np.int64]
+
+
+class EncodedTexts(NamedTuple):
+    """Texts encoded: `ids` int32 `[tokens]`, `offsets` int64 `[texts + 1]`."""
+
+    ids: npt.NDArray[np.int32]
+    offsets: Ints
+
+
+@dataclass(frozen=True, slots=True)
+class TokenTable:
+    """The bytes of each id: `pieces` Arrow binary `[vocabulary]`, `lengths` int64; ids that stop a model."""
+
+    pieces: pa.Array
+    lengths: Ints
+    stop_ids: npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True, slots=True)
+class TurnBorders:
+    """Turns of a batch, in pieces of the whole batch, int64 `[turns]` each.
+
+    `sample` is whose turn it is; `opened` bytes before `start` begin the ids `opening[opening_offsets[i]:…]`,
+    of which the first is a token that cuts every encode.
+    """
+
+    sample: Ints
+    start: Ints
+    stop_start: Ints
+    stop: Ints
+    opened: Ints
+    opening: npt.NDArray[np.int32]
+    opening_offsets: Ints
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Samples of a batch: their texts' bytes end to end, the bytes of each piece, and the segments.
+
+    `sample_bytes`, `piece_bytes` int64; `segments` is the piece at which each begins, with its kind, message and
+    weight; `segment_offsets` int64 `[samples + 1]`.
+    """
+
+    text: bytes
+    sample_bytes: Ints
+    piece_bytes: Ints
+    segments: Ints
+    kinds: npt.NDArray[np.int8]
+    messages: npt.NDArray[np.int32]
+    weights: npt.NDArray[np.float32]
+    segment_offsets: Ints
+    turns: TurnBorders
+
+
+@dataclass(frozen=True, slots=True)
+class Spans:
+    """Spans of all samples: `starts` count from the sample's first token; `offsets` int64 `[samples + 1]`."""
+
+    starts: npt.NDArray[np.int32]
+    kinds: npt.NDArray[np.int8]
+    messages: npt.NDArray[np.int32]
+    weights: npt.NDArray[np.float32]
+    offsets: Ints
+
+
+def prove_batch(batch: Batch, encoded: EncodedTexts, table: TokenTable) -> tuple[npt.NDArray[np.bool_], Spans]:
+    """Which samples are exact, bool `[samples]`, and the spans of all of them."""
+    lengths = table.lengths[encoded.ids]
+    ends = np.cumsum(lengths)
+    starts = ends - lengths
+    ok = _decoded(batch, encoded, (ends, table))
+    if not ok.all():
+        return ok, _no_spans(len(ok))
+    piece_starts = np.concatenate([[0], np.cumsum(batch.piece_bytes)])
+    exact = _exact_turns(batch.turns, piece_starts, (encoded, starts, lengths), table)
+    ok[batch.turns.sample[~exact]] = False
+    return ok, _spans(batch, np.searchsorted(starts, piece_starts[batch.segments]), encoded.offsets)
+
+
+def _decoded(batch: Batch, encoded: EncodedTexts, tokens: tuple[Ints, TokenTable]) -> npt.NDArray[np.bool_]:
+    """Of which samples the tokens' bytes are the text's bytes."""
+    ends, table = tokens
+    bounds = np.concatenate([[0], ends])[encoded.offsets]
+    expected = np.concatenate([[0], np.cumsum(batch.sample_bytes)])
+    buffer = table.pieces.take(pa.array(encoded.ids)).buffers()[2]
+    written = pa.py_buffer(b"") if buffer is None else buffer.slice(0, int(bounds[-1]))
+    text = pa.py_buffer(batch.text)
+    if np.array_equal(bounds, expected) and written.equals(text):
+        return np.ones(len(batch.sample_bytes), dtype=np.bool_)
+    pairs = zip(bounds[:-1], np.diff(bounds), expected[:-1], np.diff(expected), strict=True)
+    equal = [m == n and written.slice(int(a), int(m)).equals(text.slice(int(b), int(n))) for a, m, b, n in pairs]
+    return np.array(equal, dtype=np.bool_)
+
+
+def _exact_turns(
+    turns: TurnBorders, pieces: Ints, tokens: tuple[EncodedTexts, Ints, Ints], table: TokenTable
+) -> npt.NDArray[np.bool_]:
+    """Which turns begin behind the ids of their opening and end in one stop token."""
+    encoded, starts, lengths = tokens
+    last = len(starts) - 1
+    begin, stop = pieces[turns.start], pieces[turns.stop_start]
+    at_begin = np.minimum(np.searchsorted(starts, begin), last)
+    at_stop = np.minimum(np.searchsorted(starts, stop), last)
+    exact = (starts[at_begin] == begin) & (starts[at_stop] == stop)
+    exact &= (stop + lengths[at_stop] == pieces[turns.stop]) & np.isin(encoded.ids[at_stop], table.stop_ids)
+    counts = np.diff(turns.opening_offsets)
+    first = np.minimum(np.searchsorted(starts, begin - turns.opened), last)
+    exact &= (starts[first] == begin - turns.opened) & (first + counts == at_begin)
+    place = np.repeat(first - turns.opening_offsets[:-1], counts) + np.arange(len(turns.opening))
+    equal = encoded.ids[np.minimum(place, last)] == turns.opening
+    differing = np.add.reduceat(np.append(~equal, False), turns.opening_offsets[:-1]) if len(counts) else counts
+    proven: npt.NDArray[np.bool_] = exact & ((counts == 0) | (differing == 0))
+    return proven
+
+
+def _spans(batch: Batch, tokens: Ints, offsets: Ints) -> Spans:
+    """Segments to spans: those without a token are dropped, neighbours of one kind and message joined."""
+    sample = np.repeat(np.arange(len(offsets) - 1), np.diff(batch.segment_offsets))
+    following = np.append(tokens[1:], 0)
+    following[batch.segment_offsets[1:] - 1] = offsets[1:]
+    kept = np.flatnonzero(following > tokens)
+    kinds, messages, owner = batch.kinds[kept], batch.messages[kept], sample[kept]
+    begins = np.ones(len(kept), dtype=np.bool_)
+    begins[1:] = (kinds[1:] != kinds[:-1]) | (messages[1:] != messages[:-1]) | (owner[1:] != owner[:-1])
+    kept, owner = kept[begins], owner[begins]
+    counts = np.bincount(owner, minlength=len(offsets) - 1)
+    return Spans(
+        starts=(tokens[kept] - offsets[owner]).astype(np.int32),
+        kinds=batch.kinds[kept],
+        messages=batch.messages[kept],
+        weights=batch.weights[kept],
+        offsets=np.concatenate([[0], np.cumsum(counts)]),
+    )
+
+
+def _no_spans(num_samples: int) -> Spans:
+    empty = np.zeros(0, dtype=np.int32)
+    offsets = np.zeros(num_samples + 1, dtype=np.int64)
+    return Spans(empty, empty.astype(np.int8), empty, empty.astype(np.float32), offsets)
+
+
+def flat_offsets(counts: Sequence[int]) -> Ints:
+    """Offsets of runs of these sizes, int64 `[n + 1]`."""
+    return np.concatenate([[0], np.cumsum(np.asarray(counts, dtype=np.int64))])

@@ -1,0 +1,217 @@
+"""Rendered samples of one conversation as plans for all conversations of its shape, and what a plan makes of them.
+
+A plan is a list of pieces, of which each is the template's or a field, cut so that every border of a segment and of a
+turn lies between two. A conversation whose texts answer the guards as the first one's did is rendered by joining them.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from operator import itemgetter
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from sftprep.data import TRAINED_KINDS, Conversation, Sample, SpanKind
+from sftprep.templates.shape import value_at
+from sftprep.templates.symbolic import SymbolicStr
+from sftprep.templates.symbolic_tracer import SymbolicTracer
+from sftprep.templates.symbols import Field, Guard, OpaqueError, answer, write_json
+
+
+class TurnPlan(NamedTuple):
+    """A trained turn, in pieces: its completion is `[start, stop)`, its stop token the pieces from `stop_start` on.
+
+    `opening` is what the template writes right before the completion, as far back as nothing else is written.
+    """
+
+    start: int
+    stop_start: int
+    stop: int
+    opening: str
+    stop_text: str
+
+
+@dataclass(frozen=True, slots=True)
+class SamplePlan:
+    """One sample: `take` picks its pieces from a row's values.
+
+    `starts`, the number of the piece at which each begins, `kinds`, `messages` and `weights` are of its segments:
+    int64, int8, int32, float32 `[segments]`.
+    """
+
+    take: Callable[[Sequence[bytes]], tuple[bytes, ...]]
+    num_pieces: int
+    starts: npt.NDArray[np.int64]
+    kinds: npt.NDArray[np.int8]
+    messages: npt.NDArray[np.int32]
+    weights: npt.NDArray[np.float32]
+    turns: tuple[TurnPlan, ...]
+    kwargs: str
+
+
+@dataclass(frozen=True, slots=True)
+class RowPlan:
+    """The samples of a conversation of one shape, `fields` and then `words` being the values that they take from."""
+
+    fields: tuple[Field, ...]
+    words: tuple[bytes, ...]
+    guards: tuple[tuple[int, Guard, Any], ...]
+    """Number of the field, the question, and the answer that it must have. Fields that are only asked come last."""
+    num_written: int
+    """Fields that are written; the others are only asked."""
+    samples: tuple[SamplePlan, ...]
+    classes: Mapping[str, int]
+    remarks: Mapping[str, int]
+
+    def values(self, conversation: Conversation) -> list[bytes] | None:
+        """What the samples are made of, UTF-8; None where the conversation answers otherwise."""
+        texts = [text_of(field, conversation) for field in self.fields]
+        for number, guard, said in self.guards:
+            if answer(texts[number], guard.question, guard.args) != said:
+                return None
+        return [*(text.encode() for text in texts[: self.num_written]), *self.words]
+
+
+def text_of(field: Field, conversation: Conversation) -> str:
+    """The text that a field is in a conversation, whose messages are in the form that the template wants."""
+    message, keys, ops = field
+    value: Any = conversation.messages[message] if message >= 0 else conversation.tools
+    value = value_at(value, keys if message >= 0 else keys[1:])
+    for name, argument in ops:
+        value = write_json(value, argument) if name == "json" else getattr(value, name)(argument)
+    return str(value)
+
+
+def plan_row(
+    samples: Sequence[Sample], tracer: SymbolicTracer, *, counts: tuple[Mapping[str, int], Mapping[str, int]]
+) -> RowPlan:
+    """The plan of a conversation that was rendered symbolically; `counts` are its classes and remarks.
+
+    Raises:
+        OpaqueError: a border lies within a field, or a turn has no stop token.
+    """
+    values = _Values(tracer)
+    planned = [_plan_sample(sample, values) for sample in samples]
+    num_written = len(values.fields)
+    guards = tuple((values.number(guard.field), guard, said) for guard, said in tracer.guards.items())
+    fields = tuple(values.fields)
+    words = tuple(values.words)
+
+    def place(piece: tuple[bool, int]) -> int:
+        is_field, number = piece
+        return number if is_field else num_written + number
+
+    return RowPlan(
+        fields=fields,
+        words=words,
+        guards=guards,
+        num_written=num_written,
+        samples=tuple(_finished(sample, plan, place) for sample, plan in zip(samples, planned, strict=True)),
+        classes=counts[0],
+        remarks=counts[1],
+    )
+
+
+class _Values:
+    """The fields and the words that the pieces of a row's samples are, each once."""
+
+    def __init__(self, tracer: SymbolicTracer) -> None:
+        self.tracer = tracer
+        self.fields: dict[Field, int] = {}
+        self.words: dict[bytes, int] = {}
+
+    def number(self, field: Field) -> int:
+        """The number of a field."""
+        return self.fields.setdefault(field, len(self.fields))
+
+    def word(self, text: str) -> int:
+        """The number of a word."""
+        return self.words.setdefault(text.encode(), len(self.words))
+
+
+class _Pieces(NamedTuple):
+    pieces: list[tuple[bool, int]]
+    texts: list[str | None]
+    """Of the template's; None for fields."""
+    at: dict[int, int]
+    """Position in the text → number of the piece that begins there."""
+
+
+def _plan_sample(sample: Sample, values: _Values) -> _Pieces:
+    text = sample.text
+    if not isinstance(text, SymbolicStr):
+        raise OpaqueError("a sample is not symbolic")
+    borders = {0, str.__len__(text)}
+    for segment in sample.segments:
+        borders |= {segment.start, segment.stop}
+    for turn in sample.turns:
+        borders |= {turn.start, turn.stop}
+    found = _Pieces([], [], {})
+    position = 0
+    for run in text.runs:
+        stop = position + run.length
+        inside = sorted(border for border in borders if position < border < stop)
+        if text.tracer.is_symbol(run):
+            if inside:
+                raise OpaqueError("a turn or a segment begins within a field")
+            found.at[position] = len(found.pieces)
+            found.pieces.append((True, values.number(text.tracer.fields[run.source])))
+            found.texts.append(None)
+        else:
+            for begin, end in zip([position, *inside], [*inside, stop], strict=True):
+                _add_word(found, values, (begin, str.__getitem__(text, slice(begin, end))), borders)
+        position = stop
+    found.at[position] = len(found.pieces)
+    return found
+
+
+def _add_word(found: _Pieces, values: _Values, word: tuple[int, str], borders: set[int]) -> None:
+    """Add a word of the template, joined to the one before it where no border lies between."""
+    begin, text = word
+    before = found.texts[-1] if found.texts else None
+    if begin not in borders and before is not None:
+        text = before + text
+        found.texts.pop()
+        found.pieces.pop()
+    else:
+        found.at[begin] = len(found.pieces)
+    found.pieces.append((False, values.word(text)))
+    found.texts.append(text)
+
+
+def _finished(sample: Sample, found: _Pieces, place: Callable[[tuple[bool, int]], int]) -> SamplePlan:
+    segments = [segment for segment in sample.segments if segment.start < segment.stop]
+    weights = {turn.message: turn.weight for turn in sample.turns}
+    trained = [weights[s.message] if s.kind in TRAINED_KINDS else 0.0 for s in segments]
+    places = [place(piece) for piece in found.pieces]
+    single = places[0] if len(places) == 1 else None
+    return SamplePlan(
+        take=itemgetter(*places) if single is None else lambda values: (values[single],),
+        num_pieces=len(places),
+        starts=np.array([found.at[s.start] for s in segments], dtype=np.int64),
+        kinds=np.array([s.kind for s in segments], dtype=np.int8),
+        messages=np.array([s.message for s in segments], dtype=np.int32),
+        weights=np.array(trained, dtype=np.float32),
+        turns=tuple(_plan_turns(sample, found)),
+        kwargs=json.dumps(sample.template_kwargs, sort_keys=True),
+    )
+
+
+def _plan_turns(sample: Sample, found: _Pieces) -> list[TurnPlan]:
+    stops = {s.stop: s.start for s in sample.segments if s.kind is SpanKind.STOP}
+    turns: list[TurnPlan] = []
+    for turn in sample.turns:
+        if turn.stop not in stops:
+            raise OpaqueError("a turn has no stop token")
+        start, stop_start, stop = (found.at[p] for p in (turn.start, stops[turn.stop], turn.stop))
+        opening = ""
+        for text in itertools.takewhile(lambda text: text is not None, reversed(found.texts[:start])):
+            opening = f"{text}{opening}"
+        stop_text = "".join(text or "" for text in found.texts[stop_start:stop])
+        turns.append(TurnPlan(start, stop_start, stop, opening, stop_text))
+    return turns

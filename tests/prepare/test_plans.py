@@ -1,0 +1,230 @@
+"""Rows that are replayed from a plan are the rows that the template makes: the fast form equals the slow one."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import zstandard
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sftprep.config.pack import PackConfig
+from sftprep.data import Conversation, RowAddress
+from sftprep.engines.fast import FAST_FROM, EngineChoice, ReferenceBatch, fast_engine
+from sftprep.engines.load import load_model
+from sftprep.errors import DataError, EngineDiffersError
+from sftprep.prepare.chunk import Chunk, InputRow
+from sftprep.prepare.compile import Compiler, batch_compiler, compiler
+from sftprep.prepare.compile_chunk import compile_chunk
+from sftprep.prepare.pack import pack
+from sftprep.stages.encode_batch import EncodedTexts
+
+SAMPLES = Path(__file__).parents[2] / "data_samples"
+TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
+HOSTILE = st.sampled_from(
+    ["", " ", "\n", "\n\nx", " x ", "<", "<|", "</think>", "<think>", "e\u0301", "\r\n", "ok\n", "{", "🏳️‍🌈"]
+)
+
+
+def config(model: Path, out: Path = Path("out"), **options: Any) -> PackConfig:
+    return PackConfig(files=(Path("chats"),), model=str(model), out=out, **{"max_length": 1 << 20, **options})
+
+
+def rows_of(conversations: Sequence[Conversation]) -> list[InputRow]:
+    return [InputRow(0, 1, c.address, c, ()) for c in conversations]
+
+
+def conversation(number: int, contents: Sequence[str], *, system: str | None = None) -> Conversation:
+    messages = [{"role": "system", "content": system}] if system is not None else []
+    messages += [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(contents)]
+    return Conversation(RowAddress("chats", number), messages, [1.0] * len(messages))
+
+
+def same(fast: Chunk, slow: Chunk) -> bool:
+    """Whether two chunks are one, but for how they were made."""
+    counts = (fast.classes, fast.remarks, fast.exact, fast.left_out) == (
+        slow.classes,
+        slow.remarks,
+        slow.exact,
+        slow.left_out,
+    )
+    return counts and fast.documents.equals(slow.documents) and np.array_equal(fast.times, slow.times)
+
+
+def both(compile_rows: Compiler, rows: list[InputRow], settings: PackConfig) -> tuple[Chunk, Chunk]:
+    fast = compile_chunk(rows, compile_row=compile_rows, config=settings)
+    return fast, compile_chunk(rows, compile_row=compile_rows.compile_row, config=settings)
+
+
+@pytest.fixture(scope="module")
+def own() -> tuple[Compiler, PackConfig]:
+    settings = config(SAMPLES / "model")
+    return batch_compiler(load_model(str(SAMPLES / "model")), settings), settings
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.lists(st.one_of(TEXTS, HOSTILE), min_size=2, max_size=6).filter(lambda c: len(c) % 2 == 0), max_size=6)
+)
+def test_texts_of_any_kind_are_replayed_as_the_template_writes_them(
+    own: tuple[Compiler, PackConfig], contents: list[list[str]]
+) -> None:
+    compile_rows, options = own
+    rows = rows_of([conversation(n + 1, texts) for n, texts in enumerate(contents)])
+    assert same(*both(compile_rows, rows, options))
+
+
+def test_conversations_of_one_shape_need_one_plan(own: tuple[Compiler, PackConfig]) -> None:
+    compile_rows, options = own
+    rows = rows_of([conversation(n, [f"question {n}", f"answer {n}"], system="Be brief.") for n in range(1, 80)])
+    fast, slow = both(compile_rows, rows, options)
+    assert fast.rendering["replayed"] == 79
+    assert fast.rendering["traced"] == 0
+    assert slow.rendering == {"traced": 79}
+    assert same(fast, slow)
+
+
+def test_rows_keep_their_order_where_some_have_no_plan(own: tuple[Compiler, PackConfig]) -> None:
+    compile_rows, options = own
+    contents = [["hi", "there"], ["two", "answers", "and", "more"], ["hi", "you"], ["no answer"], ["last", "one"]]
+    rows = rows_of([conversation(n + 1, texts) for n, texts in enumerate(contents)])
+    fast, slow = both(compile_rows, rows, options)
+    assert same(fast, slow)
+    assert fast.left_out
+    assert fast.rendering["traced"]
+
+
+@pytest.fixture(scope="module", params=["qwen3", "smollm2-135m-instruct", "gpt-oss", "deepseek-v3", "mistral-tekken"])
+def served(request: pytest.FixtureRequest, corpus: Path) -> tuple[Compiler, PackConfig]:
+    directory = corpus / "models" / request.param
+    options = config(directory)
+    return batch_compiler(load_model(str(directory)), options), options
+
+
+def chats(corpus: Path, name: str, *, start: int = 0, count: int) -> Iterator[dict[str, Any]]:
+    with zstandard.open(corpus / name, "rt", encoding="utf-8") as lines:
+        yield from (json.loads(line) for line in islice(lines, start, start + count))
+
+
+@pytest.mark.corpus
+@pytest.mark.parametrize("name", ["bench/chat_10k.jsonl.zst", "chat/bfcl_single_turn_tool_calls.jsonl.zst"])
+def test_real_rows_are_replayed_as_the_template_writes_them(
+    served: tuple[Compiler, PackConfig], corpus: Path, name: str
+) -> None:
+    compile_rows, options = served
+    rows = []
+    for number, row in enumerate(chats(corpus, name, start=100, count=60)):
+        messages = row["messages"]
+        made = Conversation(RowAddress("chats", number + 1), messages, [1.0] * len(messages), tools=row.get("tools"))
+        rows.append(InputRow(0, 1, made.address, made, ()))
+    assert same(*both(compile_rows, rows, options))
+
+
+@pytest.mark.corpus
+@pytest.mark.parametrize("name", ["qwen3", "smollm2-135m-instruct"])
+def test_most_real_rows_have_a_plan(corpus: Path, name: str) -> None:
+    directory = corpus / "models" / name
+    options = config(directory)
+    compile_rows = batch_compiler(load_model(str(directory)), options)
+    conversations = [
+        Conversation(RowAddress("chats", n + 1), row["messages"], [1.0] * len(row["messages"]))
+        for n, row in enumerate(chats(corpus, "chat/gsm8k_train.jsonl.zst", count=300))
+    ]
+    chunk = compile_chunk(rows_of(conversations), compile_row=compile_rows, config=options)
+    assert chunk.rendering["replayed"] == 300
+
+
+class OtherIds:
+    """An engine that cuts one word where the reference does not."""
+
+    name = "other"
+
+    def __init__(self, tokenizer_json: str) -> None:
+        self._reference = ReferenceBatch(tokenizer_json)
+
+    def encode_batch(self, texts: Sequence[bytes]) -> EncodedTexts:
+        """As the reference, but the first `the` is two pieces."""
+        ids = []
+        for text in texts:
+            head, word, tail = text.partition(b"the")
+            pieces = [head + b"t", b"he" + tail] if word else [text]
+            ids.append(np.concatenate([self._reference.encode_batch([piece]).ids for piece in pieces]))
+        offsets = np.concatenate([[0], np.cumsum([len(own) for own in ids])])
+        return EncodedTexts(np.concatenate([np.zeros(0, np.int32), *ids]), offsets)
+
+
+def test_an_engine_that_differs_within_a_run_is_found_and_all_is_done_again(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    chats = tmp_path / "chats.jsonl"
+    rows = [{"messages": conversation(n, [f"say {n}", "this is the one"]).messages} for n in range(1, 2000)]
+    chats.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options = config(SAMPLES / "model", tmp_path / "reference", tokenizer_engine="reference", max_length=512)
+    options = options.model_copy(update={"files": (chats,)})
+    expected = pack(options)
+    monkeypatch.setattr("sftprep.engines.fast.FAST_FROM", 0)
+    monkeypatch.setattr("sftprep.engines.fast.fast_engine", lambda model: OtherIds(model.tokenizer_json))
+    found = pack(options.model_copy(update={"out": tmp_path / "auto", "tokenizer_engine": "auto"}))
+    assert found.engine_differed.startswith(str(chats))
+    assert found.rendering["engine tokenizers"] == 1999
+    assert expected.engine_differed == ""
+    for shard in expected.shards.manifest.shards:
+        path = tmp_path / "reference" / shard.file
+        assert path.read_bytes() == (tmp_path / "auto" / shard.file).read_bytes()
+
+
+def test_the_check_of_an_engine_names_the_row() -> None:
+    model = load_model(str(SAMPLES / "model"))
+    compile_rows = batch_compiler(model, config(SAMPLES / "model"))
+    assert compile_rows.batch is not None
+    choice = EngineChoice(model, fast=False)
+    choice.engine = OtherIds(model.tokenizer_json)
+    compile_rows.batch._choice = choice
+    rows = rows_of([conversation(n, ["so", "that is the one"]) for n in range(1, 3000)])
+    with pytest.raises(EngineDiffersError, match=r"^chats:\d+: other gives other ids than the reference"):
+        compile_chunk(rows, compile_row=compile_rows, config=config(SAMPLES / "model"))
+
+
+def test_a_plan_that_makes_another_document_ends_the_run(own: tuple[Compiler, PackConfig]) -> None:
+    compile_rows, options = own
+    rows = rows_of([conversation(n, ["so", "that is it"]) for n in range(1, 3000)])
+    other = compiler(load_model(str(SAMPLES / "model")), options)
+
+    def changed(row: Conversation) -> Any:
+        return other(conversation(row.address.line, ["so", "that was it"]))
+
+    with pytest.raises(DataError, match="replay-differs"):
+        compile_chunk(rows, compile_row=Compiler(changed, compile_rows.batch), config=options)
+
+
+@pytest.mark.corpus
+@pytest.mark.parametrize("name", ["qwen3", "smollm2-135m-instruct", "gpt-oss", "deepseek-v3", "mistral-tekken"])
+def test_the_fast_engine_gives_the_ids_of_the_reference_on_real_texts(corpus: Path, name: str) -> None:
+    model = load_model(str(corpus / "models" / name))
+    engine = fast_engine(model)
+    assert engine is not None
+    texts = [
+        json.dumps(row, ensure_ascii=False).encode() for row in chats(corpus, "bench/chat_10k.jsonl.zst", count=200)
+    ]
+    random.Random(0).shuffle(texts)
+    found, expected = engine.encode_batch(texts), ReferenceBatch(model.tokenizer_json).encode_batch(texts)
+    assert np.array_equal(found.ids, expected.ids)
+    assert np.array_equal(found.offsets, expected.offsets)
+
+
+def test_a_fast_engine_that_fails_the_probe_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = load_model(str(SAMPLES / "model"))
+    monkeypatch.setattr("sftprep.engines.fast.GigatokenBatch", OtherIds)
+    monkeypatch.setattr("sftprep.engines.fast.FastokensBatch", OtherIds)
+    monkeypatch.setattr("sftprep.engines.fast.probe_texts", lambda model: [b"nothing is the same"])
+    assert fast_engine(model) is None
+    monkeypatch.setattr("sftprep.engines.fast.probe_texts", lambda model: [b"nothing"])
+    assert fast_engine(model) is not None
+    assert FAST_FROM > 0
