@@ -106,7 +106,13 @@ def test_every_bad_sample_is_tested_and_every_good_sample_passes(samples: Path) 
 
 
 @settings(deadline=None)
-@given(st.lists(st.binary(max_size=40) | st.sampled_from([GOOD, BAD, b"{}", b"[]", b""]), min_size=1, max_size=8))
+@given(
+    st.lists(
+        st.binary(max_size=40) | st.sampled_from([GOOD, b"  " + GOOD + b"\t", BAD, b"{}", b"[]", b""]),
+        min_size=1,
+        max_size=8,
+    )
+)
 def test_any_bytes_are_good_or_bad_rows_and_all_are_quarantined(
     tmp_path_factory: pytest.TempPathFactory, lines: list[bytes]
 ) -> None:
