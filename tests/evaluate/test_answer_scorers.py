@@ -59,6 +59,7 @@ def test_objects_within_objects_are_not_told_twice() -> None:
         ('[{"name": "get_tide", "parameters": {"place": "Skarv"}}]', 1.0),
         ('{"name": "get_tide", "arguments": {"place": "Skorve"}}', 0.0),
         ('{"name": "get_tide", "arguments": {"place": "Skarv"}} {"name": "b", "arguments": {}}', 2 / 3),
+        ('{"name": "get_tide", "arguments": {"place": "Skarv"}}' * 2, 2 / 3),
         ("The tide is at six.", 0.0),
     ],
 )

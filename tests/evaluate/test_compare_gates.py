@@ -108,6 +108,15 @@ def test_improvement_must_be_shown_and_is_asked_for(*, gained: int, lost: int, w
     assert "improvement" not in {one.gate for one in judged([], found)}
 
 
+@pytest.mark.parametrize(
+    ("gate", "wanted"), [("repetition=0.2", False), ("repetition=0.4", True), ("repetition=30%", True)]
+)
+def test_more_repetition_than_allowed_fails_and_less_does_not(gate: str, *, wanted: bool) -> None:
+    repeats = case(1.0, None)
+    repeats = repeats.model_copy(update={"answer": repeats.answer.model_copy(update={"repetition": 0.3})})
+    assert [one.passed for one in judged([EvaluateGate.parse(gate)], measured([repeats]))] == [wanted]
+
+
 @pytest.mark.parametrize("gate", ["regression", "improvement"])
 def test_a_comparison_without_a_baseline_is_refused_and_not_passed(gate: str) -> None:
     with pytest.raises(UsageError, match="--baseline"):
