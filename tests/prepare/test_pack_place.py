@@ -119,7 +119,8 @@ def test_each_option_that_may_decide_bytes_changes_the_fingerprint(call: dict[st
 
 
 def test_every_option_is_known_to_decide_bytes_or_not(call: dict[str, Any]) -> None:
-    neutral = {"files", "sources", "model", "out", "overwrite", "workers", "max_drop"}
+    neutral = {"files", "sources", "model", "out", "overwrite", "append", "workers", "max_drop"}
+    neutral |= {"tokenizer_engine", "plans"}
     assert {*CHANGES, *neutral} == set(PackConfig.model_fields)
 
 
@@ -153,7 +154,8 @@ def test_the_order_and_the_epochs_of_inputs_change_the_fingerprint_and_paths_do_
     moved = folder / "moved.jsonl"
     shutil.copy(two, moved)
     assert fingerprint(call, files=(one, moved)) == fingerprint(call, files=(one, two))
-    assert fingerprint(call, max_drop="5%", workers=2, out=folder / "elsewhere") == fingerprint(call)
+    same = {"max_drop": "5%", "workers": 2, "tokenizer_engine": "reference", "plans": False}
+    assert fingerprint(call, **same, out=folder / "elsewhere") == fingerprint(call)
 
 
 def test_the_clock_is_not_an_input_and_the_pinned_date_is(call: dict[str, Any]) -> None:
