@@ -22,7 +22,7 @@ from sftprep.data import SpanKind
 from sftprep.engines import load
 from sftprep.engines.reference import ReferenceEngine
 from sftprep.errors import SftprepError
-from sftprep.prepare import chunk
+from sftprep.prepare import row_length
 from sftprep.records import text_rules
 from sftprep.shards.write import ShardWriter
 from sftprep.stages import encode, render
@@ -237,7 +237,7 @@ MUTATIONS = [
         NOTHING,
     ),
     ("a stop token is added once more", "B6", wrapped(encode, "_assemble", appended), PROMPT_IDS, "single"),
-    ("a long row is cut", "B7", changed(chunk._Fit, "fitted", truncated), TOO_LONG, NOTHING),
+    ("a long row is cut", "B7", changed(row_length.Fit, "fitted", truncated), TOO_LONG, NOTHING),
     (
         "JSON is escaped otherwise",
         "C1",
