@@ -7,7 +7,7 @@ have wheels for Linux and macOS, x86 and ARM.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final, Protocol
 
 import numpy as np
@@ -89,12 +89,27 @@ def fast_engine(model: ModelFiles) -> BatchEngine | None:
     """The first engine that is installed, loads the model's tokenizer, and agrees with the reference on the probe."""
     for make in (GigatokenBatch, FastokensBatch):
         try:
-            engine: BatchEngine = make(model.tokenizer_json)
-            if agrees(engine, ReferenceBatch(model.tokenizer_json), probe_texts(model)):
-                return engine
-        except Exception:  # noqa: BLE001, S112  # what they raise for a tokenizer that they do not know is anything
+            return _tried(make, model)
+        except (ImportError, _UnusableError):
             continue
     return None
+
+
+class _UnusableError(Exception):
+    """An engine does not load a tokenizer, or gives other ids."""
+
+
+def _tried(make: Callable[[str], BatchEngine], model: ModelFiles) -> BatchEngine:
+    try:
+        engine = make(model.tokenizer_json)
+        is_equal = agrees(engine, ReferenceBatch(model.tokenizer_json), probe_texts(model))
+    except ImportError:
+        raise
+    except Exception as error:  # what they raise for a tokenizer that they do not know is anything
+        raise _UnusableError(str(error)) from error
+    if not is_equal:
+        raise _UnusableError("it gives other ids")
+    return engine
 
 
 class EngineChoice:

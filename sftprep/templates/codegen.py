@@ -47,6 +47,18 @@ class TracingCodeGenerator(MeteredCodeGenerator):
     def _output_const_repr(self, group: Iterable[Any]) -> str:
         return f"environment.trace_literal({''.join(map(str, group))!r})"
 
+    def visit_Compare(self, node: nodes.Compare, frame: Frame) -> None:
+        """Write `a in b` as a call of the environment: Python would look into both without asking them."""
+        if len(node.ops) != 1 or node.ops[0].op not in {"in", "notin"}:
+            super().visit_Compare(node, frame)
+            return
+        self.write("(not " if node.ops[0].op == "notin" else "(")
+        self.write("environment.contains(")
+        self.visit(node.expr, frame)
+        self.write(", ")
+        self.visit(node.ops[0].expr, frame)
+        self.write("))")
+
 
 def meter_tree(tree: nodes.Template) -> None:
     """Count every pass of a loop, and what is compared or used as a key where neither side is written out, in place."""

@@ -31,8 +31,8 @@ class TracingEnvironment(MeteredEnvironment):
         for name, function in list(self.filters.items()):
             if name not in _OWN_FILTERS:
                 self.filters[name] = self._followed(function)
-        self.filters["tojson"] = self.metered("tojson", self._traced_json)
-        self.filters["join"] = self.metered("join", self._traced_join)
+        self.filters["tojson"] = self.metered("tojson", self.traced_json)
+        self.filters["join"] = self.metered("join", self.traced_join)
         self.filters["indent"] = self.metered("indent", self._traced_indent)
         # Nothing is ever escaped here, so marking text as safe changes no text that is only printed.
         self.filters["safe"] = lambda value: value
@@ -63,6 +63,11 @@ class TracingEnvironment(MeteredEnvironment):
         """Template text."""
         return self.tracer.literal(text)
 
+    def contains(self, item: Any, container: Any) -> bool:
+        """`item in container`."""
+        self.tracer.before_search(item, container)
+        return item in container
+
     def print_value(self, value: Any) -> str:
         """A printed expression."""
         self.meter_look(value)
@@ -85,6 +90,7 @@ class TracingEnvironment(MeteredEnvironment):
 
     def call(self, context: Context, obj: Any, /, *args: Any, **kwargs: Any) -> Any:
         """Call; a method of a plain string that is given traced text becomes the method of a traced literal."""
+        self.tracer.before_call(obj, [*args, *kwargs.values()])
         owner = getattr(obj, "__self__", None)
         if type(owner) is str and mentions_field([*args, *kwargs.values()]):
             obj = getattr(self.tracer.literal(owner), obj.__name__)
@@ -114,7 +120,7 @@ class TracingEnvironment(MeteredEnvironment):
 
         return filtered
 
-    def _traced_json(
+    def traced_json(
         self,
         value: Any,
         ensure_ascii: bool = False,
@@ -122,13 +128,15 @@ class TracingEnvironment(MeteredEnvironment):
         separators: Any = None,
         sort_keys: bool = False,
     ) -> TracedStr:
+        """The filter `tojson`."""
         options: dict[str, Any] = {"ensure_ascii": ensure_ascii, "indent": indent}
         options |= {"separators": separators, "sort_keys": sort_keys}
         text = dumps(value, **options)
         traced = JsonWriter(self.tracer, **options).write(value)
         return traced if traced == text else self.tracer.derived(text, value)
 
-    def _traced_join(self, value: Iterable[Any], d: str = "", attribute: str | int | None = None) -> TracedStr:
+    def traced_join(self, value: Iterable[Any], d: str = "", attribute: str | int | None = None) -> TracedStr:
+        """The filter `join`."""
         if attribute is not None:
             value = map(jinja2.filters.make_attrgetter(self, attribute), value)
         return self.tracer.concat([piece for item in value for piece in (d, item)][1:])

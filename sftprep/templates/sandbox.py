@@ -67,10 +67,11 @@ def _refuse_underscore(name: object) -> None:
         raise jinja2.exceptions.SecurityError(f"a namespace stores no underscore name such as {name!r}")
 
 
-class _TemplateDict:
+class TemplateDict:
     """`dict` as a template may use it: to build one, and nothing else."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:
+        """`dict(…)`."""
         return dict(*args, **kwargs)
 
     def fromkeys(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:
@@ -107,7 +108,7 @@ class MeteredEnvironment(ImmutableSandboxedEnvironment):
             self.filters[name] = self.metered(name, function)
         self.globals["raise_exception"] = _raise_exception
         self.globals["strftime_now"] = now.strftime
-        self.globals["dict"] = _TemplateDict()
+        self.globals["dict"] = TemplateDict()
         self.globals["namespace"] = TemplateNamespace
         del self.globals["lipsum"]  # text by chance, as much as is asked for
 
@@ -142,7 +143,7 @@ class MeteredEnvironment(ImmutableSandboxedEnvironment):
         """The pieces, each charged as it comes: they are joined only when all of them fit."""
         kept: list[str] = []
         for piece in pieces:
-            self.meter.charge(len(piece))
+            self.meter.made(piece)
             kept.append(piece)
         return kept
 

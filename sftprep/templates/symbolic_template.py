@@ -13,10 +13,9 @@ from datetime import datetime
 from typing import Any, Final, NamedTuple
 
 from sftprep.data import Json
-from sftprep.templates.environment import TracingEnvironment
 from sftprep.templates.runs import Run
 from sftprep.templates.shape import shape_of
-from sftprep.templates.symbolic_environment import SymbolicEnvironment
+from sftprep.templates.symbolic_environment import symbolic_environment
 from sftprep.templates.symbolic_session import Keys, SymbolicSession
 from sftprep.templates.symbolic_tracer import SymbolicTracer
 from sftprep.templates.symbols import Field, Guard, OpaqueError
@@ -61,7 +60,7 @@ class SymbolicTemplate(ChatTemplate):
         super().__init__(
             text, special_tokens=special_tokens, stop_tokens=stop_tokens, control_tokens=control_tokens, now=now
         )
-        self._symbolic: TracingEnvironment = SymbolicEnvironment(now)
+        self._symbolic = symbolic_environment(now)
         self._compiled = self._symbolic.from_string(text)
         self._known: dict[Hashable, list[_Text]] = {}
         self._session: SymbolicSession | None = None

@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from jinja2.runtime import Macro
+
 from sftprep.templates.runs import DERIVED, Run, Source
+from sftprep.templates.sandbox import TemplateDict, TemplateNamespace
 from sftprep.templates.symbols import Field, Guard, JsonOptions, Op, OpaqueError, Watched, answer, write_json
 from sftprep.templates.trace import TracedStr, Tracer
 
@@ -36,6 +39,19 @@ class SymbolicTracer(Tracer):
         if mentions_symbol(value):
             raise OpaqueError("it prints a list or an object as Python writes it")
         return str(value)
+
+    def before_search(self, item: object, container: object) -> None:
+        """OpaqueError where a field is looked for in a text that does not ask it."""
+        is_plain = isinstance(container, str) and not isinstance(container, TracedStr)
+        if is_plain and mentions_symbol(item):
+            raise OpaqueError("it looks for a field in its own words")
+
+    def before_call(self, function: object, given: list[object]) -> None:
+        """OpaqueError where a field is handed to what is no macro, no method, and does not just keep it."""
+        keeps = isinstance(function, (Macro, TemplateDict)) or function is TemplateNamespace
+        is_method = isinstance(getattr(function, "__self__", None), (str, list, dict))
+        if not keeps and not is_method and mentions_symbol(given):
+            raise OpaqueError("it hands a field to a function")
 
     def derived(self, text: str, origin: object) -> TracedStr:
         """A text computed from constants."""

@@ -45,7 +45,6 @@ class WatchedDict(dict[str, Any], Watched):
     """An object that is printed whole or not at all; whether it is empty is part of the shape."""
 
     __getitem__ = get = items = keys = values = __iter__ = __contains__ = __len__ = __eq__ = copy = _refuse
-    __hash__ = None  # type: ignore[assignment]
 
     def __bool__(self) -> bool:
         return dict.__len__(self) > 0
@@ -55,7 +54,6 @@ class WatchedList(list[Any], Watched):
     """The same for a list."""
 
     __getitem__ = __iter__ = __contains__ = __len__ = __eq__ = index = count = copy = __reversed__ = _refuse
-    __hash__ = None  # type: ignore[assignment]
 
     def __bool__(self) -> bool:
         return list.__len__(self) > 0

@@ -91,6 +91,12 @@ class Tracer:
         """The text of a value that is no traced text."""
         return str(value)
 
+    def before_search(self, item: object, container: object) -> None:
+        """Told before one value is looked for in another."""
+
+    def before_call(self, function: object, given: list[object]) -> None:
+        """Told before a function or a macro is called."""
+
 
 def _runs_of(text: str, piece: object, literal: int) -> list[Run]:
     """Who wrote the text of an untraced piece: the template, or all fields of a list or dict that is printed whole."""
