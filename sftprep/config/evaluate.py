@@ -68,7 +68,7 @@ class EvaluateConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    model: str = Field(description="The model to judge: a directory or hub id.")
+    model: str = Field(description="The model to judge: a directory, a hub id, a GGUF file, or a directory with one.")
     baseline: str | None = Field(default=None, description="The model to compare with, case by case.")
     suite: tuple[str, ...] = Field(
         default=(), description="A suite's YAML file, or the name of one that comes with sftprep; again for more."

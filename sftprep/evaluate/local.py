@@ -80,13 +80,15 @@ class LocalModel:
 
 
 def open_local(name: str, *, device: str, stop_ids: Sequence[int] | None) -> LocalModel:
-    """A model directory or hub id, in float32; stop tokens are the model's own unless given.
+    """A model directory, GGUF file or hub id, in float32; stop tokens are the model's own unless given.
 
     Raises:
         ModelFilesError: `not-found`, `no-weights`, `missing-weights`, and those of its text files.
         UsageError: `no-cuda`.
     """
-    files, place = load_model(name), locate(name)
+    place = locate(name)
+    # A GGUF file has its tokenizer and template beside it: its own copy of them is read wrongly by transformers.
+    files = load_model(str(place.directory) if place.gguf else name)
     target = device_named(device)
     disable_progress_bar()
     network = pretrained(place, dtype=torch.float32)
