@@ -39,6 +39,7 @@ from sftprep.train.attention import Segments
 from sftprep.train.flops import cost_of
 from sftprep.train.forward import Head, find_head, to_device, token_loss
 from sftprep.train.optim import build_optimizer
+from sftprep.train.recompute import recompute_activations
 from sftprep.train.rows import RowReader
 from sftprep.train.run import train
 from sftprep.train.stream import MicroBatch, collate_packed
@@ -247,8 +248,8 @@ def synthetic(setting: Setting) -> None:
 def adapters(setting: Setting) -> None:
     model = random_model(setting, LLAMA_8B, dtype=torch.bfloat16)
     lora.adapt(model, setting.options(lora_rank=16))
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    loop(setting, model, name="8B LoRA r16, sftprep kernels, activations recomputed")
+    recompute_activations(model, keep_products=True)
+    loop(setting, model, name="8B LoRA r16, sftprep kernels, products kept")
 
 
 def trl_with(setting: Setting, *, implementation: str) -> None:

@@ -66,6 +66,11 @@ class TrainConfig(BaseModel):
         default=False, description="With LoRA, train the embeddings too; only the merged model is then written."
     )
     gradient_checkpointing: bool = Field(default=False, description="Less memory, about a third more time.")
+    keep_products: bool = Field(
+        default=False,
+        description="As --gradient-checkpointing, but what matrix products and attention give is kept: less memory, "
+        "little more time.",
+    )
     threads: int | None = Field(default=None, ge=1, description="CPU threads (default: torch's own choice).")
 
     eval_shards: Place | None = Field(

@@ -59,6 +59,6 @@ def named_memory_failures(place: str) -> Iterator[None]:
             "the device has not enough memory for this step",
             code="out-of-memory",
             place=place,
-            hint="lower --batch-size and raise --grad-accum, add --gradient-checkpointing, or pack with a smaller "
-            "--max-length; --dtype bfloat16 halves what activations take",
+            hint="lower --batch-size and raise --grad-accum, add --keep-products or --gradient-checkpointing, or "
+            "pack with a smaller --max-length; --dtype bfloat16 halves what activations take",
         ) from error

@@ -20,6 +20,7 @@ from sftprep.train.forward import find_head
 from sftprep.train.loop import Trainee
 from sftprep.train.model import ModelPlace, check_lengths, load
 from sftprep.train.optim import build_optimizer
+from sftprep.train.recompute import recompute_activations
 from sftprep.train.rows import RowReader
 from sftprep.train.selftest import check_rows, check_segments, probe_documents
 from sftprep.train.stream import Layout, Row
@@ -79,8 +80,8 @@ def build_trainee(
         layout = _layout(config, model=model, probes=probes, shards=shards, where=where)
     if head is None:
         where.console.print("this model's head has a form of its own: its full logits are computed", soft_wrap=True)
-    if config.gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    if config.gradient_checkpointing or config.keep_products:
+        recompute_activations(model, keep_products=config.keep_products)
     split_model(model, device=where.device, world=where.world)
     return Trainee(
         model=model,

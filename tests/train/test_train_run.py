@@ -282,5 +282,6 @@ def test_gradient_checkpointing_changes_nothing_but_memory(
 ) -> None:
     data = shard_set()
     plain, _ = _run(data, toy_model, out=tmp_path / "a", max_steps=3)
-    saved, _ = _run(data, toy_model, out=tmp_path / "b", max_steps=3, gradient_checkpointing=True)
-    assert plain.nll == pytest.approx(saved.nll, rel=1e-6)
+    for option in ("gradient_checkpointing", "keep_products"):
+        saved, _ = _run(data, toy_model, out=tmp_path / option, max_steps=3, **{option: True})
+        assert plain.nll == pytest.approx(saved.nll, rel=1e-6)
