@@ -76,6 +76,8 @@ def joined() -> Iterator[World]:
     dist.init_process_group("cpu:gloo,cuda:nccl" if has_cuda else "gloo")
     try:
         yield World(rank=dist.get_rank(), size=dist.get_world_size())
+        # Nobody leaves while another still talks: who hosts the meeting place would take it away from under the rest.
+        dist.barrier()
     finally:
         dist.destroy_process_group()
 
