@@ -192,8 +192,8 @@ class PackConfig(BaseModel):
     )
     tokenizer_engine: Literal["auto", "reference"] = Field(
         default="auto",
-        description="`auto` encodes with a fast engine (extra `fast`) where it gives the ids of the reference, which is "
-        "checked before and during the run; `reference` takes no other than `tokenizers`. The bytes are the same.",
+        description="`auto` encodes with a fast engine (extra `fast`) where it gives the ids of the reference, which "
+        "is checked before and during the run; `reference` takes no other than `tokenizers`. The bytes are the same.",
     )
     plans: bool = Field(
         default=True,

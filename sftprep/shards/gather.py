@@ -141,7 +141,7 @@ class _Spans:
     lengths: npt.NDArray[np.int64]
     trained: npt.NDArray[np.bool_]
     num_trained: npt.NDArray[np.int64]
-    counts: npt.NDArray[np.int64]
+    counts: npt.NDArray[np.int32]
     """Spans a document has, `[docs]`."""
 
 
