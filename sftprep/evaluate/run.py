@@ -27,7 +27,7 @@ from sftprep.evaluate.loss_records import likelihood_record
 from sftprep.evaluate.models import OnProgress, Run, Seen, server
 from sftprep.evaluate.provenance import provenance_faults
 from sftprep.evaluate.suite import LoadedCase, read_suite
-from sftprep.prepare.prove import source_state
+from sftprep.prepare.recorded_sources import source_state
 from sftprep.reports.evaluate_json import (
     CaseRecord,
     Contamination,

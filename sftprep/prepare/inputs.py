@@ -2,40 +2,60 @@
 
 from __future__ import annotations
 
+import atexit
+import shutil
+import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from tempfile import mkstemp
 
 from sftprep.config.pack import PackConfig, SourceSpec
+from sftprep.config.places import is_remote
 from sftprep.data import Severity
-from sftprep.errors import SourceError
+from sftprep.errors import SourceError, UsageError
 from sftprep.prepare.check import ONCE_A_FILE, SaidOnce, named_format, validated
 from sftprep.prepare.chunk import InputRow, RowsRead
 from sftprep.prepare.mix import row_times
 from sftprep.sources.blocks import Block
-from sftprep.sources.compressed import OnBytes
+from sftprep.sources.compressed import STDIN, OnBytes
 from sftprep.sources.lines import file_sha256, read_blocks, read_rows
+from sftprep.sources.paths import expand
+from sftprep.sources.remote import identity
 
 
 @dataclass(frozen=True, slots=True)
 class InputFile:
-    """A source and the bytes that it had when the run began."""
+    """A source and the bytes that it had when the run began: by their sha256, or by the name that a store has for them.
+
+    `path` is where they are read: standard input is copied first, as what names a set has to be known before it is
+    read. `identity` is empty but for files of an object store, and `sha256` is empty there.
+    """
 
     spec: SourceSpec
+    path: Path
     sha256: str
     num_bytes: int
     modified_ns: int
+    identity: str = ""
 
     @classmethod
     def of(cls, spec: SourceSpec) -> InputFile:
         """SourceError or UsageError where the file cannot be read."""
-        sha256 = file_sha256(spec.path)
-        status = spec.path.stat()
-        return cls(spec=spec, sha256=sha256, num_bytes=status.st_size, modified_ns=status.st_mtime_ns)
+        if is_remote(spec.path):
+            name, size = identity(spec.path)
+            return cls(spec=spec, path=spec.path, sha256="", num_bytes=size, modified_ns=0, identity=name)
+        path = _stdin_copy() if spec.path == STDIN else spec.path
+        sha256 = file_sha256(path)
+        status = path.stat()
+        return cls(spec=spec, path=path, sha256=sha256, num_bytes=status.st_size, modified_ns=status.st_mtime_ns)
 
     def refuse_changed(self) -> None:
-        """SourceError where the file is not the one whose sha256 is in the manifest."""
-        status = self.spec.path.stat()
+        """SourceError where the file is not the one whose sha256 is in the manifest; its reader sees to a store's."""
+        if self.identity:
+            return
+        status = self.path.stat()
         if (status.st_size, status.st_mtime_ns) != (self.num_bytes, self.modified_ns):
             raise SourceError(
                 "the file changed while it was read",
@@ -43,6 +63,31 @@ class InputFile:
                 place=str(self.spec.path),
                 hint="run again when nothing writes to it",
             )
+
+
+def input_files(config: PackConfig) -> tuple[InputFile, ...]:
+    """The files of a run, patterns and directories written out; a source of several files has its name on each.
+
+    Raises:
+        UsageError: `missing-file`, `repeated-file` and whatever else says that a file cannot be used. SourceError.
+    """
+    plain = [SourceSpec(name=str(path), path=path) for path in expand(config.files)]
+    named = [spec.model_copy(update={"path": path}) for spec in config.sources for path in expand([spec.path])]
+    counts = Counter(spec.name for spec in (*plain, *config.sources))
+    for name, count in counts.items():
+        if count > 1:
+            hint = "--source NAME=FILE:2 takes a file twice"
+            raise UsageError("the file is named twice", code="repeated-file", place=name, hint=hint)
+    return tuple(InputFile.of(spec) for spec in (*plain, *named))
+
+
+def _stdin_copy() -> Path:
+    """Standard input as a file, which is gone when the process ends."""
+    handle, name = mkstemp(prefix="sftprep-stdin-")
+    atexit.register(Path(name).unlink, missing_ok=True)
+    with open(handle, "wb") as file:
+        shutil.copyfileobj(sys.stdin.buffer, file, 1 << 20)
+    return Path(name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,12 +104,16 @@ def input_chunks(
     files: Sequence[InputFile], config: PackConfig, *, on_bytes: OnBytes | None = None
 ) -> Iterator[InputChunk]:
     """Every row of every file in order, a few hundred a chunk; the files' bytes alone decide where a chunk ends."""
+    drawn = {
+        spec.name: _drawn([file for file in files if file.spec.name == spec.name], spec, seed=config.seed)
+        for spec in config.sources
+        if not spec.epochs.is_integer()
+    }
     for number, file in enumerate(files):
-        spec = file.spec
-        name = str(spec.path)
-        drawn = None if spec.epochs.is_integer() else _drawn(spec, seed=config.seed)
-        for block in read_blocks(spec.path, name=name, on_bytes=on_bytes):
-            times = int(spec.epochs) if drawn is None else tuple(next(drawn) for _ in block.rows(name))
+        spec, name = file.spec, str(file.spec.path)
+        share = drawn.get(spec.name)
+        for block in read_blocks(file.path, name=name, on_bytes=on_bytes):
+            times = int(spec.epochs) if share is None else tuple(next(share) for _ in block.rows(name))
             yield InputChunk(number, name, block, times)
 
 
@@ -91,7 +140,7 @@ def read_chunk(chunk: InputChunk, *, format: str | None) -> tuple[list[InputRow]
     ], read
 
 
-def _drawn(spec: SourceSpec, *, seed: int) -> Iterator[int]:
+def _drawn(files: Sequence[InputFile], spec: SourceSpec, *, seed: int) -> Iterator[int]:
     """How often each row of a source is taken that a fraction is taken of: it has to know how many there are."""
-    num_rows = sum(1 for _ in read_rows(spec.path, name=spec.name))
+    num_rows = sum(1 for file in files for _ in read_rows(file.path, name=str(file.spec.path)))
     return iter(row_times(num_rows, epochs=spec.epochs, seed=seed, name=spec.name).tolist())

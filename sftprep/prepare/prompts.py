@@ -10,7 +10,8 @@ from tokenizers import Tokenizer
 
 from sftprep.engines.model import ModelFiles
 from sftprep.errors import TemplateError
-from sftprep.prepare.prove import Prompt, Server, conversations, document_ids
+from sftprep.prepare.prove import Prompt, Server, document_ids
+from sftprep.prepare.recorded_sources import conversations
 from sftprep.reports.mask_view import PromptView
 from sftprep.reports.parity_json import ParityCertificate
 from sftprep.shards.read import ShardSet

@@ -7,10 +7,9 @@ generation prompt, encoded in one piece. The shards' side is what the trainer re
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from pathlib import Path
 from typing import Final, Literal
 
 import numpy as np
@@ -25,11 +24,10 @@ from sftprep.errors import TemplateError
 from sftprep.prepare.audit_tally import audit_facts
 from sftprep.prepare.chat_templates import ChatTemplates
 from sftprep.prepare.over_length import num_system, without_messages
-from sftprep.prepare.validate import read_conversations
+from sftprep.prepare.recorded_sources import conversations, source_state
 from sftprep.reports.parity_json import ParityCertificate, PromptDifference, SourceProof, Verdict
 from sftprep.shards.manifest import SourceRecord
 from sftprep.shards.read import ShardSet
-from sftprep.sources.lines import file_sha256
 from sftprep.stages.align import first_difference
 from sftprep.stages.mask_audit import readable_rows
 from sftprep.stages.turn_prompts import TURN, Turns, digest, trained_turns
@@ -160,23 +158,6 @@ def _prove_source(run: _Run, number: int, turns: Turns) -> _Account:
             if line in of_line:
                 _prove_row(run, account, conversation, of_line[line])
     return account
-
-
-def source_state(record: SourceRecord) -> Literal["read", "missing", "changed"]:
-    """Whether a source can be read at its recorded path, with its recorded bytes."""
-    path = Path(record.path)
-    if not path.is_file():
-        return "missing"
-    return "read" if file_sha256(path) == record.sha256 else "changed"
-
-
-def conversations(shards: ShardSet, record: SourceRecord) -> Iterator[tuple[int, Conversation]]:
-    """The good rows of a source, each with its line."""
-    named = shards.manifest.config.get("format")
-    rows = read_conversations(Path(record.path), name=record.path, format=None if named is None else str(named))
-    for row in rows:
-        if row.conversation is not None:
-            yield row.address.line, row.conversation
 
 
 def _prove_row(run: _Run, account: _Account, conversation: Conversation, turns: Turns) -> None:

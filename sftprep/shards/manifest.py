@@ -36,7 +36,8 @@ class SourceRecord(_Frozen):
 
     name: str = Field(description="The name given by --source NAME=FILE, else the path as given.")
     path: str
-    sha256: str
+    sha256: str = Field(description="Of the file's bytes as stored; empty where `identity` names them.")
+    identity: str = Field(default="", description="What an object store calls the bytes that were read, as its ETag.")
     num_bytes: int
     num_rows: int = Field(description="Rows in the file.")
     epochs: float = Field(description="How often each row was to be taken: the weight of --source.")

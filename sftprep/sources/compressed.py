@@ -12,7 +12,9 @@ from typing import BinaryIO, Final
 
 import zstandard
 
+from sftprep.config.places import is_remote
 from sftprep.errors import SourceError
+from sftprep.sources.remote import open_remote
 
 OnBytes = Callable[[int], None]
 """Told how many more bytes of the file (as stored, so of `stat().st_size`) have been read."""
@@ -42,7 +44,7 @@ def chunks_of(path: Path, *, name: str, on_bytes: OnBytes | None) -> Iterator[by
 
     A value, because the lines before it are still good and only the cutter of lines knows where it happened.
     """
-    with nullcontext(sys.stdin.buffer) if path == STDIN else path.open("rb") as file:
+    with nullcontext(sys.stdin.buffer) if path == STDIN else open_source(path) as file:
         counted = _Counted(file, on_bytes)
         try:
             head = counted.peek()
@@ -58,6 +60,11 @@ def chunks_of(path: Path, *, name: str, on_bytes: OnBytes | None) -> Iterator[by
             yield SourceError(f"the compressed data is damaged or cut off: {error}", code="bad-archive", hint=hint)
         except OSError as error:
             yield SourceError(f"reading failed: {error.strerror}", code="read-failed", hint="check the disk")
+
+
+def open_source(path: Path) -> BinaryIO:
+    """A file of a disk or of an object store."""
+    return open_remote(path) if is_remote(path) else path.open("rb")
 
 
 class _Counted:

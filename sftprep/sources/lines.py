@@ -13,6 +13,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Final
 
+from sftprep.config.places import is_remote
 from sftprep.errors import SourceError, UsageError
 from sftprep.sources.array import ArrayItem, array_items
 from sftprep.sources.blocks import UTF8_BOM, Block, ItemBlock, LineBlock, SourceRow
@@ -39,7 +40,7 @@ def read_rows(path: Path, *, name: str, on_bytes: OnBytes | None = None) -> Iter
 
 def read_blocks(path: Path, *, name: str, on_bytes: OnBytes | None = None) -> Iterator[Block]:
     """The same rows in runs that are cheap to cut; which rows a run holds depends on the file's contents alone."""
-    if path != STDIN:
+    if path != STDIN and not is_remote(path):
         require_file(path)
     return _blocks(path, name=name, on_bytes=on_bytes)
 

@@ -6,10 +6,12 @@ import glob
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
-from sftprep.errors import UsageError
+from sftprep.config.places import is_remote, place_of
+from sftprep.errors import SftprepError, UsageError
 from sftprep.sources.compressed import STDIN
+from sftprep.sources.remote import identity, named_failures
 
 _STATE: Final = "state.json"
 _SPLITS: Final = "dataset_dict.json"
@@ -24,8 +26,21 @@ def expand(paths: Sequence[Path]) -> tuple[Path, ...]:
     return tuple(found for path in paths for found in _files(path))
 
 
+def total_bytes(paths: Sequence[Path]) -> int | None:
+    """Bytes of all files that the paths stand for; None where standard input is one, or a file cannot be asked."""
+    try:
+        files = expand(paths)
+        if STDIN in files:
+            return None
+        return sum(identity(file)[1] if is_remote(file) else file.stat().st_size for file in files)
+    except (OSError, SftprepError):
+        return None
+
+
 def _files(path: Path) -> Iterator[Path]:
-    if path == STDIN or path.is_file():
+    if is_remote(path):
+        yield from _remote_files(path)
+    elif path == STDIN or path.is_file():
         yield path
     elif path.is_dir():
         yield from _saved(path)
@@ -37,6 +52,19 @@ def _files(path: Path) -> Iterator[Path]:
         yield from (Path(match) for match in matches if not Path(match).is_dir())
     else:
         yield path
+
+
+def _remote_files(path: Path) -> Iterator[Path]:
+    if not glob.has_magic(str(path)):
+        yield path
+        return
+    place: Any = path
+    with named_failures(path):
+        matches = sorted(place.fs.glob(place.path, detail=False))
+    if not matches:
+        hint = "check the pattern; ** stands for directories in directories"
+        raise UsageError("no file matches", code="missing-file", place=str(path), hint=hint)
+    yield from (place_of(f"{place.protocol}://{match.lstrip('/')}") for match in matches)
 
 
 def _saved(path: Path) -> Iterator[Path]:

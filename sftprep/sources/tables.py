@@ -7,6 +7,7 @@ can change what a model sees. Columns of the JSON type keep what was written.
 from __future__ import annotations
 
 import base64
+import io
 import json
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -18,10 +19,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic_core import from_json
 
+from sftprep.config.places import is_remote
 from sftprep.data import Json, RowAddress
 from sftprep.errors import SourceError
 from sftprep.sources.blocks import Block, SourceRow
-from sftprep.sources.compressed import OnBytes
+from sftprep.sources.compressed import OnBytes, open_source
 
 _PARQUET: Final = b"PAR1"
 _ARROW_FILE: Final = b"ARROW1"
@@ -57,7 +59,7 @@ class TableBlock:
 
 def is_table(path: Path) -> bool:
     """Whether a file is Parquet or Arrow, by its first bytes."""
-    with path.open("rb") as file:
+    with open_source(path) as file:
         return file.read(8).startswith((_PARQUET, _ARROW_FILE, _ARROW_STREAM))
 
 
@@ -92,17 +94,18 @@ def _table_block(stream: bytes, first: int) -> TableBlock:
 
 
 def _batches(path: Path, on_bytes: OnBytes | None) -> Iterator[pa.RecordBatch]:
-    size, told, seen = path.stat().st_size, 0, 0
-    with path.open("rb") as file:
+    told, seen = 0, 0
+    with open_source(path) as file:
         head = file.read(8)
+        size = file.seek(0, io.SEEK_END)
     if head.startswith(_PARQUET):
-        with pq.ParquetFile(path) as table:
+        with open_source(path) as file, pq.ParquetFile(file) as table:
             for batch in table.iter_batches(batch_size=_BATCH_ROWS):
                 yield batch
                 seen += batch.num_rows
                 told = _tell(on_bytes, size * seen // table.metadata.num_rows, told)
     else:
-        with pa.memory_map(str(path)) as source:
+        with pa.PythonFile(open_source(path)) if is_remote(path) else pa.memory_map(str(path)) as source:
             for batch in _arrow_batches(source, is_file=head.startswith(_ARROW_FILE)):
                 yield from (batch.slice(start, _BATCH_ROWS) for start in range(0, batch.num_rows, _BATCH_ROWS))
     _tell(on_bytes, size, told)
