@@ -147,7 +147,7 @@ def save_checkpoint(workspace: Workspace, state: State, *, position: Position, s
     def finish() -> None:
         with writing(final):
             save_model(state.model, partial, shards=shards, weights=weights)
-            lora.save_trainable(state.model, partial)
+            lora.save_trainable(state.model, partial, weights=weights)
             (partial / _POSITION).write_text(json.dumps(asdict(position)), encoding="utf-8")
             _flush(partial)
             shutil.rmtree(final, ignore_errors=True)

@@ -38,7 +38,7 @@ def save_model(
         setattr(model.config, name, value)
     # The model's own generation settings may be ones that transformers refuses to save; the file is written below.
     model.generation_config = GenerationConfig(**tokens)
-    model.save_pretrained(directory, state_dict=weights or lora.merged_state(model))
+    model.save_pretrained(directory, state_dict=lora.merged_state(model, weights))
     source = shards.directory / "model"
     for path in sorted(path for path in source.rglob("*") if path.is_file() and path.name not in _NOT_COPIED):
         target = directory / path.relative_to(source)

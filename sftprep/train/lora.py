@@ -84,14 +84,15 @@ def is_adapted(model: torch.nn.Module) -> bool:
 
 
 @torch.no_grad()
-def merged_state(model: PreTrainedModel) -> dict[str, Any] | None:
-    """The weights of a plain model that computes the same, by name; None where nothing is adapted.
+def merged_state(model: PreTrainedModel, weights: dict[str, Any] | None) -> dict[str, Any] | None:
+    """The weights of a plain model that computes the same, by name; `weights` themselves where nothing is adapted.
 
-    The model itself keeps its weights: adding and taking away again would round them.
+    `weights` stand for the model's own where it is split among processes. The model itself keeps its weights: adding
+    and taking away again would round them.
     """
     if not is_adapted(model):
-        return None
-    state = model.state_dict()
+        return weights
+    state = weights or model.state_dict()
     merged = {name.replace(_BASE, "."): value for name, value in state.items() if not _is_adapter_weight(name)}
     for name, layer in _adapted_layers(model):
         down, up = (state[f"{name}.lora_{part}.{_NAME}.weight"].float() for part in "AB")
@@ -100,12 +101,17 @@ def merged_state(model: PreTrainedModel) -> dict[str, Any] | None:
     return merged
 
 
-def save_adapter(model: PreTrainedModel, directory: Path, *, config: TrainConfig) -> None:
-    """The adapters alone, as `peft.PeftModel.from_pretrained` opens them on the model that was trained."""
+def save_adapter(
+    model: PreTrainedModel, directory: Path, *, config: TrainConfig, weights: dict[str, Any] | None
+) -> None:
+    """The adapters alone, as `peft.PeftModel.from_pretrained` opens them on the model that was trained.
+
+    `weights` as above.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     weights = {
         _PEFT_PREFIX + name.replace(f".{_NAME}.", "."): value.detach().cpu().contiguous()
-        for name, value in model.state_dict().items()
+        for name, value in (weights or model.state_dict()).items()
         if _is_adapter_weight(name)
     }
     save_file(weights, directory / _ADAPTER_WEIGHTS, metadata={"format": "pt"})
@@ -115,11 +121,12 @@ def save_adapter(model: PreTrainedModel, directory: Path, *, config: TrainConfig
     found.save_pretrained(str(directory))
 
 
-def save_trainable(model: torch.nn.Module, directory: Path) -> None:
-    """The parameters that training changes, bit for bit, where the model has adapters."""
+def save_trainable(model: torch.nn.Module, directory: Path, *, weights: dict[str, Any] | None) -> None:
+    """The parameters that training changes, bit for bit, where the model has adapters; `weights` as above."""
     if not is_adapted(model):
         return
-    named = {name: p.detach().cpu().contiguous() for name, p in model.named_parameters() if p.requires_grad}
+    trainable = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+    named = {name: (weights[name] if weights else p).cpu().contiguous() for name, p in trainable.items()}
     save_file(named, directory / _TRAINABLE)
 
 

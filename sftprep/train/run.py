@@ -44,7 +44,7 @@ from sftprep.train.model import check_fit, locate
 from sftprep.train.progress import Reporter, show_counts
 from sftprep.train.rows import RowReader
 from sftprep.train.samples import Watcher
-from sftprep.train.setup import Where, build_model, build_trainee, check_processes, checked_scalars
+from sftprep.train.setup import Where, build_model, build_trainee, checked_scalars
 from sftprep.train.shard_cache import ReadAhead, open_set
 from sftprep.train.signals import StopRequest
 from sftprep.train.stream import Schedule
@@ -103,7 +103,6 @@ def rehearse(config: TrainConfig, *, console: Console | None = None) -> Estimate
 def _opened(config: TrainConfig, *, world: World, console: Console) -> tuple[ShardSet, Where]:
     """The verified shards, and a model that fits them."""
     device, dtype = choose_device(config)
-    check_processes(config, world)
     check_loggers(config)
     shards = open_set(config.data, config)
     place = locate(config.model)
@@ -269,7 +268,7 @@ def _publish(trainee: Trainee, result: TrainResult, *, config: TrainConfig, edge
         with writing(place):
             save_model(trainee.model, place, shards=shards, weights=weights)
             if config.lora_rank and not config.lora_embeddings:
-                lora.save_adapter(trainee.model, place / lora.ADAPTER_DIRECTORY, config=config)
+                lora.save_adapter(trainee.model, place / lora.ADAPTER_DIRECTORY, config=config, weights=weights)
             write_loss_curve(edges.workspace.metrics, place / PAGE, title=f"Training of {config.model}")
         publish(edges.workspace, report=report)
 

@@ -12,7 +12,7 @@ from rich.console import Console
 from transformers import PreTrainedModel
 
 from sftprep.config.train import TrainConfig
-from sftprep.errors import ShardError, TrainError, UsageError
+from sftprep.errors import ShardError, TrainError
 from sftprep.shards.read import Scalars, ShardSet
 from sftprep.train import attention, lora
 from sftprep.train.distributed import World, split_model
@@ -121,14 +121,6 @@ def _layout(
         )
     check_rows(model, documents, dtype=where.dtype, pad_id=shards.manifest.model.pad_id)
     return Layout.UNPACKED if shards.manifest.packing else Layout.PADDED
-
-
-def check_processes(config: TrainConfig, world: World) -> None:
-    """UsageError `lora-processes`: adapters are trained by one process."""
-    if config.lora_rank and world.size > 1:
-        raise UsageError(
-            f"LoRA in {world.size} processes is not supported", code="lora-processes", hint="start without torchrun"
-        )
 
 
 def checked_scalars(shards: ShardSet) -> Scalars:

@@ -41,25 +41,29 @@ import os, sys
 from pathlib import Path
 import torch
 from tests.train.test_processes import gradients
-found = gradients(Path(sys.argv[1]), sys.argv[2], attention=sys.argv[3])
-torch.save(found, sys.argv[4] + "-" + os.environ["RANK"])
+found = gradients(Path(sys.argv[1]), sys.argv[2], attention=sys.argv[3], lora_rank=int(sys.argv[4]))
+torch.save(found, sys.argv[5] + "-" + os.environ["RANK"])
 """
 
 
 def gradients(
-    data: Path, model: str, *, attention: str, batch_size: int = 1, grad_accum: int = 8
+    data: Path, model: str, *, attention: str, batch_size: int = 1, grad_accum: int = 8, lora_rank: int = 0
 ) -> dict[str, torch.Tensor]:
     """The first step's gradients, whole, and its sums and held-out loss, in whatever processes this is called."""
     torch.set_num_threads(1)
     config = TrainConfig(
         data=data, model=model, out=data / "out", device="cpu", batch_size=batch_size, grad_accum=grad_accum
     )
-    config = config.model_copy(update={"attention": attention})
+    config = config.model_copy(update={"attention": attention, "lora_rank": lora_rank, "lora_dropout": 0.3})
     with joined() as world:
         shards = open_shard_set(data)
         reader = RowReader(shards)
         where = Where(locate(model), torch.device("cpu"), torch.float32, Console(quiet=True), world)
         built = build_model(config, shards=shards, where=where, resumed=None)
+        with torch.no_grad():
+            for name, parameter in built.named_parameters():
+                if "lora_B" in name:  # as they begin, nothing of the gradient reaches the other half
+                    parameter.fill_(0.1)
         trainee = build_trainee(config, model=built, shards=shards, reader=reader, where=where)
         schedule = Schedule(num_rows=shards.num_rows, rows_per_step=config.rows_per_step, seed=0)
         weight_sum = float(shards.scalars().weight_sum[schedule.rows(0)].sum())
@@ -100,16 +104,19 @@ def test_how_rows_are_cut_into_batches_does_not_change_the_gradient_i1(
 
 
 @pytest.mark.parametrize(
-    ("processes", "attention"), [(2, "segments"), pytest.param(3, "unpack", marks=pytest.mark.slow)]
+    ("processes", "attention", "lora_rank"),
+    [(2, "segments", 0), (2, "segments", 4), pytest.param(3, "unpack", 0, marks=pytest.mark.slow)],
 )
 def test_how_many_processes_share_a_step_does_not_change_the_gradient_i2(
-    shard_set: ShardSetFactory, toy_model: Path, tmp_path: Path, processes: int, attention: str
+    shard_set: ShardSetFactory, toy_model: Path, tmp_path: Path, *, processes: int, attention: str, lora_rank: int
 ) -> None:
     data = shard_set(num_rows=8, weighted=True)
-    wanted = gradients(data, str(toy_model), attention=attention)
+    wanted = gradients(data, str(toy_model), attention=attention, lora_rank=lora_rank)
+    assert all(float(wanted[name].norm()) > 0 for name in wanted)
     script = tmp_path / "gradients.py"
     script.write_text(GRADIENTS)
-    command = _launch(processes, str(script), str(data), str(toy_model), attention, str(tmp_path / "found"))
+    arguments = [str(data), str(toy_model), attention, str(lora_rank), str(tmp_path / "found")]
+    command = _launch(processes, str(script), *arguments)
     done = subprocess.run(command, env=_environment(), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     for rank in range(processes):
