@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections import Counter
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from sftprep.config.places import Place, place_of
 
@@ -201,6 +202,14 @@ class PackConfig(BaseModel):
         "goes through the template by itself. The bytes are the same.",
     )
     workers: int = Field(default=1, ge=1, description="Processes; the bytes are the same for any number.")
+
+    @field_validator("out")
+    @classmethod
+    def _local(cls, out: Path) -> Path:
+        # A path has one slash where a URL has two; a drive of Windows has one letter.
+        if re.match(r"[a-z][a-z0-9+.-]+:/", out.as_posix()):
+            raise ValueError("--out is a local directory: sets are read from object stores, not yet written to them")
+        return out
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

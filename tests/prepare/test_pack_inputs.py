@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zstandard
+from pydantic import ValidationError
 
 from sftprep.config.pack import PackConfig
 from sftprep.config.validate import ValidateConfig
@@ -146,3 +147,9 @@ def test_what_is_said_once_a_file_is_counted_once_in_however_many_chunks(
     warnings = run(call, *files, workers=workers).report.warnings
     assert warnings == {"unknown-row-key": 2}
     assert warnings == checked.by_code
+
+
+@pytest.mark.parametrize("out", ["s3://bucket/set", "hf://datasets/owner/set"])
+def test_a_set_is_not_written_to_a_directory_that_looks_like_a_url(out: str) -> None:
+    with pytest.raises(ValidationError, match="--out is a local directory"):
+        PackConfig(files=(Path("chats.jsonl"),), model="model", out=Path(out), max_length=64)
