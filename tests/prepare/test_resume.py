@@ -368,7 +368,7 @@ def test_fifty_kills_at_random_moments_change_no_byte(
         assert bytes_of(long_call["out"]) == published
         assert hidden(long_call["out"].parent) == []
         shutil.rmtree(long_call["out"])
-    assert num_found >= 10, "many of them left finished chunks"
+    assert num_found >= 5, "several of them left finished chunks"
 
 
 def test_a_disk_that_is_full_and_then_is_not(call: dict[str, Any], whole: tuple[dict[str, bytes], int]) -> None:
