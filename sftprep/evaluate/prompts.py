@@ -16,7 +16,7 @@ from sftprep.errors import MaskError, TemplateError
 from sftprep.prepare.chat_templates import ChatTemplates
 from sftprep.templates.adapt import adapt_messages, probe_form
 from sftprep.templates.control import refuse_control_tokens
-from sftprep.templates.template import Request
+from sftprep.templates.template import ChatTemplate, Request
 
 
 def prompt_ids(
@@ -28,7 +28,7 @@ def prompt_ids(
         TemplateError: `template-raised`, `template-syntax`.
         MaskError: `prompt-differs` where transformers would send other ids; `control-token`.
     """
-    templates = ChatTemplates.of(model, now)
+    templates = ChatTemplates.of(model, now, ChatTemplate)
     engine = ReferenceEngine(model.tokenizer_json)
     served = AutoTokenizer.from_pretrained(directory, local_files_only=True)
     found = []

@@ -5,35 +5,35 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Generic, TypeVar
 
 from sftprep.data import Json
 from sftprep.engines.model import ModelFiles
 from sftprep.templates.template import ChatTemplate
 
+Kind = TypeVar("Kind", bound=ChatTemplate)
+
 
 @dataclass(frozen=True, slots=True)
-class ChatTemplates:
+class ChatTemplates(Generic[Kind]):
     """`default` renders every row, but those with tools where the model has a template of their own."""
 
-    default: ChatTemplate
-    tool_use: ChatTemplate | None
+    default: Kind
+    tool_use: Kind | None
 
     @classmethod
-    def of(cls, model: ModelFiles, now: datetime) -> ChatTemplates:
+    def of(cls, model: ModelFiles, now: datetime, kind: type[Kind]) -> ChatTemplates[Kind]:
         """Compile them. TemplateError `template-syntax`."""
-        texts = (model.template, model.tool_template)
-        default, tool_use = (None if text is None else _compiled(text, model, now) for text in texts)
-        if default is None:
-            raise AssertionError("a model has a template")
-        return cls(default, tool_use)
+        tool_use = None if model.tool_template is None else _compiled(kind, model.tool_template, model, now)
+        return ChatTemplates(_compiled(kind, model.template, model, now), tool_use)
 
-    def for_tools(self, tools: Sequence[Json] | None) -> ChatTemplate:
+    def for_tools(self, tools: Sequence[Json] | None) -> Kind:
         """The template that a server takes for a request with these tools, as transformers and vLLM choose it."""
         return self.tool_use if tools is not None and self.tool_use is not None else self.default
 
 
-def _compiled(text: str, model: ModelFiles, now: datetime) -> ChatTemplate:
-    return ChatTemplate(
+def _compiled(make: type[Kind], text: str, model: ModelFiles, now: datetime) -> Kind:
+    return make(
         text,
         special_tokens=model.special_tokens,
         stop_tokens=model.stop_tokens,

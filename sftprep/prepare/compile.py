@@ -17,6 +17,7 @@ from sftprep.prepare.plans import PlanBook
 from sftprep.stages.encode import encode
 from sftprep.stages.render import RenderedConversation, render
 from sftprep.templates.policy import ControlTokens, History, Mask, Part, RenderPolicy, TrainOn
+from sftprep.templates.template import ChatTemplate
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +66,7 @@ def compiler(model: ModelFiles, config: PackConfig) -> CompileRow:
     Raises:
         TemplateError: `template-syntax`.
     """
-    templates = ChatTemplates.of(model, config.now)
+    templates = ChatTemplates.of(model, config.now, ChatTemplate)
     policy = _policy(config)
     engine = ReferenceEngine(model.tokenizer_json)
     stop_ids = frozenset(model.stop_ids)

@@ -32,7 +32,7 @@ def fitter(model: str, *, max_length: int | None) -> FitRow:
     config = PackConfig(files=(_NOT_WRITTEN,), model=model, out=_NOT_WRITTEN, packing=False, max_length=max_length)
     files = load_model(model)
     compile_row = compiler(files, config)
-    templates = ChatTemplates.of(files, config.now)
+    templates = ChatTemplates.of(files, config.now, ChatTemplate)
 
     def fit(conversation: Conversation) -> tuple[RowFit | None, tuple[Finding, ...]]:
         try:

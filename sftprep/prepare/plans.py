@@ -11,9 +11,10 @@ from sftprep.config.pack import PackConfig
 from sftprep.data import Conversation
 from sftprep.engines.model import ModelFiles
 from sftprep.errors import MaskError, TemplateError
+from sftprep.prepare.chat_templates import ChatTemplates
 from sftprep.stages.render import render
 from sftprep.stages.replay import RowPlan, plan_row
-from sftprep.templates.adapt import MessageForm, adapt_messages, probe_form
+from sftprep.templates.adapt import adapt_messages, probe_form
 from sftprep.templates.control import typed_tokens
 from sftprep.templates.policy import ControlTokens, Mask, Part, RenderPolicy
 from sftprep.templates.shape import shape_of
@@ -22,6 +23,8 @@ from sftprep.templates.symbols import OpaqueError
 
 _MAX_FAILURES: Final = 8
 """Rows of one shape that found no plan, after which none is looked for."""
+_MAX_SHAPES: Final = 4096
+"""Shapes whose plans are kept: a run sees any number of them, and its memory stays bounded."""
 
 
 @dataclass(slots=True)
@@ -36,10 +39,7 @@ class PlanBook:
     """Finds and keeps the plans of one model and policy."""
 
     def __init__(self, model: ModelFiles, config: PackConfig, policy: RenderPolicy) -> None:
-        self._templates = tuple(
-            None if text is None else _symbolic(text, model, config) for text in (model.template, model.tool_template)
-        )
-        self._forms: list[MessageForm | None] = [None, None]
+        self._templates = ChatTemplates.of(model, config.now, SymbolicTemplate)
         self._kwargs = config.template_kwargs
         self._policy = policy
         self._known: dict[Hashable, _Known] = {}
@@ -53,12 +53,13 @@ class PlanBook:
 
     def replay(self, conversation: Conversation) -> tuple[RowPlan, list[bytes]] | None:
         """The plan of a conversation and what its samples are made of; None where it has no plan."""
-        number = 1 if conversation.tools is not None and self._templates[1] is not None else 0
-        template = self._templates[number]
-        if template is None or template.has_generation_blocks or self._has_typed_tokens(conversation, template):
+        template = self._templates.for_tools(conversation.tools)
+        if template.has_generation_blocks or self._has_typed_tokens(conversation, template):
             return None
-        adapted = self._adapted(conversation, template, number)
-        known = self._known.setdefault(self._key(adapted, number), _Known())
+        adapted = self._adapted(conversation, template)
+        if len(self._known) >= _MAX_SHAPES:
+            self._known.clear()  # what is forgotten is planned again where it is needed
+        known = self._known.setdefault(_key(adapted), _Known())
         for plan in known.plans:
             values = plan.values(adapted)
             if values is not None:
@@ -73,27 +74,14 @@ class PlanBook:
         known.plans.append(made)
         return made, values
 
-    def _key(self, conversation: Conversation, number: int) -> Hashable:
-        kwargs = conversation.template_kwargs
-        tools = conversation.tools
-        return (
-            shape_of(conversation.messages),
-            tuple(conversation.weights),
-            None if tools is None else len(tools),
-            json.dumps(kwargs, sort_keys=True) if kwargs else "",
-            number,
-        )
-
     def _has_typed_tokens(self, conversation: Conversation, template: SymbolicTemplate) -> bool:
         if self._policy.control_tokens is not ControlTokens.ERROR or not template.control_tokens:
             return False
         return any(True for _ in typed_tokens(conversation, template.control_pattern))
 
-    def _adapted(self, conversation: Conversation, template: SymbolicTemplate, number: int) -> Conversation:
+    def _adapted(self, conversation: Conversation, template: SymbolicTemplate) -> Conversation:
         """The conversation in the form that the template wants, with the run's own arguments."""
-        form = self._forms[number]
-        if form is None:
-            form = self._forms[number] = probe_form(template)
+        form = probe_form(template)
         messages = conversation.messages
         if form.wrap_text or any(len(message) != 2 or type(message.get("content")) is not str for message in messages):
             messages = adapt_messages(messages, form)
@@ -116,11 +104,13 @@ class PlanBook:
             template.leave()
 
 
-def _symbolic(text: str, model: ModelFiles, config: PackConfig) -> SymbolicTemplate:
-    return SymbolicTemplate(
-        text,
-        special_tokens=model.special_tokens,
-        stop_tokens=model.stop_tokens,
-        control_tokens=model.control_tokens,
-        now=config.now,
+def _key(conversation: Conversation) -> Hashable:
+    """All that decides which plans may serve a conversation: that it has tools decides the template too."""
+    kwargs = conversation.template_kwargs
+    tools = conversation.tools
+    return (
+        shape_of(conversation.messages),
+        tuple(conversation.weights),
+        None if tools is None else len(tools),
+        json.dumps(kwargs, sort_keys=True) if kwargs else "",
     )

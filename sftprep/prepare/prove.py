@@ -33,7 +33,7 @@ from sftprep.stages.mask_audit import readable_rows
 from sftprep.stages.turn_prompts import TURN, Turns, digest, trained_turns
 from sftprep.templates.adapt import adapt_messages, probe_form
 from sftprep.templates.merge import merge_consecutive
-from sftprep.templates.template import Request
+from sftprep.templates.template import ChatTemplate, Request
 
 _SHOWN_DIFFERENCES: Final = 10
 _SHOWN_TOKENS: Final = 12
@@ -45,7 +45,7 @@ Prompt = npt.NDArray[np.int32]
 class Server:
     """Renders and encodes prompts as a server of the model does, for the conversations that the set was made of."""
 
-    templates: ChatTemplates
+    templates: ChatTemplates[ChatTemplate]
     engine: ReferenceEngine
     kwargs: Sequence[Mapping[str, Json]]
     """The set's distinct keyword arguments."""
@@ -58,7 +58,7 @@ class Server:
     def of(cls, shards: ShardSet, model: ModelFiles) -> Server:
         """TemplateError: `template-syntax`."""
         manifest = shards.manifest
-        templates = ChatTemplates.of(model, datetime.fromisoformat(str(manifest.config["now"])))
+        templates = ChatTemplates.of(model, datetime.fromisoformat(str(manifest.config["now"])), ChatTemplate)
         merges = bool(manifest.config.get("merge_consecutive"))
         cuts = manifest.config.get("over_length") == OverLength.SPLIT_AT_TURN
         return cls(templates, ReferenceEngine(model.tokenizer_json), manifest.template_kwargs, merges, cuts)

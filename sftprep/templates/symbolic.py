@@ -147,7 +147,7 @@ _KNOWN: Final = frozenset(vars(SymbolicStr)) | frozenset(
     | {"__add__", "__radd__", "__mul__", "__rmul__", "__sizeof__", "__reduce__", "__reduce_ex__", "__getstate__"}
     | {"__init_subclass__", "__subclasshook__", "join"}
 )
-_QUESTIONS: Final = frozenset(name for name in dir(str) if name.startswith("is") or name in {"count", "rfind", "index"})
+_QUESTIONS: Final = frozenset(name for name in dir(str) if name.startswith("is") or name in {"count", "rfind"})
 
 
 def _guard(name: str) -> None:

@@ -6,13 +6,16 @@ mostly texts that are known.
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any, Final, NamedTuple
 
+import jinja2
+
 from sftprep.data import Json
+from sftprep.templates.environment import TracingEnvironment
 from sftprep.templates.runs import Run
 from sftprep.templates.shape import shape_of
 from sftprep.templates.symbolic_environment import symbolic_environment
@@ -24,6 +27,10 @@ from sftprep.templates.trace import TracedStr
 
 _MAX_ANSWERS: Final = 32
 """Ways through the template that one shape of messages may have; a shape with more is never planned."""
+
+
+_MAX_SHAPES: Final = 4096
+"""Shapes that are remembered: a run sees any number of them, and its memory stays bounded."""
 
 
 class _Constant(NamedTuple):
@@ -48,23 +55,19 @@ class _Text:
 class SymbolicTemplate(ChatTemplate):
     """Renders the messages of the conversation that it is told to be at; others as `ChatTemplate` does."""
 
-    def __init__(
-        self,
-        text: str,
-        *,
-        special_tokens: Mapping[str, str],
-        stop_tokens: Sequence[str],
-        control_tokens: Sequence[str] = (),
-        now: datetime,
-    ) -> None:
-        super().__init__(
-            text, special_tokens=special_tokens, stop_tokens=stop_tokens, control_tokens=control_tokens, now=now
-        )
-        self._symbolic = symbolic_environment(now)
-        self._compiled = self._symbolic.from_string(text)
-        self._known: dict[Hashable, list[_Text]] = {}
-        self._session: SymbolicSession | None = None
-        self._shape: tuple[Hashable, ...] = ()
+    _session: SymbolicSession | None = None
+    _shape: tuple[Hashable, ...] = ()
+
+    @functools.cached_property
+    def _symbolic(self) -> tuple[TracingEnvironment, jinja2.Template]:
+        """The environment of symbolic renders, and the template as it is compiled for it."""
+        environment = symbolic_environment(self.now)
+        return environment, environment.from_string(self.text)
+
+    @functools.cached_property
+    def _known(self) -> dict[Hashable, list[_Text]]:
+        """What was rendered: for the shape of some messages, the arguments and the prompt, the ways through."""
+        return {}
 
     def at(self, messages: Sequence[Mapping[str, Json]], tools: Sequence[Json] | None) -> SymbolicTracer:
         """Render these messages symbolically from now on; the tracer notes what is asked of them."""
@@ -105,6 +108,8 @@ class SymbolicTemplate(ChatTemplate):
     def _text(self, size: int, request: Request, *, prompt: bool) -> TracedStr:
         session = self._current()
         key = (self._shape[:size], session.tools is not None and len(session.tools), _as_key(request.kwargs), prompt)
+        if len(self._known) >= _MAX_SHAPES:
+            self._known.clear()  # what is forgotten is rendered again where it is needed
         known = self._known.setdefault(key, [])
         found = next((text for text in known if session.agrees(text.guards)), None)
         if found is None:
@@ -139,14 +144,13 @@ class SymbolicTemplate(ChatTemplate):
     def _run_symbolic(self, size: int, request: Request, *, prompt: bool) -> TracedStr:
         session = self._current()
         tracer = session.tracer
-        self._symbolic.tracer = tracer
+        environment, compiled = self._symbolic
+        environment.tracer = tracer
         tracer.stamp, tracer.loops, tracer.rendering = -1, [], True
         arguments = {key: _argument(session, key, value) for key, value in (request.kwargs or {}).items()}
         arguments = {**self.special_tokens, **arguments, GENERATION_PROMPT: prompt}
         try:
-            text = self._compiled.render(
-                messages=session.wrapped[:size], tools=session.tools, documents=None, **arguments
-            )
+            text = compiled.render(messages=session.wrapped[:size], tools=session.tools, documents=None, **arguments)
         except Exception as error:
             # The metered render of the same messages succeeded, so this is what symbols cannot do.
             raise OpaqueError(f"{type(error).__name__}: {error}") from error

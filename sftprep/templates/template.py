@@ -70,6 +70,7 @@ class ChatTemplate:
         self.special_tokens = dict(special_tokens)
         self.stop_tokens = tuple(stop_tokens)
         self.control_tokens = tuple(control_tokens)
+        self.now = now
         self._environment = MeteredEnvironment(now)
         self._tracing = TracingEnvironment(now)
         try:

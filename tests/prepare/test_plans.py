@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 
 from sftprep.config.pack import PackConfig
 from sftprep.data import Conversation, RowAddress
-from sftprep.engines.fast import FAST_FROM, EngineChoice, ReferenceBatch, fast_engine
+from sftprep.engines.fast import EngineChoice, ReferenceBatch, fast_engine
 from sftprep.engines.load import load_model
 from sftprep.errors import DataError, EngineDiffersError
 from sftprep.prepare.chunk import Chunk, InputRow
@@ -227,4 +228,34 @@ def test_a_fast_engine_that_fails_the_probe_is_not_used(monkeypatch: pytest.Monk
     assert fast_engine(model) is None
     monkeypatch.setattr("sftprep.engines.fast.probe_texts", lambda model: [b"nothing"])
     assert fast_engine(model) is not None
-    assert FAST_FROM > 0
+
+
+def test_a_question_that_has_no_answer_for_another_text_is_the_templates_own_error(tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(SAMPLES / "model", model)
+    template = model / "chat_template.jinja"
+    asks = (
+        "{% for m in messages %}{% if m.content.index('a') > 90 %}{{ raise_exception('far') }}{% endif %}{% endfor %}"
+    )
+    template.write_text(asks + template.read_text())
+    options = config(model)
+    compile_rows = batch_compiler(load_model(str(model)), options)
+    rows = rows_of([conversation(n + 1, [text, "an answer"]) for n, text in enumerate(["a cat", "a dog", "no", "a"])])
+    fast, slow = both(compile_rows, rows, options)
+    assert same(fast, slow)
+    assert [row.address.line for row in fast.left_out] == [3]
+    assert fast.left_out[0].code == "template-raised"
+
+
+def test_a_run_of_more_shapes_than_are_kept_makes_the_same_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sftprep.prepare.plans._MAX_SHAPES", 2)
+    monkeypatch.setattr("sftprep.templates.symbolic_template._MAX_SHAPES", 3)
+    options = config(SAMPLES / "model")
+    compile_rows = batch_compiler(load_model(str(SAMPLES / "model")), options)
+    sizes = [2, 4, 6, 8, 2, 4, 6, 8, 2]
+    rows = rows_of([conversation(n + 1, [f"text {i}" for i in range(size)]) for n, size in enumerate(sizes)])
+    fast, slow = both(compile_rows, rows, options)
+    assert same(fast, slow)
+    assert fast.rendering["replayed"] == len(sizes)
+    assert compile_rows.batch is not None
+    assert len(compile_rows.batch._book._known) <= 2
