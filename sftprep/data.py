@@ -238,3 +238,15 @@ TOKEN_BATCH_SCHEMA: Final = pa.schema(
 )
 """One document a row. Span `i` reaches from `span_starts[i]` to the next start (the last one to the end);
 `doc_kwargs` is the template's keyword arguments as JSON with sorted keys."""
+
+
+def span_stops(
+    starts: npt.NDArray[np.integer[Any]], offsets: npt.NDArray[np.int64], ends: npt.NDArray[np.integer[Any]]
+) -> npt.NDArray[np.integer[Any]]:
+    """Where spans end that reach to the next of their document, the last one to the document's end, `[spans]`.
+
+    `offsets` `[docs + 1]` say whose span each is; `ends` `[docs]` count from where `starts` `[spans]` do.
+    """
+    stops = np.append(starts[1:], 0)[: len(starts)]
+    stops[offsets[1:] - 1] = ends
+    return stops

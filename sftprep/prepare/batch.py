@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from sftprep.data import TOKEN_BATCH_SCHEMA, TRAINED_KINDS, Conversation, Document
+from sftprep.data import TOKEN_BATCH_SCHEMA, TRAINED_KINDS, Conversation, Document, span_stops
 from sftprep.engines.fast import BatchEngine, EngineChoice
 from sftprep.errors import DataError, EngineDiffersError
 from sftprep.prepare.chunk import InputRow
@@ -79,7 +79,6 @@ class BatchCompiler:
         self._choice = choice
         self._table = table
         self._openings: dict[tuple[str, str], tuple[int, npt.NDArray[np.int32]] | None] = {}
-        self._provable: dict[int, tuple[SamplePlan, bool]] = {}
 
     @property
     def engine(self) -> BatchEngine:
@@ -124,7 +123,7 @@ class BatchCompiler:
     def _candidate(self, number: int, row: InputRow) -> Candidate | None:
         """The row as a candidate, if it has a plan that this tokenizer can prove."""
         found = None if row.conversation is None else self._book.replay(row.conversation)
-        if found is None or not all(self._is_provable(sample) for sample in found[0].samples):
+        if found is None or any(self._opening(turn) is None for sample in found[0].samples for turn in sample.turns):
             return None
         return Candidate(number, row.source, row.address.line, *found)
 
@@ -172,13 +171,6 @@ class BatchCompiler:
             opening=_joined([ids for _, ids in openings], np.int32),
             opening_offsets=flat_offsets([len(ids) for _, ids in openings]),
         )
-
-    def _is_provable(self, sample: SamplePlan) -> bool:
-        known = self._provable.get(id(sample))
-        if known is None:
-            # The plan is kept with the answer, so that no other has its id.
-            known = self._provable[id(sample)] = (sample, all(self._opening(turn) is not None for turn in sample.turns))
-        return known[1]
 
     def _opening(self, turn: TurnPlan) -> tuple[int, npt.NDArray[np.int32]] | None:
         """Bytes and ids from the last token that cuts on to the completion; None where nothing cuts there."""
@@ -233,8 +225,7 @@ def _replayed(
 ) -> Replayed:
     owners, samples = planned
     lengths = np.diff(encoded.offsets)
-    stops = np.append(spans.starts[1:], 0)
-    stops[spans.offsets[1:] - 1] = lengths
+    stops = span_stops(spans.starts, spans.offsets, lengths)
     sizes = np.where(np.isin(spans.kinds, _TRAINED), stops - spans.starts, 0)
     trained = np.add.reduceat(sizes, spans.offsets[:-1]).tolist() if len(sizes) else []
     counts = lengths.tolist()
@@ -247,7 +238,7 @@ def _replayed(
         )
         done = own.stop
     numbers = [number for candidate in candidates for number in range(len(candidate.plan.samples))]
-    return Replayed(rows, _documents(list(_columns(owners, samples, numbers)), encoded, spans))
+    return Replayed(rows, token_batch(list(_columns(owners, samples, numbers)), encoded, spans))
 
 
 def _columns(owners: Sequence[Candidate], samples: Sequence[SamplePlan], numbers: Sequence[int]) -> Iterator[pa.Array]:
@@ -257,7 +248,8 @@ def _columns(owners: Sequence[Candidate], samples: Sequence[SamplePlan], numbers
     yield pa.array([sample.kwargs for sample in samples], pa.string())
 
 
-def _documents(columns: Sequence[pa.Array], encoded: EncodedTexts, spans: Spans) -> pa.RecordBatch:
+def token_batch(columns: Sequence[pa.Array], encoded: EncodedTexts, spans: Spans) -> pa.RecordBatch:
+    """Of TOKEN_BATCH_SCHEMA; `columns` are those of the documents, from `doc_file` on."""
     offsets, span_offsets = (pa.array(o.astype(np.int32)) for o in (encoded.offsets, spans.offsets))
     values = (spans.starts, spans.kinds, spans.messages, spans.weights)
     lists = [pa.ListArray.from_arrays(span_offsets, pa.array(value)) for value in values]

@@ -13,10 +13,11 @@ import pyarrow as pa
 from sftprep.config.pack import PackConfig
 from sftprep.data import TOKEN_BATCH_SCHEMA, Document, Severity
 from sftprep.errors import MaskError, TemplateError
-from sftprep.prepare.batch import Replayed, ReplayedRow
+from sftprep.prepare.batch import Replayed, ReplayedRow, token_batch
 from sftprep.prepare.chunk import Chunk, ExactRow, InputRow, LeftOutRow
 from sftprep.prepare.compile import CompiledRow, Compiler, CompileRow
 from sftprep.prepare.row_length import Fit, Sizes, left_out
+from sftprep.stages.encode_batch import EncodedTexts, Spans, flat_offsets
 
 
 def compile_chunk(rows: Sequence[InputRow], *, compile_row: CompileRow, config: PackConfig) -> Chunk:
@@ -155,22 +156,18 @@ def _batch(documents: Sequence[tuple[InputRow, Document]]) -> pa.RecordBatch:
     """Of TOKEN_BATCH_SCHEMA, one document a row."""
     docs = [document for _, document in documents]
     spans = [span for document in docs for span in document.spans]
-    offsets = _offsets([len(document.ids) for document in docs])
-    span_offsets = _offsets([len(document.spans) for document in docs])
-    ids = np.concatenate([document.ids for document in docs]) if docs else np.empty(0, np.int32)
+    ids = np.concatenate([np.empty(0, np.int32), *(document.ids for document in docs)])
     columns = [
-        pa.ListArray.from_arrays(offsets, pa.array(ids, pa.int32())),
-        pa.ListArray.from_arrays(span_offsets, pa.array([span.start for span in spans], pa.int32())),
-        pa.ListArray.from_arrays(span_offsets, pa.array([int(span.kind) for span in spans], pa.int8())),
-        pa.ListArray.from_arrays(span_offsets, pa.array([span.message for span in spans], pa.int32())),
-        pa.ListArray.from_arrays(span_offsets, pa.array([span.weight for span in spans], pa.float32())),
         pa.array([row.source for row, _ in documents], pa.int32()),
         pa.array([document.address.line for document in docs], pa.int64()),
         pa.array([document.sample for document in docs], pa.int32()),
         pa.array([json.dumps(document.template_kwargs, sort_keys=True) for document in docs], pa.string()),
     ]
-    return pa.RecordBatch.from_arrays(columns, schema=TOKEN_BATCH_SCHEMA)
-
-
-def _offsets(counts: Sequence[int]) -> pa.Array:
-    return pa.array(np.concatenate([[0], np.cumsum(counts, dtype=np.int64)]).astype(np.int32))
+    laid_out = Spans(
+        starts=np.array([span.start for span in spans], np.int32),
+        kinds=np.array([span.kind for span in spans], np.int8),
+        messages=np.array([span.message for span in spans], np.int32),
+        weights=np.array([span.weight for span in spans], np.float32),
+        offsets=flat_offsets([len(document.spans) for document in docs]),
+    )
+    return token_batch(columns, EncodedTexts(ids, flat_offsets([len(document.ids) for document in docs])), laid_out)

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from sftprep.data import TRAINED_KINDS, SpanKind
+from sftprep.data import TRAINED_KINDS, SpanKind, span_stops
 from sftprep.prepare.chunk import OVER_LENGTH, Chunk, ExactRow, LeftOutRow, RowsRead
 
 Array = npt.NDArray[Any]
@@ -165,10 +165,9 @@ class Ledger:
         starts = documents["span_starts"].values.to_numpy()
         kinds = documents["span_kinds"].values.to_numpy()
         lengths = np.diff(documents["input_ids"].offsets.to_numpy())
-        stops = np.append(starts[1:], 0)
-        stops[offsets[1:] - 1] = lengths
-        trained = np.where(_TRAINED[kinds], stops - starts, 0)
-        repeated = (stops - starts) * np.repeat(times, np.diff(offsets))
+        sizes = span_stops(starts, offsets, lengths) - starts
+        trained = np.where(_TRAINED[kinds], sizes, 0)
+        repeated = sizes * np.repeat(times, np.diff(offsets))
         self._by_kind += np.bincount(kinds, weights=repeated, minlength=len(SpanKind)).astype(np.int64)
         weights = documents["span_weights"].values.to_numpy()
         self.has_weights |= bool(np.any(_TRAINED[kinds] & (weights != 1)))

@@ -16,6 +16,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from sftprep.data import span_stops
+
 Ints = npt.NDArray[np.int64]
 
 
@@ -135,9 +137,7 @@ def _exact_turns(
 def _spans(batch: Batch, tokens: Ints, offsets: Ints) -> Spans:
     """Segments to spans: those without a token are dropped, neighbours of one kind and message joined."""
     sample = np.repeat(np.arange(len(offsets) - 1), np.diff(batch.segment_offsets))
-    following = np.append(tokens[1:], 0)
-    following[batch.segment_offsets[1:] - 1] = offsets[1:]
-    kept = np.flatnonzero(following > tokens)
+    kept = np.flatnonzero(span_stops(tokens, batch.segment_offsets, offsets[1:]) > tokens)
     kinds, messages, owner = batch.kinds[kept], batch.messages[kept], sample[kept]
     begins = np.ones(len(kept), dtype=np.bool_)
     begins[1:] = (kinds[1:] != kinds[:-1]) | (messages[1:] != messages[:-1]) | (owner[1:] != owner[:-1])
