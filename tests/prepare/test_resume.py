@@ -311,7 +311,8 @@ def test_a_set_that_was_set_aside_when_its_replacer_was_killed_is_put_back(call:
 def command(call: dict[str, Any], workers: int) -> list[str]:
     options = ["--source", call["sources"][0], "--model", call["model"], "--out", str(call["out"])]
     limits = ["--max-length", str(call["max_length"]), "--max-drop", call["max_drop"], "--workers", str(workers)]
-    return [sys.executable, "-m", "sftprep", "pack", *options, *limits]
+    # Row by row: with plans, most runs end before they are killed. The bytes are the same.
+    return [sys.executable, "-m", "sftprep", "pack", *options, *limits, "--no-plans"]
 
 
 def alive(group: int) -> bool:
@@ -368,7 +369,7 @@ def test_fifty_kills_at_random_moments_change_no_byte(
         assert bytes_of(long_call["out"]) == published
         assert hidden(long_call["out"].parent) == []
         shutil.rmtree(long_call["out"])
-    assert num_found >= 5, "several of them left finished chunks"
+    assert num_found >= 10, "many of them left finished chunks"
 
 
 def test_a_disk_that_is_full_and_then_is_not(call: dict[str, Any], whole: tuple[dict[str, bytes], int]) -> None:
