@@ -125,7 +125,20 @@ def test_real_rows_are_replayed_as_the_template_writes_them(
         messages = row["messages"]
         made = Conversation(RowAddress("chats", number + 1), messages, [1.0] * len(messages), tools=row.get("tools"))
         rows.append(InputRow(0, 1, made.address, made, ()))
-    assert same(*both(compile_rows, rows, options))
+    fast, slow = both(compile_rows, rows, options)
+    assert same(fast, slow)
+    assert (fast.rendering["replayed"] > 0) == ((Path(options.model).name, name) in _PLANNED)
+
+
+# The token that opens an answer of deepseek-v3 is matched after normalising, so it is not known to cut every encode;
+# of rows with tools, only the template of Qwen3 prints each tool and each call's arguments whole.
+_PLANNED = {
+    ("qwen3", "bench/chat_10k.jsonl.zst"),
+    ("qwen3", "chat/bfcl_single_turn_tool_calls.jsonl.zst"),
+    ("smollm2-135m-instruct", "bench/chat_10k.jsonl.zst"),
+    ("gpt-oss", "bench/chat_10k.jsonl.zst"),
+    ("mistral-tekken", "bench/chat_10k.jsonl.zst"),
+}
 
 
 @pytest.mark.corpus
