@@ -110,8 +110,8 @@ MUTATIONS: list[tuple[str, str, Plant, Callable[..., object], Any]] = [
         LINE_FEED,
         {"separator": "\u2028"},
     ),
-    ("half a character passes", "M3", constant(json_text, "_is_encodable", True), TEXT_FAULT, HALF),
-    ("half a character has no line", "M3", constant(json_text, "_is_encodable", True), BAD_SAMPLE, HALF_SAMPLE),
+    ("half a character passes", "M3", constant(json_text, "is_encodable", True), TEXT_FAULT, HALF),
+    ("half a character has no line", "M3", constant(json_text, "is_encodable", True), BAD_SAMPLE, HALF_SAMPLE),
 ]
 
 

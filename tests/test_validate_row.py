@@ -573,6 +573,8 @@ def with_a_call(schema: Any, arguments: Any) -> dict[str, Any]:
     st.none() | st.sampled_from(Format),
 )
 @example({"messages": [USER | {"tool_calls": True}]}, Format.OPENAI)
+@example({"\ud800": None, "messages": [{}]}, None)
+@example({"\ud800": None, "messages": [None]}, None)
 @example(with_a_call({"type": "object"}, {"a": "\ud800"}), Format.OPENAI)
 @example(with_a_call({"type": "object", "additionalProperties": False}, {"\ud800": 1}), Format.OPENAI)
 @example(with_a_call({"type": "object", "properties": {"\ud800": {}}}, {"a": 1}), Format.OPENAI)
@@ -581,3 +583,12 @@ def test_any_json_is_a_conversation_or_has_an_error(row: Any, kind: Format | Non
     has_error = any(finding.severity is Severity.ERROR for finding in checked.findings)
     assert has_error == (checked.conversation is None)
     assert checked == check(row, kind)
+
+
+def test_half_a_character_in_a_key_of_the_row_hides_nothing_of_its_messages() -> None:
+    found = check({"\ud800": None, "messages": [{}, {"role": "user", "content": 5}]}, None).findings
+    assert [(finding.code, finding.pointer) for finding in found] == [
+        ("lone-surrogate", ""),
+        ("missing-key", "/messages/0/role"),
+        ("wrong-type", "/messages/1/content"),
+    ]

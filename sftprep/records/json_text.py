@@ -122,7 +122,7 @@ def _faults_in(value: Json, *, pointer: str, repeats: dict[int, _Repeat]) -> Ite
             stack.extend((f"{place}/{index}", node[index]) for index in reversed(range(len(node))))
         elif isinstance(node, float) and not math.isfinite(node):
             yield Fault("non-finite-number", place, "the number is NaN or infinite")
-        elif isinstance(node, str) and not _is_encodable(node):
+        elif isinstance(node, str) and not is_encodable(node):
             yield Fault("lone-surrogate", place, "the text holds half of a surrogate pair")
 
 
@@ -131,11 +131,12 @@ def _faults_of_keys(node: dict[str, Json], *, place: str, repeats: dict[int, _Re
     for key in repeat.keys if repeat else ():
         yield Fault("duplicate-key", f"{place}/{escape(key)}", f"the key {key!r} stands twice in one object")
     for key in node:
-        if not _is_encodable(key):
+        if not is_encodable(key):
             yield Fault("lone-surrogate", place, f"the key {key!r} holds half of a surrogate pair")
 
 
-def _is_encodable(text: str) -> bool:
+def is_encodable(text: str) -> bool:
+    """Whether a text has no half of a surrogate pair."""
     # isascii looks at a flag; only other text is walked.
     if text.isascii():
         return True

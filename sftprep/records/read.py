@@ -13,6 +13,7 @@ from sftprep.records.alpaca import AlpacaRow, read_alpaca
 from sftprep.records.codes import Fault, escape
 from sftprep.records.detect import detect_format, signatures_of
 from sftprep.records.draft import Draft, Format, Reading
+from sftprep.records.json_text import is_encodable
 from sftprep.records.openai import MISPLACED, MISPLACED_ELSEWHERE, ChatRow, read_chat
 from sftprep.records.plain import plain_chat
 from sftprep.records.prompt_response import PromptCompletionRow, PromptResponseRow, read_prompt_response
@@ -83,6 +84,8 @@ def _read(value: dict[str, Json], row_format: Format) -> Reading:
     reader = _READERS[row_format]
     if row_format is Format.PROMPT_RESPONSE and "response" not in value and "completion" in value:
         reader = _COMPLETION_READER
+    # Of an object with such a key Pydantic says that and nothing else; the key has its fault already.
+    value = {key: item for key, item in value.items() if is_encodable(key)}
     try:
         reader.model.model_validate(value)
     except ValidationError as error:
