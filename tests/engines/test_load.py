@@ -15,6 +15,7 @@ from sftprep.engines.load import load_model, write_model
 from sftprep.engines.reference import ReferenceEngine
 from sftprep.errors import ModelFilesError
 from sftprep.prepare.chat_templates import ChatTemplates
+from sftprep.templates.template import ChatTemplate
 
 TEXTS = [
     "Hello  world\n\n\tx = 1",
@@ -77,7 +78,7 @@ def test_rows_with_tools_go_through_the_template_that_transformers_takes_for_the
         (model_dir / "additional_chat_templates").mkdir()
         (model_dir / "additional_chat_templates" / "tool_use.jinja").write_text("b")
     model, reference = load_model(str(model_dir)), AutoTokenizer.from_pretrained(model_dir)
-    templates = ChatTemplates.of(model, datetime(2026, 1, 2))
+    templates = ChatTemplates.of(model, datetime(2026, 1, 2), ChatTemplate)
     for tools in (None, [], [{"name": "f"}]):
         assert templates.for_tools(tools).text == reference.get_chat_template(tools=tools)
     copy = model_dir.parent / "copy"
