@@ -12,13 +12,12 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 import numpy as np
 
-from sftprep.engines.reference import ReferenceEngine, shared_tokenizer
-from sftprep.stages.encode_batch import EncodedTexts, flat_offsets
+from sftprep.engines.reference import ReferenceEngine
+from sftprep.stages.encode_batch import EncodedTexts
 
 if TYPE_CHECKING:
     from sftprep.engines.model import ModelFiles
 
-REFERENCE: Final = "tokenizers"
 GIGATOKEN: Final = "gigatoken"
 FASTOKENS: Final = "fastokens"
 FAST_FROM: Final = 1 << 20
@@ -32,21 +31,6 @@ class BatchEngine(Protocol):
 
     def encode_batch(self, texts: Sequence[bytes]) -> EncodedTexts:
         """Encode UTF-8 texts."""
-
-
-class ReferenceBatch:
-    """The reference engine, many texts at once."""
-
-    name = REFERENCE
-
-    def __init__(self, tokenizer_json: str) -> None:
-        self._tokenizer = shared_tokenizer(tokenizer_json)
-
-    def encode_batch(self, texts: Sequence[bytes]) -> EncodedTexts:
-        """Encode UTF-8 texts."""
-        encodings = self._tokenizer.encode_batch_fast([text.decode() for text in texts], add_special_tokens=False)
-        ids = [np.asarray(encoding.ids, dtype=np.int32) for encoding in encodings]
-        return EncodedTexts(np.concatenate([np.zeros(0, np.int32), *ids]), flat_offsets([len(own) for own in ids]))
 
 
 class GigatokenBatch:
@@ -85,11 +69,11 @@ class FastokensBatch:
         return EncodedTexts(np.frombuffer(ids, dtype=np.int32), np.frombuffer(offsets, dtype=np.int64))
 
 
-def fast_engine(model: ModelFiles) -> BatchEngine | None:
+def fast_engine(model: ModelFiles, reference: BatchEngine) -> BatchEngine | None:
     """The first engine that is installed, loads the model's tokenizer, and agrees with the reference on the probe."""
     for make in (GigatokenBatch, FastokensBatch):
         try:
-            return _tried(make, model)
+            return _tried(make, model, reference)
         except (ImportError, _UnusableError):
             continue
     return None
@@ -99,10 +83,10 @@ class _UnusableError(Exception):
     """An engine does not load a tokenizer, or gives other ids."""
 
 
-def _tried(make: Callable[[str], BatchEngine], model: ModelFiles) -> BatchEngine:
+def _tried(make: Callable[[str], BatchEngine], model: ModelFiles, reference: BatchEngine) -> BatchEngine:
     try:
         engine = make(model.tokenizer_json)
-        is_equal = agrees(engine, ReferenceBatch(model.tokenizer_json), probe_texts(model))
+        is_equal = agrees(engine, reference, probe_texts(model))
     except ImportError:
         raise
     except Exception as error:  # what they raise for a tokenizer that they do not know is anything
@@ -115,10 +99,9 @@ def _tried(make: Callable[[str], BatchEngine], model: ModelFiles) -> BatchEngine
 class EngineChoice:
     """The engine of a process: the reference at first, and a fast one once there is text enough to pay its loading."""
 
-    def __init__(self, model: ModelFiles, *, fast: bool) -> None:
-        self.reference = ReferenceEngine(model.tokenizer_json)
-        self.judge = ReferenceBatch(model.tokenizer_json)
-        self.engine: BatchEngine = self.judge
+    def __init__(self, model: ModelFiles, reference: ReferenceEngine, *, fast: bool) -> None:
+        self.reference = reference
+        self.engine: BatchEngine = reference
         self._model = model
         self._until_fast = FAST_FROM if fast else -1
 
@@ -127,7 +110,7 @@ class EngineChoice:
         if self._until_fast >= 0:
             self._until_fast -= sum(map(len, texts))
             if self._until_fast < 0:
-                self.engine = fast_engine(self._model) or self.judge
+                self.engine = fast_engine(self._model, self.reference) or self.reference
         return self.engine.encode_batch(texts)
 
 

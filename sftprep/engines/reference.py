@@ -6,24 +6,28 @@ import functools
 import itertools
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from tokenizers import Encoding, Tokenizer
 
 from sftprep.data import Encoded
 from sftprep.errors import MaskError
+from sftprep.stages.encode_batch import EncodedTexts, flat_offsets
 
+REFERENCE: Final = "tokenizers"
 _FIRST_PRIVATE = 0x100000
 """Of the last private plane: what a control token is called where what looks like one is to be plain text."""
 
 
 class ReferenceEngine:
-    """A `data.Engine` on a model's own tokenizer.json."""
+    """A `data.Engine` on a model's own tokenizer.json, which encodes many texts at once too."""
+
+    name = REFERENCE
 
     def __init__(self, tokenizer_json: str) -> None:
         self._json = tokenizer_json
-        self._tokenizer = shared_tokenizer(tokenizer_json)
+        self._tokenizer = _load(tokenizer_json)
         self.cutting = frozenset(
             token.content
             for token in self._tokenizer.get_added_tokens_decoder().values()
@@ -34,6 +38,12 @@ class ReferenceEngine:
         """Encode each text as a server encodes a rendered prompt: no special token is added."""
         encodings = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
         return [_encoded(encoding) for encoding in encodings]
+
+    def encode_batch(self, texts: Sequence[bytes]) -> EncodedTexts:
+        """Encode UTF-8 texts, ids only."""
+        encodings = self._tokenizer.encode_batch_fast([text.decode() for text in texts], add_special_tokens=False)
+        ids = [np.asarray(encoding.ids, dtype=np.int32) for encoding in encodings]
+        return EncodedTexts(np.concatenate([np.zeros(0, np.int32), *ids]), flat_offsets([len(own) for own in ids]))
 
     def encode_middle(self, text: str) -> Encoded:
         """Encode a text as it stands in the middle of another: no prefix space is added."""
@@ -86,7 +96,7 @@ class ReferenceEngine:
         parts = json.loads(self._json)
         for key in ("normalizer", "pre_tokenizer"):
             parts[key] = _without_prefix(parts.get(key))
-        return shared_tokenizer(json.dumps(parts))
+        return _load(json.dumps(parts))
 
 
 def _renamed(vocab: Any, names: Mapping[str, str]) -> Any:
@@ -103,9 +113,7 @@ def _encoded(encoding: Encoding) -> Encoded:
     )
 
 
-@functools.lru_cache(maxsize=4)
-def shared_tokenizer(tokenizer_json: str) -> Tokenizer:
-    """The tokenizer of a tokenizer.json, which neither pads nor cuts; loading takes 0.3 s, so it is done once."""
+def _load(tokenizer_json: str) -> Tokenizer:
     tokenizer = Tokenizer.from_str(tokenizer_json)
     tokenizer.no_padding()
     tokenizer.no_truncation()

@@ -112,7 +112,7 @@ class BatchCompiler:
     def _check_ids(self, row: InputRow, ids: pa.Array) -> None:
         # The bytes of the ids are those of the text: that was proven.
         text = b"".join(self._table.pieces.take(ids).to_pylist())
-        if not np.array_equal(self._choice.judge.encode_batch([text]).ids, ids.to_numpy()):
+        if not np.array_equal(self._choice.reference.encode_batch([text]).ids, ids.to_numpy()):
             raise EngineDiffersError(
                 f"{self.engine.name} gives other ids than the reference",
                 code="engine-differs",

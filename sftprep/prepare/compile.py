@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from sftprep.config.pack import PackConfig
-from sftprep.data import Conversation, Document
+from sftprep.data import Conversation, Document, Engine
 from sftprep.engines.fast import EngineChoice
 from sftprep.engines.model import ModelFiles
 from sftprep.engines.reference import ReferenceEngine
@@ -51,31 +51,32 @@ def batch_compiler(model: ModelFiles, config: PackConfig) -> Compiler:
     Raises:
         TemplateError: `template-syntax`.
     """
-    compile_row = compiler(model, config)
+    reference = ReferenceEngine(model.tokenizer_json)
+    compile_row = compiler(model, config, engine=reference)
     policy = _policy(config)
     table = token_table(model) if config.plans and PlanBook.serves(policy) else None
     if table is None:
         return Compiler(compile_row)
-    choice = EngineChoice(model, fast=config.tokenizer_engine == "auto")
+    choice = EngineChoice(model, reference, fast=config.tokenizer_engine == "auto")
     return Compiler(compile_row, BatchCompiler(PlanBook(model, config, policy), choice=choice, table=table))
 
 
-def compiler(model: ModelFiles, config: PackConfig) -> CompileRow:
-    """Render with the model's own template, encode with its own tokenizer.
+def compiler(model: ModelFiles, config: PackConfig, *, engine: Engine | None = None) -> CompileRow:
+    """Render with the model's own template, encode with its own tokenizer, loaded where no `engine` has it already.
 
     Raises:
         TemplateError: `template-syntax`.
     """
     templates = ChatTemplates.of(model, config.now, ChatTemplate)
     policy = _policy(config)
-    engine = ReferenceEngine(model.tokenizer_json)
+    own = ReferenceEngine(model.tokenizer_json) if engine is None else engine
     stop_ids = frozenset(model.stop_ids)
 
     def compile_row(conversation: Conversation) -> CompiledRow:
         template = templates.for_tools(conversation.tools)
         kwargs = {**config.template_kwargs, **conversation.template_kwargs}
         rendered = render(replace(conversation, template_kwargs=kwargs), template=template, policy=policy)
-        documents = encode(rendered.samples, engine=engine, stop_ids=stop_ids)
+        documents = encode(rendered.samples, engine=own, stop_ids=stop_ids)
         return CompiledRow(tuple(documents), rendered.classes, _remarks(rendered, documents))
 
     return compile_row

@@ -171,3 +171,10 @@ def test_a_sentencepiece_answer_in_the_middle_has_no_spurious_space(corpus: Path
     opening = engine.encode(["x"])[0].ids.tolist()
     assert engine.decode([*opening, *middle]) == engine.decode(opening) + "answer"
     assert engine.decode([*opening, *naive]) == engine.decode(opening) + " answer"
+
+
+def test_what_is_done_to_one_engine_changes_no_other(samples: Path) -> None:
+    text = load_model(str(samples / "model")).tokenizer_json
+    ReferenceEngine(text)._tokenizer.encode_special_tokens = True
+    (encoded,) = ReferenceEngine(text).encode(["<|im_end|>"])
+    assert len(encoded.ids) == 1

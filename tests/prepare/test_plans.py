@@ -18,8 +18,9 @@ from hypothesis import strategies as st
 
 from sftprep.config.pack import PackConfig
 from sftprep.data import Conversation, RowAddress
-from sftprep.engines.fast import EngineChoice, ReferenceBatch, fast_engine
+from sftprep.engines.fast import EngineChoice, fast_engine
 from sftprep.engines.load import load_model
+from sftprep.engines.reference import ReferenceEngine
 from sftprep.errors import DataError, EngineDiffersError
 from sftprep.prepare.chunk import Chunk, InputRow
 from sftprep.prepare.compile import Compiler, batch_compiler, compiler
@@ -161,7 +162,7 @@ class OtherIds:
     name = "other"
 
     def __init__(self, tokenizer_json: str) -> None:
-        self._reference = ReferenceBatch(tokenizer_json)
+        self._reference = ReferenceEngine(tokenizer_json)
 
     def encode_batch(self, texts: Sequence[bytes]) -> EncodedTexts:
         """As the reference, but the first `the` is two pieces."""
@@ -184,7 +185,7 @@ def test_an_engine_that_differs_within_a_run_is_found_and_all_is_done_again(
     options = options.model_copy(update={"files": (chats,)})
     expected = pack(options)
     monkeypatch.setattr("sftprep.engines.fast.FAST_FROM", 0)
-    monkeypatch.setattr("sftprep.engines.fast.fast_engine", lambda model: OtherIds(model.tokenizer_json))
+    monkeypatch.setattr("sftprep.engines.fast.fast_engine", lambda model, reference: OtherIds(model.tokenizer_json))
     found = pack(options.model_copy(update={"out": tmp_path / "auto", "tokenizer_engine": "auto"}))
     assert found.engine_differed.startswith(str(chats))
     assert found.rendering["engine tokenizers"] == 1999
@@ -198,7 +199,7 @@ def test_the_check_of_an_engine_names_the_row() -> None:
     model = load_model(str(SAMPLES / "model"))
     compile_rows = batch_compiler(model, config(SAMPLES / "model"))
     assert compile_rows.batch is not None
-    choice = EngineChoice(model, fast=False)
+    choice = EngineChoice(model, ReferenceEngine(model.tokenizer_json), fast=False)
     choice.engine = OtherIds(model.tokenizer_json)
     compile_rows.batch._choice = choice
     rows = rows_of([conversation(n, ["so", "that is the one"]) for n in range(1, 3000)])
@@ -222,13 +223,14 @@ def test_a_plan_that_makes_another_document_ends_the_run(own: tuple[Compiler, Pa
 @pytest.mark.parametrize("name", ["qwen3", "smollm2-135m-instruct", "gpt-oss", "deepseek-v3", "mistral-tekken"])
 def test_the_fast_engine_gives_the_ids_of_the_reference_on_real_texts(corpus: Path, name: str) -> None:
     model = load_model(str(corpus / "models" / name))
-    engine = fast_engine(model)
+    reference = ReferenceEngine(model.tokenizer_json)
+    engine = fast_engine(model, reference)
     assert engine is not None
     texts = [
         json.dumps(row, ensure_ascii=False).encode() for row in chats(corpus, "bench/chat_10k.jsonl.zst", count=200)
     ]
     random.Random(0).shuffle(texts)
-    found, expected = engine.encode_batch(texts), ReferenceBatch(model.tokenizer_json).encode_batch(texts)
+    found, expected = engine.encode_batch(texts), reference.encode_batch(texts)
     assert np.array_equal(found.ids, expected.ids)
     assert np.array_equal(found.offsets, expected.offsets)
 
@@ -238,9 +240,10 @@ def test_a_fast_engine_that_fails_the_probe_is_not_used(monkeypatch: pytest.Monk
     monkeypatch.setattr("sftprep.engines.fast.GigatokenBatch", OtherIds)
     monkeypatch.setattr("sftprep.engines.fast.FastokensBatch", OtherIds)
     monkeypatch.setattr("sftprep.engines.fast.probe_texts", lambda model: [b"nothing is the same"])
-    assert fast_engine(model) is None
+    reference = ReferenceEngine(model.tokenizer_json)
+    assert fast_engine(model, reference) is None
     monkeypatch.setattr("sftprep.engines.fast.probe_texts", lambda model: [b"nothing"])
-    assert fast_engine(model) is not None
+    assert fast_engine(model, reference) is not None
 
 
 def test_a_question_that_has_no_answer_for_another_text_is_the_templates_own_error(tmp_path: Path) -> None:
