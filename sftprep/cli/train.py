@@ -82,6 +82,7 @@ def train(
     lora_embeddings: Annotated[bool, _option("lora_embeddings")] = False,
     gradient_checkpointing: Annotated[bool, _option("gradient_checkpointing")] = False,
     keep_products: Annotated[bool, _option("keep_products")] = False,
+    deterministic: Annotated[bool, _option("deterministic")] = False,
     threads: Annotated[int | None, _option("threads")] = _FIELDS["threads"].default,
     eval_shards: Annotated[str | None, _option("eval_shards")] = _FIELDS["eval_shards"].default,
     eval_every: Annotated[int, _option("eval_every")] = _FIELDS["eval_every"].default,

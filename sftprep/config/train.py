@@ -71,6 +71,10 @@ class TrainConfig(BaseModel):
         description="As --gradient-checkpointing, but what matrix products and attention give is kept: less memory, "
         "little more time.",
     )
+    deterministic: bool = Field(
+        default=False,
+        description="The same bits in every run on the same GPU, at some cost in time; a CPU gives them anyway.",
+    )
     threads: int | None = Field(default=None, ge=1, description="CPU threads (default: torch's own choice).")
 
     eval_shards: Place | None = Field(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import sys
 from collections.abc import Iterator
@@ -37,6 +38,16 @@ def device_named(name: str) -> torch.device:
     if name == "cuda" and not has_cuda:
         raise UsageError("there is no CUDA device", code="no-cuda", hint="use --device cpu")
     return torch.device("cuda" if has_cuda and name != "cpu" else "cpu")
+
+
+def set_up_torch(config: TrainConfig) -> None:
+    """Threads, and whether operations of this process may give other bits in another run."""
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    if config.deterministic:
+        # cuBLAS asks for it at its first product.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(config.deterministic)
 
 
 def peak_bytes(device: torch.device) -> int:

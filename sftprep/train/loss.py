@@ -150,7 +150,8 @@ class _Tiles:
         nll = log_total - logits.gather(1, index).squeeze(1)
         slope = transform.slope(logits)
         gradient = logits.sub_(log_total[:, None]).exp_()
-        gradient.scatter_add_(1, index, torch.full_like(index, -1, dtype=gradient.dtype))
+        # Written, not added: adding at indices has no deterministic form on a GPU.
+        gradient[torch.arange(len(targets), device=targets.device), targets] = torch.expm1(-nll)
         gradient.mul_(weights[:, None]).mul_(slope)
         del slope
         low = gradient.to(self.weight.dtype)

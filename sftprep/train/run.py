@@ -32,7 +32,7 @@ from sftprep.train.checkpoint import (
     save_checkpoint,
     whole_weights,
 )
-from sftprep.train.device import choose_device
+from sftprep.train.device import choose_device, set_up_torch
 from sftprep.train.distributed import ALONE, World, joined
 from sftprep.train.estimate import Estimate, estimate
 from sftprep.train.export import save_model, writing
@@ -89,8 +89,7 @@ def rehearse(config: TrainConfig, *, console: Console | None = None) -> Estimate
     shards, where = _opened(config, world=ALONE, console=console)
     open_held_out(config, trained=shards.manifest)
     _quieten()
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
+    set_up_torch(config)
     model = build_model(config, shards=shards, where=where, resumed=None)
     reader = RowReader(shards, with_messages=config.loss == "turn")
     trainee = build_trainee(config, model=model, shards=shards, reader=reader, where=where)
@@ -146,8 +145,7 @@ def _train(
     config: TrainConfig, *, shards: ShardSet, measures: Measures, workspace: Workspace, where: Where
 ) -> TrainResult:
     _quieten()
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
+    set_up_torch(config)
     resumed = where.world.on_first(lambda: workspace.checkpoints()[-1]) if config.resume else None
     model = build_model(config, shards=shards, where=where, resumed=resumed)
     reader = RowReader(shards, with_messages=config.loss == "turn")
