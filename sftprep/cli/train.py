@@ -115,12 +115,13 @@ def _start(options: dict[str, Any]) -> None:
     given = {name: _plain(value) for name, value in options.items() if value is not None}
     config = read_config(TrainConfig, given, command="train", names={"eval_suites": "--eval"})
     # torch and transformers take seconds to import, which `sftprep --help` must not wait for.
-    from sftprep.train import run
+    from sftprep.train.estimate import rehearse
+    from sftprep.train.run import train as run
 
     if is_dry:
-        run.rehearse(config)
+        rehearse(config)
     else:
-        run.train(config, watcher=_watcher(config))
+        run(config, watcher=_watcher(config))
 
 
 def _watcher(config: TrainConfig) -> Watcher | None:

@@ -6,11 +6,15 @@ import time
 from dataclasses import dataclass
 
 import numpy as np
+from rich.console import Console
 
 from sftprep.config.train import TrainConfig
 from sftprep.train.device import named_memory_failures, peak_bytes
+from sftprep.train.distributed import ALONE
 from sftprep.train.flops import cost_of, needed_flops
+from sftprep.train.heldout import open_held_out
 from sftprep.train.loop import Feed, Trainee, accumulate, local_batches
+from sftprep.train.setup import build, open_all
 from sftprep.train.stream import Schedule
 from sftprep.train.weighting import reweighted
 
@@ -46,6 +50,22 @@ class Estimate:
             f"work: {work}",
             f"time: about {self.seconds:,.0f} s, as fast as the first step here; nothing was changed or written",
         ]
+
+
+def rehearse(config: TrainConfig, *, console: Console | None = None) -> Estimate:
+    """Everything that `train` does before its first step, and the first step's gradient; nothing is written.
+
+    Raises:
+        UsageError, ModelFilesError, ShardError, TrainError.
+    """
+    console = console or Console(stderr=True)
+    shards, where = open_all(config, world=ALONE, console=console)
+    open_held_out(config, trained=shards.manifest)
+    trainee, feed = build(config, shards=shards, where=where, resumed=None)
+    found = estimate(trainee, feed, config=config)
+    for line in found.lines():
+        console.print(line, soft_wrap=True)
+    return found
 
 
 def estimate(trainee: Trainee, feed: Feed, *, config: TrainConfig) -> Estimate:

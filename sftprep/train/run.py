@@ -14,7 +14,6 @@ from typing import Any, Final
 
 import torch
 from rich.console import Console
-from transformers.utils import logging as transformers_logging
 
 from sftprep.config.train import TrainConfig
 from sftprep.errors import StoppedError, TrainError
@@ -32,22 +31,17 @@ from sftprep.train.checkpoint import (
     save_checkpoint,
     whole_weights,
 )
-from sftprep.train.device import choose_device, set_up_torch
-from sftprep.train.distributed import ALONE, World, joined
-from sftprep.train.estimate import Estimate, estimate
+from sftprep.train.distributed import World, joined
 from sftprep.train.export import save_model, writing
 from sftprep.train.heldout import open_held_out
-from sftprep.train.loggers import PAGE, Logger, check_loggers, open_loggers
+from sftprep.train.loggers import PAGE, Logger, open_loggers
 from sftprep.train.loop import Feed, Trainee, run_steps
 from sftprep.train.measure import Measures, check_metrics, end_lines, ends_early, first_position, measure
-from sftprep.train.model import check_fit, locate
 from sftprep.train.progress import Reporter, show_counts
-from sftprep.train.rows import RowReader
 from sftprep.train.samples import Watcher
-from sftprep.train.setup import Where, build_model, build_trainee, checked_scalars
-from sftprep.train.shard_cache import ReadAhead, open_set
+from sftprep.train.setup import Where, build, open_all
+from sftprep.train.shard_cache import ReadAhead
 from sftprep.train.signals import StopRequest
-from sftprep.train.stream import Schedule
 
 _MEANS: Final = {"token": "trained tokens", "sample": "documents", "turn": "trained messages"}
 
@@ -79,56 +73,9 @@ def train(config: TrainConfig, *, console: Console | None = None, watcher: Watch
         return _train_among(config, watcher, world=world, console=console)
 
 
-def rehearse(config: TrainConfig, *, console: Console | None = None) -> Estimate:
-    """Everything that `train` does before its first step, and the first step's gradient; nothing is written.
-
-    Raises:
-        UsageError, ShardError, TrainError.
-    """
-    console = console or Console(stderr=True)
-    shards, where = _opened(config, world=ALONE, console=console)
-    open_held_out(config, trained=shards.manifest)
-    _quieten()
-    set_up_torch(config)
-    model = build_model(config, shards=shards, where=where, resumed=None)
-    reader = RowReader(shards, with_messages=config.loss == "turn")
-    trainee = build_trainee(config, model=model, shards=shards, reader=reader, where=where)
-    found = estimate(trainee, _feed(config, shards=shards, reader=reader), config=config)
-    for line in found.lines():
-        console.print(line, soft_wrap=True)
-    return found
-
-
-def _opened(config: TrainConfig, *, world: World, console: Console) -> tuple[ShardSet, Where]:
-    """The verified shards, and a model that fits them."""
-    device, dtype = choose_device(config)
-    check_loggers(config)
-    shards = open_set(config.data, config)
-    place = locate(config.model)
-    check_fit(place, shards.manifest)
-    return shards, Where(place, device, dtype, console, world)
-
-
-def _feed(config: TrainConfig, *, shards: ShardSet, reader: RowReader) -> Feed:
-    schedule = Schedule(
-        num_rows=shards.num_rows,
-        rows_per_step=config.rows_per_step,
-        seed=config.seed,
-        group_rows=reader.group_rows,
-        shard_groups=reader.shard_groups,
-    )
-    return Feed(
-        reader=reader,
-        schedule=schedule,
-        scalars=checked_scalars(shards),
-        manifest=shards.manifest,
-        num_steps=schedule.num_steps(epochs=config.epochs, max_steps=config.max_steps),
-    )
-
-
 def _train_among(config: TrainConfig, watcher: Watcher | None, *, world: World, console: Console) -> TrainResult:
     check_metrics(config, watcher)
-    shards, where = _opened(config, world=world, console=console)
+    shards, where = open_all(config, world=world, console=console)
     measures = Measures(open_held_out(config, trained=shards.manifest), watcher)
     workspace = world.on_first(lambda: open_workspace(config))
     try:
@@ -144,13 +91,8 @@ def _train_among(config: TrainConfig, watcher: Watcher | None, *, world: World, 
 def _train(
     config: TrainConfig, *, shards: ShardSet, measures: Measures, workspace: Workspace, where: Where
 ) -> TrainResult:
-    _quieten()
-    set_up_torch(config)
     resumed = where.world.on_first(lambda: workspace.checkpoints()[-1]) if config.resume else None
-    model = build_model(config, shards=shards, where=where, resumed=resumed)
-    reader = RowReader(shards, with_messages=config.loss == "turn")
-    trainee = build_trainee(config, model=model, shards=shards, reader=reader, where=where)
-    feed = _feed(config, shards=shards, reader=reader)
+    trainee, feed = build(config, shards=shards, where=where, resumed=resumed)
     start = first_position(config, fingerprint=shards.manifest.fingerprint)
     if resumed is not None:
         start = load_checkpoint(resumed, _state(trainee), wanted=start)
@@ -286,9 +228,3 @@ def _interruption(workspace: Workspace) -> str:
     if found:
         return f"interrupted; go on from {found[-1].name} with --resume"
     return "interrupted; there was no checkpoint, so nothing is left (--save-every writes some)"
-
-
-def _quieten() -> None:
-    """Transformers' own bars and notices would cross ours."""
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()

@@ -10,20 +10,24 @@ import numpy as np
 import torch
 from rich.console import Console
 from transformers import PreTrainedModel
+from transformers.utils import logging as transformers_logging
 
 from sftprep.config.train import TrainConfig
 from sftprep.errors import ShardError, TrainError
 from sftprep.shards.read import Scalars, ShardSet
 from sftprep.train import attention, lora
+from sftprep.train.device import choose_device, set_up_torch
 from sftprep.train.distributed import World, split_model
 from sftprep.train.forward import find_head
-from sftprep.train.loop import Trainee
-from sftprep.train.model import ModelPlace, check_lengths, load
+from sftprep.train.loggers import check_loggers
+from sftprep.train.loop import Feed, Trainee
+from sftprep.train.model import ModelPlace, check_fit, check_lengths, load, locate
 from sftprep.train.optim import build_optimizer
 from sftprep.train.recompute import recompute_activations
 from sftprep.train.rows import RowReader
 from sftprep.train.selftest import check_rows, check_segments, probe_documents
-from sftprep.train.stream import Layout, Row
+from sftprep.train.shard_cache import open_set
+from sftprep.train.stream import Layout, Row, Schedule
 
 _PROBE_ROWS: Final = 8
 """Rows of the set that the self-test may choose its documents from."""
@@ -38,6 +42,34 @@ class Where:
     dtype: torch.dtype
     console: Console
     world: World
+
+
+def open_all(config: TrainConfig, *, world: World, console: Console) -> tuple[ShardSet, Where]:
+    """The verified shards, and a model that fits them.
+
+    Raises:
+        UsageError, ModelFilesError, ShardError.
+    """
+    device, dtype = choose_device(config)
+    check_loggers(config)
+    shards = open_set(config.data, config)
+    place = locate(config.model)
+    check_fit(place, shards.manifest)
+    return shards, Where(place, device, dtype, console, world)
+
+
+def build(config: TrainConfig, *, shards: ShardSet, where: Where, resumed: Path | None) -> tuple[Trainee, Feed]:
+    """The model ready to be trained, and its rows; all that a run, or its rehearsal, steps through.
+
+    Raises:
+        ModelFilesError, ShardError, TrainError, UsageError.
+    """
+    _quieten()
+    set_up_torch(config)
+    model = build_model(config, shards=shards, where=where, resumed=resumed)
+    reader = RowReader(shards, with_messages=config.loss == "turn")
+    trainee = build_trainee(config, model=model, shards=shards, reader=reader, where=where)
+    return trainee, _feed(config, shards=shards, reader=reader)
 
 
 def build_model(config: TrainConfig, *, shards: ShardSet, where: Where, resumed: Path | None) -> PreTrainedModel:
@@ -123,7 +155,24 @@ def _layout(
     return Layout.UNPACKED if shards.manifest.packing else Layout.PADDED
 
 
-def checked_scalars(shards: ShardSet) -> Scalars:
+def _feed(config: TrainConfig, *, shards: ShardSet, reader: RowReader) -> Feed:
+    schedule = Schedule(
+        num_rows=shards.num_rows,
+        rows_per_step=config.rows_per_step,
+        seed=config.seed,
+        group_rows=reader.group_rows,
+        shard_groups=reader.shard_groups,
+    )
+    return Feed(
+        reader=reader,
+        schedule=schedule,
+        scalars=_checked_scalars(shards),
+        manifest=shards.manifest,
+        num_steps=schedule.num_steps(epochs=config.epochs, max_steps=config.max_steps),
+    )
+
+
+def _checked_scalars(shards: ShardSet) -> Scalars:
     """The small columns of all rows, after their sums are compared with the manifest.
 
     Raises:
@@ -147,3 +196,9 @@ def checked_scalars(shards: ShardSet) -> Scalars:
             "the shards' weights do not sum to the manifest's", code="shard-count", place=str(shards.directory)
         )
     return scalars
+
+
+def _quieten() -> None:
+    """Transformers' own bars and notices would cross ours."""
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()

@@ -16,8 +16,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from sftprep.config.train import TrainConfig
 from sftprep.errors import ShardError
 from sftprep.shards.read import open_shard_set
+from sftprep.train.estimate import rehearse
 from sftprep.train.flops import cost_of
-from sftprep.train.run import rehearse, train
+from sftprep.train.run import train
 
 ShardSetFactory = Callable[..., Path]
 

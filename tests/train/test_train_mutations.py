@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from sftprep.shards.manifest import Manifest
-from sftprep.train import loop, run
+from sftprep.train import loop, setup
 from tests.train import test_train_run
 from tests.train.runs import Guard, assert_witness_sees
 
@@ -29,7 +29,7 @@ TEMPLATE = test_train_run.test_a_model_with_another_template_is_refused_c8
 GUARDS: dict[str, Guard] = {
     "A4": (Manifest, "model_validate", stamped, STAMP),
     "A5": (loop, "_advance", counting_nothing, EPOCH),
-    "C8": (run, "check_fit", lambda *_: None, TEMPLATE),
+    "C8": (setup, "check_fit", lambda *_: None, TEMPLATE),
 }
 
 
