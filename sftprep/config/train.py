@@ -88,8 +88,9 @@ class TrainConfig(BaseModel):
     eval_cases: int = Field(default=8, ge=1, description="Cases of each suite in the sample, drawn by --seed.")
     keep_best: str | None = Field(
         default=None,
-        description="Keep the best step's checkpoint by this metric: nll, or pass-rate, value, stops, repetition, "
-        "each also of one suite, as in pass-rate.NAME (default: nll with --eval-shards).",
+        description="The output is the best step's model by this metric, not the last one's: nll, or pass-rate, value, "
+        "stops, repetition, each also of one suite, as in pass-rate.NAME. With --eval-shards alone, the best step's "
+        "checkpoint by nll is kept beside the last model.",
     )
     stop_early: str | None = Field(
         default=None, description="End the run where this metric, one of the same, no longer gets better."

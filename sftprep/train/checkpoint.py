@@ -39,6 +39,8 @@ from sftprep.train.export import save_model, writing
 _MODEL_CONFIG: Final = "config.json"
 _POSITION: Final = "position.json"
 _OPTIMIZER: Final = "optimizer"
+RESUMED_FROM: Final = frozenset({_POSITION, _OPTIMIZER, lora.TRAINABLE})
+"""Of a checkpoint: what a resumption needs; all else of it is a model."""
 
 
 @dataclass(frozen=True, slots=True)

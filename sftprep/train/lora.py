@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from peft import LoraConfig
 
 ADAPTER_DIRECTORY: Final = "adapter"
-_TRAINABLE: Final = "trainable.safetensors"
+TRAINABLE: Final = "trainable.safetensors"
 _ADAPTER_WEIGHTS: Final = "adapter_model.safetensors"
 _PEFT_PREFIX: Final = "base_model.model."
 _BASE: Final = ".base_layer."
@@ -127,7 +127,13 @@ def save_trainable(model: torch.nn.Module, directory: Path, *, weights: dict[str
         return
     trainable = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
     named = {name: (weights[name] if weights else p).cpu().contiguous() for name, p in trainable.items()}
-    save_file(named, directory / _TRAINABLE)
+    save_file(named, directory / TRAINABLE)
+
+
+def saved_trainable(directory: Path) -> dict[str, torch.Tensor]:
+    """What `save_trainable` wrote, by parameter; nothing where it wrote nothing."""
+    path = directory / TRAINABLE
+    return load_file(path) if path.is_file() else {}
 
 
 @torch.no_grad()
@@ -137,8 +143,7 @@ def restore_trainable(model: torch.nn.Module, directory: Path) -> None:
     Raises:
         TrainError: `resume-differs`: the checkpoint's adapters are others.
     """
-    path = directory / _TRAINABLE
-    saved = load_file(path) if path.is_file() else {}
+    saved = saved_trainable(directory)
     wanted = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if {name: p.shape for name, p in wanted.items()} != {name: value.shape for name, value in saved.items()}:
         raise TrainError(

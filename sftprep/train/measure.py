@@ -110,7 +110,8 @@ def end_lines(position: Position, *, steps: int, config: TrainConfig) -> Iterato
         )
     if position.best_step:
         kept = Workspace(config.out).checkpoint(position.best_step).name
-        yield f"best by {position.keep_best}: step {position.best_step}, in {config.out / 'checkpoints' / kept}"
+        place = config.out if config.keep_best else config.out / "checkpoints" / kept
+        yield f"best by {position.keep_best}: step {position.best_step}, in {place}"
 
 
 def _judged(position: Position, found: dict[str, float], *, config: TrainConfig) -> Position:

@@ -17,9 +17,7 @@ from rich.console import Console
 
 from sftprep.config.train import TrainConfig
 from sftprep.errors import StoppedError, TrainError
-from sftprep.reports.loss_curve import write_loss_curve
 from sftprep.shards.read import ShardSet
-from sftprep.train import lora
 from sftprep.train.checkpoint import (
     Position,
     State,
@@ -32,11 +30,11 @@ from sftprep.train.checkpoint import (
     whole_weights,
 )
 from sftprep.train.distributed import World, joined
-from sftprep.train.export import save_model, writing
 from sftprep.train.heldout import open_held_out
-from sftprep.train.loggers import PAGE, Logger, open_loggers
+from sftprep.train.loggers import Logger, open_loggers
 from sftprep.train.loop import Feed, Trainee, run_steps
 from sftprep.train.measure import Measures, check_metrics, end_lines, ends_early, first_position, measure
+from sftprep.train.outcome import outcome_step, write_best_outcome, write_outcome
 from sftprep.train.progress import Reporter, show_counts
 from sftprep.train.samples import Watcher
 from sftprep.train.setup import Where, build, open_all
@@ -48,10 +46,14 @@ _MEANS: Final = {"token": "trained tokens", "sample": "documents", "turn": "trai
 
 @dataclass(frozen=True, slots=True)
 class TrainResult:
-    """What a run did. `nll` is nats a trained token of each step, also of those before a resumption skipped."""
+    """What a run did. `nll` is nats a trained token of each step, also of those before a resumption skipped.
+
+    `model_step` is the step whose model is in `out`.
+    """
 
     out: Path
     num_steps: int
+    model_step: int
     num_tokens: int
     num_trained: int
     seconds: float
@@ -158,6 +160,7 @@ def _steps(trainee: Trainee, feed: Feed, *, start: Position, config: TrainConfig
     return TrainResult(
         out=config.out,
         num_steps=position.step,
+        model_step=outcome_step(position, config),
         num_tokens=sum(record.num_tokens for record in records),
         num_trained=sum(record.num_trained for record in records),
         seconds=sum(record.seconds for record in records),
@@ -190,11 +193,13 @@ def _state(trainee: Trainee) -> State:
 
 
 def _publish(trainee: Trainee, result: TrainResult, *, config: TrainConfig, edges: _Edges) -> None:
-    weights = whole_weights(_state(trainee))
+    is_last = result.model_step == result.num_steps
+    weights = whole_weights(_state(trainee)) if is_last else None
     report: dict[str, Any] = {
         "config": config.model_dump(mode="json"),
         "fingerprint": edges.shards.manifest.fingerprint,
         "num_steps": result.num_steps,
+        "model_step": result.model_step,
         "num_tokens": result.num_tokens,
         "num_trained": result.num_trained,
         "seconds": result.seconds,
@@ -204,12 +209,11 @@ def _publish(trainee: Trainee, result: TrainResult, *, config: TrainConfig, edge
     }
 
     def write() -> None:
-        place, shards = edges.workspace.directory, edges.shards
-        with writing(place):
-            save_model(trainee.model, place, shards=shards, weights=weights)
-            if config.lora_rank and not config.lora_embeddings:
-                lora.save_adapter(trainee.model, place / lora.ADAPTER_DIRECTORY, config=config, weights=weights)
-            write_loss_curve(edges.workspace.metrics, place / PAGE, title=f"Training of {config.model}")
+        model, workspace = trainee.model, edges.workspace
+        if is_last:
+            write_outcome(model, workspace, shards=edges.shards, config=config, weights=weights)
+        else:
+            write_best_outcome(model, workspace, step=result.model_step, config=config)
         publish(edges.workspace, report=report)
 
     trainee.world.on_first(write)
