@@ -10,8 +10,7 @@ import pyarrow as pa
 import pytest
 
 from sftprep.data import RowAddress
-from sftprep.prepare import fit
-from sftprep.prepare.tally import Tally
+from sftprep.prepare import check_block, fit
 from sftprep.records import json_text, read
 from sftprep.shards import gather, write
 from sftprep.sources import blocks, tables
@@ -62,17 +61,17 @@ def without_places(findings: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple(replace(finding, pointer="") for finding in findings)
 
 
-def once_a_code(tally: Tally, finding: Any, raw: bytes) -> None:
+def once_a_code(gathered: Any, finding: Any, raw: bytes) -> None:
     """Only the first row of each fault is told."""
-    if finding.code not in tally.by_code:
-        ADD_FINDING(tally, finding, raw)
+    if not any(kind.code == finding.code for kind in gathered._counts):
+        ADD_FINDING(gathered, finding, raw)
 
 
 def fits_always(*_: object, **__: object) -> Callable[..., Any]:
     return lambda _: (None, ())
 
 
-ADD_FINDING = Tally.add_finding
+ADD_FINDING = check_block._Gathered._add_finding
 COLUMNS = test_columns.test_every_column_is_a_number_or_a_flat_list_of_numbers_d8
 ONE_GROUP = test_tables.test_a_table_of_one_large_group_is_read_a_few_rows_at_a_time_d9
 BATCHES = test_write_failures.test_a_batch_is_bounded_by_tokens_however_many_rows_there_are_d9
@@ -97,7 +96,13 @@ MUTATIONS: list[tuple[str, str, Plant, Callable[..., object], Any]] = [
     ("all rows are one batch", "D9", changed(gather, "_cut", as_one), BATCHES, NOTHING),
     ("only the first fault is told", "D10", wrapped(validate, "_findings", first_fault), AT_ONCE, NOTHING),
     ("rules wait until the keys are right", "D10", constant(read, "_readable_rules", []), AT_ONCE, NOTHING),
-    ("only the first row is told", "D10", changed(Tally, "add_finding", once_a_code), ALL_ROWS, NOTHING),
+    (
+        "only the first row is told",
+        "D10",
+        changed(check_block._Gathered, "_add_finding", once_a_code),
+        ALL_ROWS,
+        NOTHING,
+    ),
     ("no hint", "D10", wrapped(validate, "_findings", without_hints), FAULTS, "two questions D10"),
     ("no place", "D10", wrapped(validate, "_findings", without_places), FAULTS, "two questions D10"),
     ("the template is not asked", "D10", changed(fit, "fitter", fits_always), RAISES, NOTHING),

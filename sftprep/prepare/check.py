@@ -22,7 +22,7 @@ ONCE_A_FILE: Final = frozenset({"unknown-row-key", "null-as-absent"})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckedRow:
-    """What became of a row; small, as it may come from another process. `normal` is its line for `--fix-to`."""
+    """What became of a row. `normal` is its line for `--fix-to`."""
 
     good: bool
     format: Format | None
@@ -61,7 +61,6 @@ def checker(config: ValidateConfig) -> CheckRow:
     named = named_format(config.format)
     fit_row = None if config.model is None else _fitter(config.model, config.max_length)
     fixes = config.fix_to is not None
-    once = SaidOnce()
     fine = {kind: CheckedRow(good=True, format=kind, findings=()) for kind in (None, *Format)}
 
     def fitted(row: ValidatedRow, conversation: Conversation) -> tuple[RowFit | None, tuple[Finding, ...]]:
@@ -72,7 +71,7 @@ def checker(config: ValidateConfig) -> CheckRow:
 
     def check(source: SourceRow) -> CheckedRow:
         row = validated(source, named)
-        findings = once.first(row.findings) if row.findings else ()
+        findings = row.findings
         if row.conversation is None:
             return CheckedRow(good=False, format=row.format, findings=findings)
         fit, more = fitted(row, row.conversation)
@@ -82,7 +81,7 @@ def checker(config: ValidateConfig) -> CheckRow:
         is_normal = row.format is Format.OPENAI
         normal = (source.raw if is_normal else normal_row(row.conversation)) if fixes else None
         if not findings and normal is None and fit is None:
-            return fine[row.format]  # One object for most rows: it is sent between processes once a chunk.
+            return fine[row.format]  # One object for most rows.
         return CheckedRow(good=True, format=row.format, findings=findings, normal=normal, fit=fit)
 
     return check

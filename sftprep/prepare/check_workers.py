@@ -1,36 +1,32 @@
-"""Who checks the chunks: this process, or some of its children. The chunks come out in order either way."""
+"""Who checks the blocks: this process, or some of its children. What became of them comes out in order either way."""
 
 from __future__ import annotations
 
 import multiprocessing
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from sftprep.config.validate import ValidateConfig
-from sftprep.data import RowAddress
 from sftprep.errors import DataError, SourceError
-from sftprep.prepare.check import CheckedRow, CheckRow, SaidOnce, checker
+from sftprep.prepare.check import SaidOnce
+from sftprep.prepare.check_block import CheckBlock, CheckedBlock, block_checker, settled
 from sftprep.prepare.child_process import obey_parent
-from sftprep.sources.blocks import SourceRow
+from sftprep.sources.blocks import Block
 
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """A run of rows of one file; `error` is what is wrong with the file after them."""
+    """Unread rows of one file; no block where it begins, and where it ends early: with `error`."""
 
     file: str
-    rows: Sequence[SourceRow]
-    is_first: bool
+    block: Block | None = None
     error: SourceError | None = None
 
 
-BareRow = tuple[int, bytes, int, str]
-"""The fields of a SourceRow, but for its file."""
-
-Checked = tuple[Chunk, list[CheckedRow]]
+Checked = tuple[Chunk, CheckedBlock | None]
 
 
 def check_chunks(chunks: Iterator[Chunk], *, config: ValidateConfig) -> Iterator[Checked]:
@@ -39,61 +35,56 @@ def check_chunks(chunks: Iterator[Chunk], *, config: ValidateConfig) -> Iterator
     Raises:
         DataError: `worker-died`, naming the rows that it had.
     """
-    if config.workers > 1:
-        yield from _in_children(chunks, config=config)
-        return
-    check = checker(config)
+    once = SaidOnce()
+    for chunk, block in (_in_children if config.workers > 1 else _here)(chunks, config=config):
+        yield chunk, None if block is None else settled(block, once)
+
+
+def _here(chunks: Iterator[Chunk], *, config: ValidateConfig) -> Iterator[Checked]:
+    check = block_checker(config)
     for chunk in chunks:
-        yield chunk, [check(row) for row in chunk.rows]
+        yield chunk, None if chunk.block is None else check(chunk.block, chunk.file)
 
 
 def _in_children(chunks: Iterator[Chunk], *, config: ValidateConfig) -> Iterator[Checked]:
     # Fork would copy this process's threads' locks (tokenizers has a thread pool) in whatever state they are.
     context = multiprocessing.get_context("spawn")
-    once = SaidOnce()  # Each child has its own: the first of all of them is told here.
     pool = ProcessPoolExecutor(config.workers, mp_context=context, initializer=_start_child, initargs=(config,))
-    waiting: deque[tuple[Chunk, Future[list[CheckedRow]]]] = deque()
+    waiting: deque[tuple[Chunk, Future[CheckedBlock] | None]] = deque()
     try:
         for chunk in chunks:
-            waiting.append((chunk, pool.submit(_check_in_child, chunk.file, _bare(chunk.rows))))
+            future = None if chunk.block is None else pool.submit(_check_in_child, chunk.block, chunk.file)
+            waiting.append((chunk, future))
             # A few chunks ahead keep every child busy, and bound what is in memory.
             if len(waiting) > 2 * config.workers:
-                yield _result(*waiting.popleft(), once)
+                yield _result(*waiting.popleft())
         while waiting:
-            yield _result(*waiting.popleft(), once)
+            yield _result(*waiting.popleft())
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _result(chunk: Chunk, future: Future[list[CheckedRow]], once: SaidOnce) -> Checked:
+def _result(chunk: Chunk, future: Future[CheckedBlock] | None) -> Checked:
+    if chunk.block is None or future is None:
+        return chunk, None
     try:
-        rows = future.result()
+        return chunk, future.result()
     except BrokenProcessPool as error:
-        first = chunk.rows[0].address if chunk.rows else chunk.file
-        place = f"{first}, or rows after it"
+        place = f"{chunk.file}:{chunk.block.first}, or rows after it"
         hint = "out of memory? try fewer --workers"
         raise DataError("a worker process died", code="worker-died", place=place, hint=hint) from error
-    return chunk, [replace(row, findings=once.first(row.findings)) if row.findings else row for row in rows]
 
 
 class _Child:
     """What a child process keeps between chunks."""
 
-    check: CheckRow
+    check: CheckBlock
 
 
 def _start_child(config: ValidateConfig) -> None:
     obey_parent()
-    _Child.check = staticmethod(checker(config))
+    _Child.check = staticmethod(block_checker(config))
 
 
-def _bare(rows: Sequence[SourceRow]) -> list[BareRow]:
-    # Tuples are sent between processes several times as fast as dataclasses.
-    return [(row.address.line, row.raw, row.offset, row.dropped_null) for row in rows]
-
-
-def _check_in_child(file: str, rows: Sequence[BareRow]) -> list[CheckedRow]:
-    return [
-        _Child.check(SourceRow(RowAddress(file, line), raw, offset, dropped_null))
-        for line, raw, offset, dropped_null in rows
-    ]
+def _check_in_child(block: Block, file: str) -> CheckedBlock:
+    return _Child.check(block, file)

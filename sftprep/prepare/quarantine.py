@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import base64
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 from sftprep.config.validate import ValidateConfig
-from sftprep.data import Json
 from sftprep.errors import OutputError
-from sftprep.prepare.check import CheckedRow
-from sftprep.sources.blocks import SourceRow
+from sftprep.prepare.check_block import CheckedBlock
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,19 +34,14 @@ class Quarantine:
         )
         return cls(good, bad, fixed)
 
-    def add(self, source: SourceRow, row: CheckedRow) -> None:
-        """Write a row where it belongs."""
-        if row.good and self.good is not None:
-            self.good.write(_line(source.raw))
-        if not row.good and self.bad is not None:
-            self.bad.write(_bad_line(source, row))
-        if row.normal is not None and self.fixed is not None:
-            self.fixed.write(_line(row.normal))
-
-
-def _line(row: bytes) -> bytes:
-    """A good row as one line: what is laid out over several, in an array, has line ends between values only."""
-    return row.replace(b"\n", b" ") + b"\n"
+    def add(self, block: CheckedBlock) -> None:
+        """Write a block's rows where they belong; it is settled."""
+        if self.good is not None:
+            self.good.write(block.good)
+        if self.bad is not None:
+            self.bad.writelines(line for line in block.bad if isinstance(line, bytes))
+        if self.fixed is not None:
+            self.fixed.write(block.fixed)
 
 
 def check_outputs(config: ValidateConfig, inputs: Sequence[Path]) -> None:
@@ -71,15 +62,3 @@ def check_outputs(config: ValidateConfig, inputs: Sequence[Path]) -> None:
             hint = "name a file in a directory that exists"
             raise OutputError("is not a place for a file", code="no-such-directory", place=place, hint=hint)
         taken.add(path.resolve())
-
-
-def _bad_line(source: SourceRow, row: CheckedRow) -> bytes:
-    """A bad row and its findings as one line of JSON; `raw_base64` holds what is not UTF-8."""
-    keys = ("code", "severity", "pointer", "message", "hint")
-    findings = [{key: getattr(finding, key) for key in keys} for finding in row.findings]
-    entry: dict[str, Json] = {"file": source.address.file, "line": source.address.line, "findings": findings}
-    try:
-        entry["raw"] = source.raw.decode("utf-8")
-    except UnicodeDecodeError:
-        entry["raw_base64"] = base64.b64encode(source.raw).decode("ascii")
-    return json.dumps(entry).encode("ascii") + b"\n"

@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-import json
-from array import array
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Final
 
 import numpy as np
 
 from sftprep.config.validate import ValidateConfig
-from sftprep.data import Finding, Json, Severity
-from sftprep.prepare.check import CheckedRow
-from sftprep.prepare.row_fit import RowFit
-from sftprep.records.json_text import parse_json
+from sftprep.data import Finding, RowAddress, Severity
+from sftprep.errors import SourceError
+from sftprep.prepare.check_block import CheckedBlock, FitCounts, Kind, Listed
 from sftprep.reports.findings import FileCounts, FitReport, ValidationReport
-
-_EXCERPT: Final = 400
-"""Characters of a row that a report shows."""
 
 
 @dataclass(slots=True)
@@ -55,41 +48,44 @@ class Tally:
     by_code: Counter[str] = field(default_factory=Counter)
     listed: list[Finding] = field(default_factory=list)
     excerpts: dict[str, str] = field(default_factory=dict)
-    lengths: array[int] = field(default_factory=lambda: array("q"))
-    num_trained: int = 0
-    num_over_length: int = 0
-    num_trained_lost: int = 0
+    _num_listed: Counter[Severity] = field(default_factory=Counter)
+    fit: FitCounts = field(default_factory=FitCounts)
 
-    def add(self, row: CheckedRow, raw: bytes) -> None:
-        """A row of the last file."""
+    def add(self, block: CheckedBlock) -> None:
+        """Rows of the last file; the block is settled."""
         file = self.files[-1]
-        file.rows_in += 1
-        file.good += row.good
-        if row.format is not None:
-            file.formats[row.format] += 1
-        if row.fit is not None:
-            self._add_fit(row.fit)
-        for finding in row.findings:
-            self.add_finding(finding, raw)
+        file.rows_in += block.rows_in
+        file.good += block.num_good
+        file.formats.update(block.formats)
+        self.fit.update(block.fit)
+        for kind, count in block.counts.items():
+            self._count(kind, count)
+        for listed in block.listed:
+            self._list(listed)
 
-    def add_finding(self, finding: Finding, raw: bytes) -> None:
-        """A finding of the last file, and the row that it is in."""
-        self.files[-1].by_code[finding.code] += 1
-        self.by_code[finding.code] += 1
-        self.by_severity[finding.severity] += 1
-        limit = self.config.max_errors
-        if limit and self.by_severity[finding.severity] > limit:
+    def end_file(self, error: SourceError) -> None:
+        """The last file cannot be read on: a finding at the row that was reached."""
+        file = self.files[-1]
+        file.complete = False
+        line = error.place.removeprefix(file.file).removeprefix(":")
+        address = RowAddress(file.file, int(line) if line.isdigit() else 1)
+        finding = Finding(error.code, Severity.ERROR, address, "", error.message, error.hint)
+        self._count(Kind(finding.code, finding.severity), 1)
+        self._list(Listed(finding, ""))
+
+    def _count(self, kind: Kind, count: int) -> None:
+        self.files[-1].by_code[kind.code] += count
+        self.by_code[kind.code] += count
+        self.by_severity[kind.severity] += count
+
+    def _list(self, listed: Listed) -> None:
+        finding, excerpt = listed
+        if self.config.max_errors and self._num_listed[finding.severity] >= self.config.max_errors:
             return
+        self._num_listed[finding.severity] += 1
         self.listed.append(finding)
         if self.config.html is not None:
-            self.excerpts[f"{finding.address}:{finding.pointer}"] = excerpt(raw, finding.pointer)
-
-    def _add_fit(self, fit: RowFit) -> None:
-        self.lengths.append(fit.longest)
-        self.num_trained += fit.num_trained
-        if self.config.max_length is not None and fit.longest > self.config.max_length:
-            self.num_over_length += 1
-            self.num_trained_lost += fit.num_trained
+            self.excerpts[f"{finding.address}:{finding.pointer}"] = excerpt
 
     def report(self, *, published: bool, withheld: bool) -> ValidationReport:
         """Everything, once all is read; outputs that were asked for were `published`, or `withheld`."""
@@ -117,34 +113,17 @@ class Tally:
     def _fit_report(self) -> FitReport | None:
         if self.config.model is None:
             return None
-        lengths = np.array(self.lengths if self.lengths else [0], dtype=np.int64)
+        lengths = np.array(self.fit.lengths or [0], dtype=np.int64)
         p50, p90, p99 = (int(value) for value in np.percentile(lengths, [50, 90, 99], method="inverted_cdf"))
         return FitReport(
             model=self.config.model,
             max_length=self.config.max_length,
-            num_exact=len(self.lengths),
-            num_trained=self.num_trained,
+            num_exact=len(self.fit.lengths),
+            num_trained=self.fit.num_trained,
             p50=p50,
             p90=p90,
             p99=p99,
             longest=int(lengths.max()),
-            num_over_length=self.num_over_length,
-            num_trained_lost=self.num_trained_lost,
+            num_over_length=self.fit.num_over_length,
+            num_trained_lost=self.fit.num_trained_lost,
         )
-
-
-def excerpt(raw: bytes, pointer: str) -> str:
-    """The value that a pointer names, or the row's start where it names none, cut short."""
-    parsed = parse_json(raw)
-    value: Json = parsed.value
-    for step in pointer.split("/")[1:] if parsed.readable else ():
-        key = step.replace("~1", "/").replace("~0", "~")
-        if isinstance(value, dict) and key in value:
-            value = value[key]
-        elif isinstance(value, list) and key.isdigit() and int(key) < len(value):
-            value = value[int(key)]
-        else:
-            break
-    text = json.dumps(value, ensure_ascii=False) if parsed.readable else raw.decode("utf-8", "backslashreplace")
-    text = text.encode("utf-8", "backslashreplace").decode("utf-8")
-    return text if len(text) <= _EXCERPT else f"{text[:_EXCERPT]}…"

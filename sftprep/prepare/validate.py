@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Final
 
 from sftprep.config.validate import ValidateConfig
-from sftprep.data import Finding, RowAddress, Severity
 from sftprep.errors import SourceError, UsageError
-from sftprep.prepare.check import CheckedRow, SaidOnce, checker, named_format, validated
+from sftprep.prepare.check import SaidOnce, checker, named_format, validated
+from sftprep.prepare.check_block import CheckedBlock
 from sftprep.prepare.check_workers import Chunk, check_chunks
 from sftprep.prepare.quarantine import Quarantine, check_outputs
 from sftprep.prepare.row_fit import FIT_CODES
@@ -25,17 +25,12 @@ from sftprep.prepare.tally import FileTally, Tally
 from sftprep.records.codes import CODES
 from sftprep.reports.findings import ValidationReport, publishing
 from sftprep.reports.quality_json import QUALITY_CODES
-from sftprep.sources.blocks import SourceRow
 from sftprep.sources.compressed import STDIN, OnBytes
-from sftprep.sources.lines import read_rows, require_file
+from sftprep.sources.lines import read_blocks, read_rows, require_file
 from sftprep.sources.paths import expand
 from sftprep.stages.validate import ValidatedRow
 
 __all__ = ["ValidationReport", "read_conversations", "validate_files"]
-
-_CHUNK_ROWS: Final = 256
-_CHUNK_BYTES: Final = 1 << 20
-"""What a chunk holds at most, but for its last row: enough to hide what a process costs, few enough to stay small."""
 
 FILE_CODES: Final = frozenset({"bad-archive", "bad-array", "damaged-table", "empty-file", "not-jsonl", "read-failed"})
 """What can be wrong with a file; the finding is at the row that was reached."""
@@ -78,50 +73,35 @@ def validate_files(config: ValidateConfig, *, on_progress: OnProgress | None = N
     paths = Quarantine.paths(config)
     with publishing(paths) as publication:
         outputs = Quarantine.of(config, publication.files)
-        for chunk, rows in check_chunks(_chunks(files, on_progress), config=config):
-            _add(chunk, rows, tally, outputs)
+        for chunk, block in check_chunks(_chunks(files, on_progress), config=config):
+            _add(chunk, block, tally, outputs)
         publication.wanted = all(file.complete for file in tally.files)
     whole = publication.wanted
     return tally.report(published=whole and bool(paths), withheld=not whole and bool(paths))
 
 
 def _chunks(files: Sequence[Path], on_progress: OnProgress | None) -> Iterator[Chunk]:
-    """The rows of all files in order; each file has at least one chunk, and the last says what is wrong with it."""
+    """The blocks of all files in order; before those of a file a chunk that begins it, and after them what is wrong."""
     for path in files:
-        yield from _file_chunks(path, on_progress)
+        name = str(path)
+        yield Chunk(name)
+        try:
+            for block in read_blocks(path, name=name, on_bytes=on_progress):
+                yield Chunk(name, block)
+        except SourceError as error:
+            yield Chunk(name, error=error)
 
 
-def _file_chunks(path: Path, on_progress: OnProgress | None) -> Iterator[Chunk]:
-    rows: list[SourceRow] = []
-    num_bytes, is_first, error = 0, True, None
-    try:
-        for row in read_rows(path, name=str(path), on_bytes=on_progress):
-            rows.append(row)
-            num_bytes += len(row.raw)
-            if len(rows) >= _CHUNK_ROWS or num_bytes >= _CHUNK_BYTES:
-                yield Chunk(str(path), rows, is_first=is_first)
-                rows, num_bytes, is_first = [], 0, False
-    except SourceError as caught:
-        error = caught
-    yield Chunk(str(path), rows, is_first=is_first, error=error)
-
-
-def _add(chunk: Chunk, rows: Sequence[CheckedRow], tally: Tally, outputs: Quarantine) -> None:
-    if chunk.is_first:
+def _add(chunk: Chunk, block: CheckedBlock | None, tally: Tally, outputs: Quarantine) -> None:
+    if block is None and chunk.error is None:
         tally.files.append(FileTally(chunk.file))
-    for source, row in zip(chunk.rows, rows, strict=True):
-        tally.add(row, source.raw)
-        outputs.add(source, row)
-    if chunk.error is not None:
-        tally.files[-1].complete = False
-        tally.add_finding(_file_finding(chunk.error, name=chunk.file), b"")
-
-
-def _file_finding(error: SourceError, *, name: str) -> Finding:
-    """A file's own fault as a finding at the row that was reached."""
-    line = error.place.removeprefix(name).removeprefix(":")
-    address = RowAddress(name, int(line) if line.isdigit() else 1)
-    return Finding(error.code, Severity.ERROR, address, "", error.message, error.hint)
+    elif tally.files[-1].complete:  # Else a row's values were found damaged when more of the file had been cut.
+        if block is not None:
+            tally.add(block)
+            outputs.add(block)
+        error = chunk.error if block is None else block.damage
+        if error is not None:
+            tally.end_file(error)
 
 
 def _check_fail_on(config: ValidateConfig) -> None:
