@@ -61,7 +61,9 @@ def pack(
         "tokenizer_engine"
     ),
     plans: Annotated[bool, _option("plans", "--plans/--no-plans")] = _default("plans"),
-    workers: Annotated[int, _option("workers", min=1)] = _default("workers"),
+    workers: Annotated[int | None, _option("workers", min=1)] = _default("workers"),
+    runner: Annotated[Literal["local", "ray"], _option("runner")] = _default("runner"),
+    ray_address: Annotated[str | None, _option("ray_address", metavar="HOST:PORT")] = _default("ray_address"),
     overwrite: Annotated[bool, _option("overwrite")] = _default("overwrite"),
     append: Annotated[bool, _option("append")] = _default("append"),
     dry_run: Annotated[bool, typer.Option("--dry-run", help=_DRY_RUN)] = False,

@@ -201,7 +201,23 @@ class PackConfig(BaseModel):
         description="Render conversations of one shape by a plan that was proven of the shape; without it every row "
         "goes through the template by itself. The bytes are the same.",
     )
-    workers: int = Field(default=1, ge=1, description="Processes; the bytes are the same for any number.")
+    workers: int | None = Field(
+        default=None,
+        ge=1,
+        description="Processes at work at once: 1 unless this says more, with --runner ray the CPUs that the cluster "
+        "has. The bytes are the same for any number.",
+    )
+    runner: Literal["local", "ray"] = Field(
+        default="local",
+        description="Who compiles: processes of this machine, or a Ray cluster (extra `ray`) whose nodes have the same "
+        "versions installed; this machine reads the input and writes the shards. The bytes are the same.",
+    )
+    ray_address: str | None = Field(
+        default=None,
+        pattern=r"^[^\s/]+:\d+$",
+        description="HOST:PORT of the cluster; without it the one that RAY_ADDRESS names or that runs on this machine, "
+        "else one that is started here for this run.",
+    )
 
     @field_validator("out")
     @classmethod
@@ -219,6 +235,8 @@ class PackConfig(BaseModel):
             raise ValueError("--max-length is required with packing: nothing is cut, so name the context length")
         if not self.packing and (self.num_rows is not None or self.rows_multiple_of > 1):
             raise ValueError("--num-rows and --rows-multiple-of need packing: without it every document has its row")
+        if self.ray_address is not None and self.runner != "ray":
+            raise ValueError("--ray-address needs --runner ray")
         if self.append and (self.overwrite or self.num_rows is not None):
             raise ValueError("--append keeps what is there: it goes with neither --overwrite nor --num-rows")
         unknown = [code for code in self.allow if code not in WAIVABLE]

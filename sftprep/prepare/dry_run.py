@@ -116,7 +116,7 @@ def dry_run(config: PackConfig, *, on_bytes: OnBytes | None = None, num_sampled:
     model = load_model(config.model)
     sample, population = _sample(config, on_bytes=on_bytes, size=num_sampled)
     slices = _slices(sample)
-    one_process = config.model_copy(update={"workers": 1})
+    one_process = config.model_copy(update={"workers": 1, "runner": "local"})
     compiled = _compiled(compile_chunks(map(_chunk, slices), model=model, config=one_process), sample)
     about = RowSample(np.array([row.size for row in sample], np.float64), population.num_rows, population.size)
     by_row = RowSample(np.array([row.times for row in sample], np.float64), population.num_rows, population.num_taken)
@@ -139,7 +139,7 @@ def dry_run(config: PackConfig, *, on_bytes: OnBytes | None = None, num_sampled:
         num_shards=_shards(tokens, config),
         num_bytes=tokens.scaled(written.bytes),
         cpu_seconds=seconds,
-        wall_seconds=seconds.scaled(1 / config.workers),
+        wall_seconds=seconds.scaled(1 / (config.workers or 1)),
         num_left_out=left_out,
         left_out_by_code=dict(Counter(code for code in compiled.codes if code).most_common()),
         may_be_refused=not config.may_drop(round(left_out.high), num_rows=population.num_rows),

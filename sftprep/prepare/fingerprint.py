@@ -17,7 +17,20 @@ from sftprep.prepare.inputs import InputFile
 from sftprep.shards.schema import FORMAT_VERSION
 
 NOT_IN_BYTES: Final = frozenset(
-    {"files", "sources", "model", "out", "overwrite", "append", "workers", "max_drop", "tokenizer_engine", "plans"}
+    {
+        "files",
+        "sources",
+        "model",
+        "out",
+        "overwrite",
+        "append",
+        "workers",
+        "runner",
+        "ray_address",
+        "max_drop",
+        "tokenizer_engine",
+        "plans",
+    }
 )
 """Options that decide where, how fast or whether, but no byte; inputs and model count by their contents."""
 

@@ -7,18 +7,22 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import Final
 
 from sftprep.config.pack import PackConfig
 from sftprep.engines.model import ModelFiles
-from sftprep.errors import DataError
 from sftprep.prepare.child_process import obey_parent
 from sftprep.prepare.chunk import Chunk
+from sftprep.prepare.chunk_work import compiled, worker_died
 from sftprep.prepare.compile import CompileRow, batch_compiler
-from sftprep.prepare.compile_chunk import compile_chunk
-from sftprep.prepare.inputs import InputChunk, read_chunk
+from sftprep.prepare.inputs import InputChunk
+from sftprep.prepare.ray_runner import compile_on_ray
 
 Job = tuple[ModelFiles, PackConfig]
+
+
+_DIED_HINT: Final = "out of memory? try fewer --workers"
 
 
 def compile_chunks(chunks: Iterator[InputChunk], *, model: ModelFiles, config: PackConfig) -> Iterator[Chunk]:
@@ -27,29 +31,16 @@ def compile_chunks(chunks: Iterator[InputChunk], *, model: ModelFiles, config: P
     Raises:
         DataError: `worker-died`, naming the rows that it had, where a worker died and died again.
         SourceError: `damaged-table`.
+        UsageError: `missing-extra`, `cluster-unreachable`, `worker-differs`.
     """
-    if config.workers > 1:
+    if config.runner == "ray":
+        yield from compile_on_ray(chunks, model=model, config=config)
+    elif (config.workers or 1) > 1:
         yield from _Children((model, config)).compiled(chunks)
-        return
-    compile_row = batch_compiler(model, config)
-    for chunk in chunks:
-        yield compiled(chunk, compile_row=compile_row, config=config)
-
-
-def compiled(chunk: InputChunk, *, compile_row: CompileRow, config: PackConfig) -> Chunk:
-    """What every runner does with a chunk, wherever it does it."""
-    rows, read = read_chunk(chunk, format=config.format)
-    return replace(compile_chunk(rows, compile_row=compile_row, config=config), read=read)
-
-
-def worker_died(chunk: InputChunk) -> DataError:
-    """The error that says where the reader was."""
-    return DataError(
-        "a worker process died, and died again in another try",
-        code="worker-died",
-        place=f"{chunk.name}:{chunk.block.first}, or rows after it",
-        hint="out of memory? try fewer --workers",
-    )
+    else:
+        compile_row = batch_compiler(model, config)
+        for chunk in chunks:
+            yield compiled(chunk, compile_row=compile_row, config=config)
 
 
 @dataclass(slots=True)
@@ -66,6 +57,7 @@ class _Children:
 
     def __init__(self, job: Job) -> None:
         self._job = job
+        self._num_workers = job[1].workers or 1
         self._pool = self._new_pool()
         self._waiting: deque[_Waiting] = deque()
 
@@ -75,7 +67,7 @@ class _Children:
             for chunk in chunks:
                 self._give(chunk)
                 # A few chunks ahead keep every child busy, and bound what is in memory.
-                if len(self._waiting) > 2 * self._job[1].workers:
+                if len(self._waiting) > 2 * self._num_workers:
                     yield self._next()
             while self._waiting:
                 yield self._next()
@@ -85,8 +77,8 @@ class _Children:
     def _new_pool(self) -> ProcessPoolExecutor:
         # Fork would copy this process's threads' locks (tokenizers has a thread pool) in whatever state they are.
         context = multiprocessing.get_context("spawn")
-        workers = self._job[1].workers
-        return ProcessPoolExecutor(workers, mp_context=context, initializer=_start_child, initargs=self._job)
+        count = self._num_workers
+        return ProcessPoolExecutor(count, mp_context=context, initializer=_start_child, initargs=self._job)
 
     def _give(self, chunk: InputChunk) -> None:
         try:
@@ -113,7 +105,7 @@ class _Children:
             if _is_done(waiting.future):
                 continue
             if waiting.is_retried:
-                raise worker_died(waiting.chunk)
+                raise worker_died(waiting.chunk, hint=_DIED_HINT)
             waiting.is_retried = True
             waiting.future = self._pool.submit(_compile_in_child, waiting.chunk)
 
