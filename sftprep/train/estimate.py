@@ -1,4 +1,4 @@
-"""What a run will take: memory, floating-point operations and time, from the first step's gradient and no update."""
+"""What a run will take: memory, operations and time, from the gradient of its largest step and no update."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 from rich.console import Console
 
 from sftprep.config.train import TrainConfig
@@ -48,12 +49,12 @@ class Estimate:
             f"memory: weights {self.weight_bytes / gib:.2f} GiB, gradients {self.gradient_bytes / gib:.2f} GiB, "
             f"optimizer {self.optimizer_bytes / gib:.2f} GiB; at the most {self.peak_bytes / gib:.2f} GiB",
             f"work: {work}",
-            f"time: about {self.seconds:,.0f} s, as fast as the first step here; nothing was changed or written",
+            f"time: about {self.seconds:,.0f} s, as fast as the largest step here; nothing was changed or written",
         ]
 
 
 def rehearse(config: TrainConfig, *, console: Console | None = None) -> Estimate:
-    """Everything that `train` does before its first step, and the first step's gradient; nothing is written.
+    """Everything that `train` does before its first step, and the largest step's gradient; nothing is written.
 
     Raises:
         UsageError, ModelFilesError, ShardError, TrainError.
@@ -71,17 +72,20 @@ def rehearse(config: TrainConfig, *, console: Console | None = None) -> Estimate
 def estimate(trainee: Trainee, feed: Feed, *, config: TrainConfig) -> Estimate:
     """The estimate of a run in one process; the model is as before, without gradients.
 
+    The memory is that of the step with the longest forward pass: what a run cannot hold it would meet there.
+
     Raises:
         TrainError: `out-of-memory`, and what reading rows raises.
     """
     parameters = list(trainee.model.parameters())
-    numbers = feed.schedule.rows(0)
+    step = _largest_step(feed, batch_size=config.batch_size)
+    numbers = feed.schedule.rows(step)
     rows = [reweighted(feed.reader.row(int(number)), config.loss) for number in numbers]
     weight_sum = sum(float(row.weights[row.trained].sum(dtype=np.float64)) for row in rows)
     began = time.perf_counter()
-    with named_memory_failures("the first step"):
+    with named_memory_failures(f"step {step + 1}, the largest"):
         batches = local_batches(trainee, rows, size=config.batch_size)
-        accumulate(trainee, batches, weight_sum=weight_sum, step=0, config=config)
+        accumulate(trainee, batches, weight_sum=weight_sum, step=step, config=config)
     seconds = time.perf_counter() - began
     peak = peak_bytes(trainee.device)
     trainee.optimizer.zero_grad(set_to_none=True)
@@ -106,7 +110,15 @@ def estimate(trainee: Trainee, feed: Feed, *, config: TrainConfig) -> Estimate:
     )
 
 
-def _taken(schedule: Schedule, num_steps: int) -> list[np.ndarray]:
+def _largest_step(feed: Feed, *, batch_size: int) -> int:
+    """The step, of the first epoch's, with the forward pass over the most tokens."""
+    schedule = feed.schedule
+    order = schedule.order(0)[: feed.num_steps * schedule.rows_per_step]
+    passes = np.add.reduceat(feed.scalars.num_tokens[order].astype(np.int64), np.arange(0, len(order), batch_size))
+    return int(passes.argmax()) * batch_size // schedule.rows_per_step
+
+
+def _taken(schedule: Schedule, num_steps: int) -> list[npt.NDArray[np.int64]]:
     """The rows of a run: whole epochs, and the steps after them."""
     epochs, rest = divmod(num_steps, schedule.steps_per_epoch)
     return [np.arange(schedule.num_rows)] * epochs + [schedule.order(epochs)[: rest * schedule.rows_per_step]]

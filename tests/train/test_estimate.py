@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,9 +19,12 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from sftprep.config.train import TrainConfig
 from sftprep.errors import ShardError
 from sftprep.shards.read import open_shard_set
+from sftprep.train import estimate
 from sftprep.train.estimate import rehearse
 from sftprep.train.flops import cost_of
 from sftprep.train.run import train
+from sftprep.train.stream import Schedule
+from tests.train.runs import metrics_of
 
 ShardSetFactory = Callable[..., Path]
 
@@ -47,6 +53,75 @@ def test_a_dry_run_says_what_the_run_then_does_f8_a3(
     assert found.peak_bytes > 2**26
     assert f"{found.num_steps} steps" in shown.getvalue()
     assert 0 < found.seconds < 100
+
+
+def test_what_is_measured_is_the_step_with_the_longest_forward_pass(
+    shard_set: ShardSetFactory, toy_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = shard_set(num_rows=23, packing=False)
+    measured: list[int] = []
+    real = estimate.accumulate
+
+    def noting(*arguments: Any, step: int, **keywords: Any) -> Any:
+        measured.append(step)
+        return real(*arguments, step=step, **keywords)
+
+    monkeypatch.setattr(estimate, "accumulate", noting)
+    config = _config(data, toy_model, tmp_path / "out", batch_size=2, grad_accum=3, epochs=3)
+    rehearse(config, console=Console(quiet=True))
+    lengths, schedule = open_shard_set(data).scalars().num_tokens, Schedule(num_rows=23, rows_per_step=6, seed=0)
+
+    def longest(step: int) -> int:
+        rows = schedule.rows(step)
+        return max(int(lengths[rows[start : start + 2]].sum()) for start in range(0, len(rows), 2))
+
+    sizes = [longest(step) for step in range(schedule.steps_per_epoch)]
+    assert sizes[0] < max(sizes) == sizes[measured[0]]
+
+
+REHEARSED = """
+import sys
+from pathlib import Path
+from rich.console import Console
+from sftprep.config.train import TrainConfig
+from sftprep.train.estimate import rehearse
+settings = {"batch_size": 16, "grad_accum": 1, "device": "cpu", "threads": 1, "lora_rank": int(sys.argv[4])}
+config = TrainConfig(data=sys.argv[1], model=sys.argv[2], out=sys.argv[3], init="random", **settings)
+print(rehearse(config, console=Console(quiet=True)).peak_bytes)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lora_rank", [0, 8])
+def test_the_memory_that_is_foretold_is_within_a_tenth_of_what_the_run_takes(
+    shard_set: ShardSetFactory, tmp_path: Path, lora_rank: int
+) -> None:
+    LlamaConfig(
+        vocab_size=16_000,
+        hidden_size=384,
+        intermediate_size=1024,
+        num_hidden_layers=8,
+        num_attention_heads=6,
+        num_key_value_heads=2,
+        tie_word_embeddings=False,
+    ).save_pretrained(tmp_path / "model")
+    data, environment = shard_set(num_rows=40), {**os.environ, "OMP_NUM_THREADS": "1"}
+    places = [str(data), str(tmp_path / "model"), str(tmp_path / "out")]
+    foretold = subprocess.run(
+        [sys.executable, "-c", REHEARSED, *places, str(lora_rank)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    command = [sys.executable, "-m", "sftprep", "train", places[0], "--model", places[1], "--out", places[2]]
+    options = ["--init", "random", "--batch-size", "16", "--grad-accum", "1", "--device", "cpu", "--threads", "1"]
+    subprocess.run(
+        [*command, *options, "--lora-rank", str(lora_rank)], env=environment, capture_output=True, check=True
+    )
+    taken = metrics_of(tmp_path / "out" / "metrics.jsonl")[-1]["peak_bytes"]
+    assert taken > 500e6
+    assert 0.9 * taken < int(foretold) < 1.1 * taken, f"{int(foretold) / taken:.3f} of {taken:,} bytes"
 
 
 @pytest.mark.parametrize("tied", [True, False])
