@@ -10,6 +10,8 @@ from typing import Final
 import numpy as np
 
 _RESAMPLES: Final = 5000
+_DRAWN: Final = 1 << 20
+"""Values drawn at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +37,10 @@ def paired_bootstrap(differences: Sequence[float], *, seed: int, alpha: float = 
     if not len(values):
         return Interval(0.0, 0.0)
     generator = np.random.default_rng(seed)
-    means = np.array([values[generator.integers(0, len(values), len(values))].mean() for _ in range(_RESAMPLES)])
+    size = max(1, _DRAWN // len(values))
+    counts = [min(size, _RESAMPLES - start) for start in range(0, _RESAMPLES, size)]
+    drawn = (values[generator.integers(0, len(values), (count, len(values)))] for count in counts)
+    means = np.concatenate([resamples.mean(axis=1) for resamples in drawn])
     low, high = np.quantile(means, [alpha / 2, 1 - alpha / 2])
     return Interval(float(low), float(high))
 
