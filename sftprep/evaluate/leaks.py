@@ -292,10 +292,5 @@ def _text(data: bytes) -> str:
 
 
 _DECODERS: Final[Sequence[Callable[[str], Iterator[str]]]] = (
-    _from_base64,
-    _from_base32,
-    _from_hex,
-    _from_binary,
-    _from_codes,
-    _from_morse,
+    *(_from_base64, _from_base32, _from_hex, _from_binary, _from_codes, _from_morse),
 )
