@@ -22,7 +22,7 @@ from sftprep.sources.blocks import Block
 from sftprep.sources.compressed import STDIN, OnBytes
 from sftprep.sources.lines import file_sha256, read_blocks, read_rows
 from sftprep.sources.paths import expand
-from sftprep.sources.remote import identity
+from sftprep.stores.read import identity
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from sftprep.prepare.validate import read_conversations
 from sftprep.shards.manifest import SourceRecord
 from sftprep.shards.read import ShardSet
 from sftprep.sources.lines import file_sha256
-from sftprep.sources.remote import identity
+from sftprep.stores.read import identity
 
 
 def source_state(record: SourceRecord) -> Literal["read", "missing", "changed"]:

@@ -65,7 +65,7 @@ class ShardSet:
         """ShardError where a file's rows (`shard-count`) or bytes (`shard-checksum`) are not the manifest's."""
         for shard in self.manifest.shards:
             path = self.directory / shard.file
-            if checksums:
+            if checksums and self.copies is None:  # a copy has been checked when it was made
                 _check_digest(path, shard)
             with self.open_shard(shard) as file:
                 _check_rows(path, found=file.metadata.num_rows, shard=shard)
@@ -156,17 +156,22 @@ def open_shard_set(path: Path) -> ShardSet:
     """
     place = path / MANIFEST_NAME
     if not place.is_file():
-        raise ShardError(
-            "not a shard set: there is no manifest",
-            code="no-manifest",
-            place=str(path),
-            hint="name the directory that sftprep pack --out wrote; without a manifest a set is not whole",
-        )
+        raise no_manifest(path)
     shards = ShardSet(directory=path, manifest=read_manifest(place))
     for shard in shards.manifest.shards:
         if not (path / shard.file).is_file():
             raise ShardError("the shard is not there", code="missing-shard", place=str(path / shard.file))
     return shards
+
+
+def no_manifest(path: Path) -> ShardError:
+    """The error that says that what is at a path or URL is no set, or not yet."""
+    return ShardError(
+        "not a shard set: there is no manifest",
+        code="no-manifest",
+        place=str(path),
+        hint="name what sftprep pack --out wrote; without a manifest a set is not whole",
+    )
 
 
 def read_manifest(place: Path) -> Manifest:

@@ -14,7 +14,7 @@ import zstandard
 
 from sftprep.config.places import is_remote
 from sftprep.errors import SourceError
-from sftprep.sources.remote import open_remote
+from sftprep.stores.read import open_remote
 
 OnBytes = Callable[[int], None]
 """Told how many more bytes of the file (as stored, so of `stat().st_size`) have been read."""

@@ -11,7 +11,7 @@ from typing import Any, Final
 from sftprep.config.places import is_remote, place_of
 from sftprep.errors import SftprepError, UsageError
 from sftprep.sources.compressed import STDIN
-from sftprep.sources.remote import identity, named_failures
+from sftprep.stores.read import identity, named_failures
 
 _STATE: Final = "state.json"
 _SPLITS: Final = "dataset_dict.json"

@@ -1,182 +1,34 @@
-"""Shards of an object store on this machine: verified copies in bounded space, fetched before they are needed.
-
-A copy gets its name when all its bytes are there and have the manifest's sha256, so a killed process leaves nothing
-that looks whole. All processes that name a cache share it: one fetches at a time, the others find the copy.
-"""
+"""The shards of a run that lie in an object store: copied ahead of the steps that need them."""
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
-import os
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Final, Self
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
 
-from sftprep.config.places import is_remote
 from sftprep.config.train import TrainConfig
-from sftprep.errors import SftprepError, ShardError, UsageError
-from sftprep.shards.manifest import Manifest, ShardRecord
-from sftprep.shards.place import named_failures, sync_directory
-from sftprep.shards.read import ShardSet, open_shard_set, read_manifest
-from sftprep.shards.schema import MANIFEST_NAME
-from sftprep.sources import remote
+from sftprep.errors import SftprepError
+from sftprep.shards import cache
+from sftprep.shards.cache import ShardCache
+from sftprep.shards.read import ShardSet
 from sftprep.train.stream import Schedule
-
-_PIECE_BYTES: Final = 1 << 23
 
 
 def open_set(place: Path, config: TrainConfig) -> ShardSet:
-    """The verified shard set at a path or a URL; of a URL the small files are copied now, shards when they are read.
+    """The verified shard set at a path or a URL; shards of a URL are verified when they are copied.
 
     Raises:
-        UsageError: `cache-too-small`, `missing-file`; OutputError: the cache cannot be written.
-        SourceError: `read-failed`. ShardError: what is wrong with the set.
+        as `shards.cache.open_set`, and ShardError where a local set's bytes are not the manifest's.
     """
-    if not is_remote(place):
-        shards = open_shard_set(place)
+    shards = cache.open_set(place, cache_dir=config.cache_dir, cache_gb=config.cache_gb)
+    if shards.copies is None:
         shards.verify()
-        return shards
-    content = _read(place / MANIFEST_NAME)
-    # By what the manifest says, checksums included: another set at the same URL has another directory.
-    directory = config.cache_dir.expanduser() / hashlib.sha256(content).hexdigest()[:32]
-    with named_failures(directory):
-        for name in _model_files(place):
-            _write(directory / name, _read(place / name))
-        _write(directory / MANIFEST_NAME, content)
-    manifest = read_manifest(directory / MANIFEST_NAME)
-    cache = ShardCache(place, manifest, directory=directory, max_bytes=int(config.cache_gb * 1e9))
-    return ShardSet(directory=directory, manifest=manifest, copies=cache)
-
-
-class ShardCache:
-    """The copies of one set's shards in `directory`, beside other sets' in the directory above, which is bounded.
-
-    Where room is needed, copies that this run does not want go first, the longest unused before others, then those
-    that it wants last. Who still reads a copy that went keeps reading it.
-    """
-
-    def __init__(self, source: Path, manifest: Manifest, *, directory: Path, max_bytes: int) -> None:
-        largest = max((shard.num_bytes for shard in manifest.shards), default=0)
-        if max_bytes < 2 * largest:
-            raise UsageError(
-                f"the cache may take {max_bytes:,} bytes, and a shard of the set has {largest:,}",
-                code="cache-too-small",
-                place=str(source),
-                hint="--cache-gb must have room for two shards: the one that is read and the next",
-            )
-        self.num_fetched = 0
-        """Shards that this process fetched, and of those: how many were fetched when a step already needed them."""
-        self.num_late = 0
-        self._source = source
-        self._shards = manifest.shards
-        self._directory = directory
-        self._max_bytes = max_bytes
-        self._wanted: Sequence[int] = ()
-        self._checked: set[str] = set()
-
-    def local(self, shard: ShardRecord) -> Path:
-        """The verified copy of a shard, fetched where it is not there.
-
-        Raises:
-            ShardError: `shard-checksum`. SourceError: `read-failed`. UsageError: `missing-file`.
-            OutputError: `disk-full`, `output-not-writable`.
-        """
-        fetched = self.num_fetched
-        path = self.fetch(shard)
-        self.num_late += self.num_fetched - fetched
-        return path
-
-    def fetch(self, shard: ShardRecord) -> Path:
-        """As `local`, before anything needs it."""
-        path = self._directory / shard.file
-        if not self._is_good(path, shard):
-            with named_failures(self._directory), self._lock():
-                if not self._is_good(path, shard):
-                    self._copy(path, shard)
-        with suppress(OSError):
-            os.utime(path)  # used now: the last to go
-        return path
-
-    def peek(self, shard: ShardRecord) -> Path | BinaryIO:
-        """The copy where there is one, else a file that reads ranges in the store: for small columns."""
-        path = self._directory / shard.file
-        if path.is_file():
-            return path
-        place: Any = self._source / shard.file
-        with remote.named_failures(place):
-            opened: BinaryIO = place.fs.open(place.path, "rb", cache_type="none")
-            return opened
-
-    def next_missing(self, order: Sequence[int]) -> ShardRecord | None:
-        """The first of these shards, the next one first, that has no copy and room beside those before it."""
-        sizes = np.cumsum([self._shards[number].num_bytes for number in order])
-        self._wanted = order[: int(np.searchsorted(sizes, self._max_bytes, side="right"))]
-        found = (self._shards[number] for number in self._wanted)
-        return next((shard for shard in found if not (self._directory / shard.file).is_file()), None)
-
-    def _is_good(self, path: Path, shard: ShardRecord) -> bool:
-        """Whether the copy is there; what another run left is read once before it is believed."""
-        if not path.is_file():
-            return False
-        if shard.file not in self._checked:
-            with path.open("rb") as file:
-                if hashlib.file_digest(file, "sha256").hexdigest() != shard.sha256:
-                    return False
-            self._checked.add(shard.file)
-        return True
-
-    def _copy(self, path: Path, shard: ShardRecord) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._make_room(shard)
-        partial, digest = path.with_name(f".{path.name}.partial"), hashlib.sha256()
-        with remote.open_remote(self._source / shard.file) as source, partial.open("wb") as file:
-            while piece := source.read(_PIECE_BYTES):
-                digest.update(piece)
-                file.write(piece)
-            file.flush()
-            os.fsync(file.fileno())
-        if digest.hexdigest() != shard.sha256:
-            partial.unlink()
-            raise ShardError(
-                f"the shard's sha256 is {digest.hexdigest()[:12]}… and the manifest says {shard.sha256[:12]}…",
-                code="shard-checksum",
-                place=str(self._source / shard.file),
-                hint="copy the set again, or write it again with sftprep pack",
-            )
-        partial.rename(path)
-        sync_directory(path.parent)
-        self._checked.add(shard.file)
-        self.num_fetched += 1
-
-    def _make_room(self, coming: ShardRecord) -> None:
-        """Remove copies until `coming` fits; the lock is held, so that what is half copied is of a killed process."""
-        for path in self._directory.parent.glob("*/shards/.*.partial"):
-            path.unlink()
-        rank = {self._directory / self._shards[number].file: place for place, number in enumerate(self._wanted)}
-        found = {path: path.stat() for path in self._directory.parent.glob("*/shards/*.parquet")}
-        used = sum(state.st_size for state in found.values())
-        for path in sorted(found, key=lambda path: (path in rank, -rank.get(path, 0), found[path].st_mtime)):
-            if used + coming.num_bytes <= self._max_bytes:
-                break
-            path.unlink()
-            used -= found[path].st_size
-
-    @contextmanager
-    def _lock(self) -> Iterator[None]:
-        """One copy is made at a time in the whole cache, so that its size is never more than it may be."""
-        handle = os.open(self._directory.parent / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(handle)
+    return shards
 
 
 class ReadAhead:
@@ -243,22 +95,3 @@ class ReadAhead:
             with self._news:
                 if self._step == step and not self._stopping:
                     self._news.wait()
-
-
-def _read(path: Path) -> bytes:
-    with remote.named_failures(path):
-        return path.read_bytes()
-
-
-def _model_files(place: Any) -> list[str]:
-    with remote.named_failures(place):
-        root = f"{place.path.rstrip('/')}/"
-        return sorted(found.removeprefix(root) for found in place.fs.find(f"{root}model"))
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Whole or not at all, whoever else writes the same."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_bytes(content)
-    partial.replace(path)

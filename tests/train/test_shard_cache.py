@@ -21,12 +21,13 @@ from rich.console import Console
 from sftprep.config.places import place_of
 from sftprep.config.train import TrainConfig
 from sftprep.errors import SftprepError, ShardError, SourceError, UsageError
+from sftprep.shards.cache import ShardCache
 from sftprep.shards.read import ShardSet, open_shard_set
-from sftprep.sources import remote
+from sftprep.stores import read as stores_read
 from sftprep.train import run, stream
 from sftprep.train.rows import RowReader
 from sftprep.train.run import train
-from sftprep.train.shard_cache import ReadAhead, ShardCache, open_set
+from sftprep.train.shard_cache import ReadAhead, open_set
 from sftprep.train.stream import Schedule
 from tests.train.conftest import write_set
 from tests.train.runs import metrics_of, stopping_after
@@ -228,7 +229,7 @@ def test_a_store_that_stops_answering_is_named(
     data = shard_set()
     _upload(store, data)
     opened, copies = _remote(tmp_path / "cache", shards_of_room=9, data=data)
-    monkeypatch.setattr(remote, "TRIES", 1)
+    monkeypatch.setattr(stores_read, "TRIES", 1)
     store.rm("bucket/sets/one/shards", recursive=True)
     with pytest.raises((SourceError, UsageError)) as raised:
         copies.local(opened.manifest.shards[0])
