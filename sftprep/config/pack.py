@@ -13,7 +13,7 @@ from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
-from sftprep.config.places import Place, place_of
+from sftprep.config.places import Place, place_of, shown
 
 PINNED_NOW: Final = datetime(2026, 1, 1)
 """What `strftime_now` shows in a template, unless told: the same file packed on two days gives the same bytes."""
@@ -256,5 +256,5 @@ class PackConfig(BaseModel):
     @property
     def inputs(self) -> tuple[SourceSpec, ...]:
         """All inputs in order: the plain files, named by their paths, then the named sources."""
-        plain = (SourceSpec(name=str(path), path=path) for path in self.files)
+        plain = (SourceSpec(name=shown(path), path=path) for path in self.files)
         return (*plain, *self.sources)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Final
 
+from sftprep.config.places import recorded
 from sftprep.prepare.validate import read_conversations
 from sftprep.shards.manifest import SourceRecord
 from sftprep.shards.read import ShardSet
@@ -37,7 +37,7 @@ def read_origins(shards: ShardSet, *, state: Callable[[SourceRecord], str]) -> O
         if said != "read":
             found.unread.append(f"{source.path} ({said})")
             continue
-        for row in read_conversations(Path(source.path), name=source.name):
+        for row in read_conversations(recorded(source.path), name=source.name):
             value = None if row.conversation is None else row.conversation.metadata.get(KEY)
             if row.conversation is not None and isinstance(value, str):
                 found.by_row[number, row.conversation.address.line] = value

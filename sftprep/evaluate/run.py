@@ -11,11 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
-from pathlib import Path
 
 import torch
 
 from sftprep.config.evaluate import EvaluateConfig, EvaluateGate
+from sftprep.config.places import recorded
 from sftprep.evaluate.answer import Answer
 from sftprep.evaluate.cases import answer_record, shown_prompt
 from sftprep.evaluate.compare import groups
@@ -125,7 +125,7 @@ def _contamination(
     given = {file_sha256(path) for path in config.against if path.is_file()}
     sources = [] if trained_on is None else trained_on.manifest.sources
     states = {source.path: source_state(source) for source in sources if source.sha256 not in given}
-    files = [*config.against, *(Path(path) for path, state in states.items() if state == "read")]
+    files = [*config.against, *(recorded(path) for path, state in states.items() if state == "read")]
     unread = [f"{path} ({state})" for path, state in states.items() if state != "read"]
     return contamination(cases, files, unread=unread) if cases and (files or unread) else None
 

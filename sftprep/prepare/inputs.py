@@ -12,7 +12,7 @@ from pathlib import Path
 from tempfile import mkstemp
 
 from sftprep.config.pack import PackConfig, SourceSpec
-from sftprep.config.places import is_remote
+from sftprep.config.places import is_remote, shown
 from sftprep.data import Severity
 from sftprep.errors import SourceError, UsageError
 from sftprep.prepare.check import ONCE_A_FILE, SaidOnce, named_format, validated
@@ -71,7 +71,7 @@ def input_files(config: PackConfig) -> tuple[InputFile, ...]:
     Raises:
         UsageError: `missing-file`, `repeated-file` and whatever else says that a file cannot be used. SourceError.
     """
-    plain = [SourceSpec(name=str(path), path=path) for path in expand(config.files)]
+    plain = [SourceSpec(name=shown(path), path=path) for path in expand(config.files)]
     named = [spec.model_copy(update={"path": path}) for spec in config.sources for path in expand([spec.path])]
     counts = Counter(spec.name for spec in (*plain, *config.sources))
     for name, count in counts.items():
@@ -110,7 +110,7 @@ def input_chunks(
         if not spec.epochs.is_integer()
     }
     for number, file in enumerate(files):
-        spec, name = file.spec, str(file.spec.path)
+        spec, name = file.spec, shown(file.spec.path)
         share = drawn.get(spec.name)
         for block in read_blocks(file.path, name=name, on_bytes=on_bytes):
             times = int(spec.epochs) if share is None else tuple(next(share) for _ in block.rows(name))
@@ -142,5 +142,5 @@ def read_chunk(chunk: InputChunk, *, format: str | None) -> tuple[list[InputRow]
 
 def _drawn(files: Sequence[InputFile], spec: SourceSpec, *, seed: int) -> Iterator[int]:
     """How often each row of a source is taken that a fraction is taken of: it has to know how many there are."""
-    num_rows = sum(1 for file in files for _ in read_rows(file.path, name=str(file.spec.path)))
+    num_rows = sum(1 for file in files for _ in read_rows(file.path, name=shown(file.spec.path)))
     return iter(row_times(num_rows, epochs=spec.epochs, seed=seed, name=spec.name).tolist())

@@ -37,6 +37,7 @@ from sftprep.prepare.publish import Packed, build_manifest
 from sftprep.prepare.refusal import OnLeftOut, by_code, refusal, refuse_failed, tell, too_many
 from sftprep.prepare.spool import LEFT_OUT_NAME, Spool
 from sftprep.prepare.workers import compile_chunks
+from sftprep.reports.findings import json_bytes
 from sftprep.reports.mask_json import AuditReport
 from sftprep.shards.claim import OutputClaim
 from sftprep.shards.gather import distinct_kwargs, gather
@@ -227,7 +228,7 @@ def _write(packed: Packed, spool: Spool, run: _Run) -> PackResult:
         for name, content in _files_beside(run):
             writer.add_file(name, content)
         writer.add_file(LEFT_OUT_NAME, chain(() if run.base is None else run.base.left_out(), spool.left_out()))
-        writer.add_file(REPORT_NAME, (report.model_dump_json(indent=2) + "\n").encode())
+        writer.add_file(REPORT_NAME, json_bytes(report))
         writer.publish(manifest)
     return PackResult(shards=ShardSet(config.out, manifest), report=report, unchanged=False)
 

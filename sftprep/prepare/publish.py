@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 from sftprep.config.pack import PackConfig
+from sftprep.config.places import shown
 from sftprep.data import PackPlan
 from sftprep.engines.model import ModelFiles
 from sftprep.prepare.fingerprint import versions
@@ -100,7 +101,7 @@ def _model_record(model: ModelFiles) -> ModelRecord:
 def _source_record(file: InputFile, account: SourceAccount) -> SourceRecord:
     return SourceRecord(
         name=file.spec.name,
-        path=str(file.spec.path),
+        path=shown(file.spec.path),
         sha256=file.sha256,
         identity=file.identity,
         num_bytes=file.num_bytes,

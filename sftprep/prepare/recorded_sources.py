@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
-from sftprep.config.places import place_of
+from sftprep.config.places import recorded
 from sftprep.data import Conversation
 from sftprep.errors import UsageError
 from sftprep.prepare.validate import read_conversations
@@ -18,7 +18,7 @@ from sftprep.stores.read import identity
 
 def source_state(record: SourceRecord) -> Literal["read", "missing", "changed"]:
     """Whether a source can be read at its recorded path, with its recorded bytes."""
-    path = place_of(record.path)
+    path = recorded(record.path)
     if record.identity:
         return _remote_state(path, record)
     if not path.is_file():
@@ -36,7 +36,7 @@ def _remote_state(path: Path, record: SourceRecord) -> Literal["read", "missing"
 def conversations(shards: ShardSet, record: SourceRecord) -> Iterator[tuple[int, Conversation]]:
     """The good rows of a source, each with its line."""
     named = shards.manifest.config.get("format")
-    rows = read_conversations(place_of(record.path), name=record.path, format=None if named is None else str(named))
+    rows = read_conversations(recorded(record.path), name=record.path, format=None if named is None else str(named))
     for row in rows:
         if row.conversation is not None:
             yield row.address.line, row.conversation

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from sftprep.reports.findings import publishing
+from sftprep.reports.findings import json_bytes, publishing
 
 
 class _Frozen(BaseModel):
@@ -213,4 +213,4 @@ class EvaluateReport(_Frozen):
 def write_evaluation(report: EvaluateReport, path: Path) -> None:
     """Write the report as JSON, whole or not at all. OutputError where it cannot be written."""
     with publishing([path]) as publication:
-        publication.files[0].write((report.model_dump_json(indent=2) + "\n").encode("utf-8", "backslashreplace"))
+        publication.files[0].write(json_bytes(report))

@@ -8,7 +8,7 @@ from typing import Final
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from sftprep.reports.findings import publishing
+from sftprep.reports.findings import json_bytes, publishing
 from sftprep.reports.parity_json import ParityCertificate
 from sftprep.stages.lengths import PaddingWaste, Quantiles
 
@@ -141,4 +141,4 @@ class AuditReport(_Frozen):
 def write_report(report: BaseModel, path: Path) -> None:
     """Write a report, whole or not at all. OutputError where it cannot be written."""
     with publishing([path]) as publication:
-        publication.files[0].write(report.model_dump_json(indent=2).encode("utf-8") + b"\n")
+        publication.files[0].write(json_bytes(report))

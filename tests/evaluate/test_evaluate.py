@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from datetime import datetime
@@ -347,3 +348,21 @@ def test_a_held_out_set_with_changed_bytes_is_refused(
     with pytest.raises(ShardError) as refused:
         evaluate(EvaluateConfig(model=str(tiny_model), held_out=damaged, threads=1))
     assert refused.value.code == "shard-checksum"
+
+
+def test_training_rows_in_a_file_whose_name_is_no_text_are_compared_and_named(
+    tiny_model: Path, write_suite: WriteSuite, tmp_path: Path
+) -> None:
+    rows = tmp_path / os.fsdecode(b"\xff.jsonl")
+    messages = [*CASES[1]["messages"], {"role": "assistant", "content": "At six."}]
+    rows.write_text(json.dumps({"messages": messages}) + "\n", encoding="utf-8")
+    found = tmp_path / "r.json"
+    pack(PackConfig(files=(rows,), model=str(tiny_model), out=tmp_path / "o", max_length=256))
+    argv = ["evaluate", "--model", str(tiny_model), "--suite", write_suite(CASES), "--trained-on", str(tmp_path / "o")]
+    done = CliRunner().invoke(app, [*argv, "--json", str(found), "--html", str(tmp_path / "r.html"), "--threads", "1"])
+    assert done.exit_code == 1, (done.output, done.exception)
+    contamination = json.loads(found.read_bytes().decode("utf-8"))["contamination"]
+    assert [os.fsencode(Path(file).name) for file in contamination["files"]] == [b"\xff.jsonl"]
+    assert all("\udcff.jsonl:1 (eval-" in leak for leak in contamination["found"])
+    assert contamination["found"]
+    assert "\\udcff.jsonl:1" in (tmp_path / "r.html").read_text(encoding="utf-8")
