@@ -7,7 +7,8 @@ turns only, packing on. Each side is a process of its own, measured by what the 
 "start-up" is the same call on 20 rows; what it does beside is the work. One thread everywhere. Conversations are those
 of ../shared/corpus where it is, without tools and reasoning, which not every side takes (or those of data_samples, over
 and over); they were recombined from real turns, so that caches help every side more than natural data would. Longer
-ones than a row are dropped by us and by Axolotl, and cut by TRL, which has more tokens then. Axolotl runs where DIR is what `pip install --no-deps --target DIR axolotl` and what it then asks for has filled.
+ones than a row are dropped by us and by Axolotl, and cut by TRL, which has more tokens then. Axolotl runs where DIR
+is what `pip install --no-deps --target DIR axolotl`, and the same of what it then asks for, has filled.
 """
 
 from __future__ import annotations

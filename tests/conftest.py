@@ -22,3 +22,9 @@ def corpus() -> Path:
 def samples() -> Path:
     """The repository's own small chats, tokenizer and template."""
     return ROOT / "data_samples"
+
+
+@pytest.fixture(autouse=True)
+def _cache_of_its_own(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What runs note for later runs is gone with the tests, and none reads another's."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))

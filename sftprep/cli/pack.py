@@ -16,6 +16,7 @@ from sftprep.cli.options import option_of, read_config
 from sftprep.config.pack import OverLength, PackConfig
 
 if TYPE_CHECKING:
+    from sftprep.prepare.unchanged import PackResult
     from sftprep.sources.compressed import OnBytes
 
 _FIELDS = PackConfig.model_fields
@@ -65,6 +66,7 @@ def pack(
     runner: Annotated[Literal["local", "ray"], _option("runner")] = _default("runner"),
     ray_address: Annotated[str | None, _option("ray_address", metavar="HOST:PORT")] = _default("ray_address"),
     overwrite: Annotated[bool, _option("overwrite")] = _default("overwrite"),
+    rehash: Annotated[bool, _option("rehash")] = _default("rehash"),
     append: Annotated[bool, _option("append")] = _default("append"),
     dry_run: Annotated[bool, typer.Option("--dry-run", help=_DRY_RUN)] = False,
 ) -> None:
@@ -104,19 +106,30 @@ def _run(config: PackConfig) -> None:
     # 0.1 s that `sftprep --help` must not wait for.
     from rich.console import Console
 
-    # pyarrow, tokenizers and the hub client take 0.3 s and more to import, which `sftprep --help` must not wait for.
-    from sftprep.prepare.pack import pack as run
+    # pyarrow takes 0.1 s and more to import, which `sftprep --help` must not wait for.
     from sftprep.prepare.pack_report import summary
+    from sftprep.prepare.unchanged import find_unchanged
     from sftprep.reports.mask_terminal import print_summary
     from sftprep.reports.pack_terminal import print_pack
 
-    with _progress(config) as on_bytes:
-        result = run(config, on_bytes=on_bytes, on_left_out=lambda line: typer.echo(line, err=True))
+    result = find_unchanged(config, on_left_out=_tell) or _pack(config)
     told = summary(result.shards.manifest, result.report, out=str(config.out), unchanged=result.unchanged)
     told = replace(told, rendering=result.rendering, engine_differed=result.engine_differed)
     console = Console(highlight=False)
     print_pack(told, console)
     print_summary(result.report.audit.model_copy(update={"directory": str(config.out)}), console)
+
+
+def _tell(line: str) -> None:
+    typer.echo(line, err=True)
+
+
+def _pack(config: PackConfig) -> PackResult:
+    # Templates, tokenizers and the hub client take 0.5 s and more to import: not for a run that finds nothing to do.
+    from sftprep.prepare.pack import pack as run
+
+    with _progress(config) as on_bytes:
+        return run(config, on_bytes=on_bytes, on_left_out=_tell)
 
 
 @contextmanager

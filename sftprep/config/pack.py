@@ -186,6 +186,11 @@ class PackConfig(BaseModel):
 
     shard_tokens: int = Field(default=1 << 26, ge=1, description="Tokens after which a new shard file is begun.")
     overwrite: bool = Field(default=False, description="Replace another shard set at --out, once the new one is whole.")
+    rehash: bool = Field(
+        default=False,
+        description="Read inputs and model again where their sizes, times and inodes say that nothing has changed "
+        "since the set at --out was made; without it such a run reads nothing.",
+    )
     append: bool = Field(
         default=False,
         description="Add the files to the shard set at --out as a new part; the shards that are there stay as they "

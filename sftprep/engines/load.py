@@ -12,23 +12,8 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from tokenizers import AddedToken, Tokenizer
 
-from sftprep.engines.model import ModelFiles
+from sftprep.engines.model import ADDITIONAL_TEMPLATES, TEXT_FILES, ModelFiles, text_files
 from sftprep.errors import ModelFilesError
-
-TEXT_FILES: Final = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-    "chat_template.json",
-    "generation_config.json",
-    "config.json",
-)
-"""Everything that decides ids; copied into a shard set byte for byte."""
-
-ADDITIONAL_TEMPLATES: Final = "additional_chat_templates/"
-"""Where transformers keeps templates beside the default one; `tool_use` is for rows with tools."""
 
 _NAMED_TOKENS: Final = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 
@@ -44,9 +29,7 @@ def load_model(name: str) -> ModelFiles:
 
 def read_text_files(directory: Path) -> dict[str, bytes]:
     """The bytes of every file of a model directory that decides ids, by its path there."""
-    additional = sorted(path.name for path in (directory / ADDITIONAL_TEMPLATES).glob("*.jinja"))
-    names = (*TEXT_FILES, *(f"{ADDITIONAL_TEMPLATES}{file}" for file in additional))
-    return {file: (directory / file).read_bytes() for file in names if (directory / file).is_file()}
+    return {file: (directory / file).read_bytes() for file in text_files(directory)}
 
 
 def build_model(name: str, files: Mapping[str, bytes]) -> ModelFiles:

@@ -18,8 +18,9 @@ from sftprep.engines.model import ModelFiles
 from sftprep.errors import DataError, OutputError, UsageError
 from sftprep.prepare.fingerprint import NOT_IN_BYTES
 from sftprep.prepare.inputs import InputFile
+from sftprep.prepare.left_out import LEFT_OUT_NAME
 from sftprep.prepare.pack_report import REPORT_NAME
-from sftprep.prepare.spool import LEFT_OUT_NAME
+from sftprep.prepare.unchanged import parts_of
 from sftprep.reports.mask_json import AuditReport
 from sftprep.shards.manifest import Counts, LeftOut, Lengths, Manifest, OverLengthRecord, PartRecord, Waste
 from sftprep.shards.read import ShardSet, open_shard_set
@@ -28,18 +29,6 @@ _REPORTS: Final = "reports/part-{}.json"
 
 _NOT_OF_BYTES: Final = frozenset({"name", "files", "tokenizer_json"})
 """Fields of a model that decide no byte: where it was, and how its files are written; `tokenizer_sha256` decides."""
-
-
-def parts_of(manifest: Manifest) -> list[PartRecord]:
-    """What a set was made of, one after another."""
-    return manifest.parts or [
-        PartRecord(
-            fingerprint=manifest.fingerprint,
-            versions=manifest.versions,
-            num_sources=len(manifest.sources),
-            num_shards=len(manifest.shards),
-        )
-    ]
 
 
 @dataclass(frozen=True, slots=True)

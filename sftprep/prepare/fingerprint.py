@@ -7,14 +7,16 @@ import json
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from sftprep import __version__
 from sftprep.config.pack import PackConfig
 from sftprep.data import Json
 from sftprep.engines.model import ModelFiles
-from sftprep.prepare.inputs import InputFile
 from sftprep.shards.schema import FORMAT_VERSION
+
+if TYPE_CHECKING:
+    from sftprep.prepare.inputs import InputFile
 
 NOT_IN_BYTES: Final = frozenset(
     {
@@ -30,6 +32,7 @@ NOT_IN_BYTES: Final = frozenset(
         "max_drop",
         "tokenizer_engine",
         "plans",
+        "rehash",
     }
 )
 """Options that decide where, how fast or whether, but no byte; inputs and model count by their contents."""

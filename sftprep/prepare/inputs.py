@@ -20,8 +20,9 @@ from sftprep.prepare.chunk import InputRow, RowsRead
 from sftprep.prepare.mix import row_times
 from sftprep.sources.blocks import Block
 from sftprep.sources.compressed import STDIN, OnBytes
-from sftprep.sources.lines import file_sha256, read_blocks, read_rows
+from sftprep.sources.lines import file_sha256, read_blocks, read_rows, require_file
 from sftprep.sources.paths import expand
+from sftprep.sources.state import FileState
 from sftprep.stores.read import identity
 
 
@@ -37,26 +38,32 @@ class InputFile:
     path: Path
     sha256: str
     num_bytes: int
-    modified_ns: int
+    state: FileState | None = None
+    """Before the first byte was read; None of an object store's."""
     identity: str = ""
 
     @classmethod
     def of(cls, spec: SourceSpec) -> InputFile:
-        """SourceError or UsageError where the file cannot be read."""
+        """UsageError where the file cannot be read, SourceError `source-changed` where it changes meanwhile."""
         if is_remote(spec.path):
             name, size = identity(spec.path)
-            return cls(spec=spec, path=spec.path, sha256="", num_bytes=size, modified_ns=0, identity=name)
+            return cls(spec=spec, path=spec.path, sha256="", num_bytes=size, identity=name)
         path = _stdin_copy() if spec.path == STDIN else spec.path
-        sha256 = file_sha256(path)
-        status = path.stat()
-        return cls(spec=spec, path=path, sha256=sha256, num_bytes=status.st_size, modified_ns=status.st_mtime_ns)
+        require_file(path)
+        state = FileState.of(path)
+        file = cls(spec=spec, path=path, sha256=file_sha256(path), num_bytes=state.num_bytes, state=state)
+        file.refuse_changed()
+        return file
 
     def refuse_changed(self) -> None:
         """SourceError where the file is not the one whose sha256 is in the manifest; its reader sees to a store's."""
-        if self.identity:
+        if self.state is None:
             return
-        status = self.path.stat()
-        if (status.st_size, status.st_mtime_ns) != (self.num_bytes, self.modified_ns):
+        try:
+            is_same = self.state.is_same_content(FileState.of(self.path))
+        except OSError:
+            is_same = False
+        if not is_same:
             raise SourceError(
                 "the file changed while it was read",
                 code="source-changed",

@@ -13,8 +13,8 @@ Up to the spool a run that is killed is gone on with by the same command; what f
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from itertools import chain
 
 import pyarrow as pa
@@ -23,19 +23,21 @@ from sftprep.config.pack import PackConfig
 from sftprep.data import PackPlan
 from sftprep.engines.load import load_model
 from sftprep.engines.model import ModelFiles
-from sftprep.errors import EngineDiffersError, ShardError
-from sftprep.prepare.append import Base, parts_of, with_lengths
+from sftprep.errors import EngineDiffersError
+from sftprep.prepare.append import Base, with_lengths
 from sftprep.prepare.audit import summarise
 from sftprep.prepare.chunk import Chunk
 from sftprep.prepare.compile import compiler
 from sftprep.prepare.fingerprint import fingerprint
 from sftprep.prepare.inputs import InputChunk, InputFile, input_chunks, input_files
 from sftprep.prepare.ledger import Ledger
+from sftprep.prepare.left_out import LEFT_OUT_NAME
 from sftprep.prepare.mix import planning_order, wanted_rows
-from sftprep.prepare.pack_report import REPORT_NAME, PackReport, build_report
+from sftprep.prepare.pack_report import REPORT_NAME, build_report
 from sftprep.prepare.publish import Packed, build_manifest
-from sftprep.prepare.refusal import OnLeftOut, by_code, refusal, refuse_failed, tell, too_many
-from sftprep.prepare.spool import LEFT_OUT_NAME, Spool
+from sftprep.prepare.refusal import OnLeftOut, refusal, refuse_failed, tell
+from sftprep.prepare.spool import Spool
+from sftprep.prepare.unchanged import PackResult, find_unchanged, remember, snapshot, unchanged, whole_set
 from sftprep.prepare.workers import compile_chunks
 from sftprep.reports.findings import json_bytes
 from sftprep.reports.mask_json import AuditReport
@@ -43,24 +45,10 @@ from sftprep.shards.claim import OutputClaim
 from sftprep.shards.gather import distinct_kwargs, gather
 from sftprep.shards.manifest import Manifest
 from sftprep.shards.place import check_output
-from sftprep.shards.read import ShardSet, open_shard_set
-from sftprep.shards.schema import MANIFEST_NAME
+from sftprep.shards.read import ShardSet
 from sftprep.shards.write import ShardWriter
 from sftprep.sources.compressed import OnBytes
 from sftprep.stages.pack import plan, plan_single, spread
-
-
-@dataclass(frozen=True, slots=True)
-class PackResult:
-    """A published shard set and its report; `unchanged` where it was there already and nothing was done."""
-
-    shards: ShardSet
-    report: PackReport
-    unchanged: bool
-    rendering: Mapping[str, int] = field(default_factory=dict)
-    """How the rows of this run were rendered and encoded: see `Chunk.rendering`."""
-    engine_differed: str = ""
-    """The row for which the fast engine gave other ids, so that the reference did all of them again."""
 
 
 def pack(config: PackConfig, *, on_bytes: OnBytes | None = None, on_left_out: OnLeftOut | None = None) -> PackResult:
@@ -71,20 +59,31 @@ def pack(config: PackConfig, *, on_bytes: OnBytes | None = None, on_left_out: On
         DataError: `rows-left-out` or `over-length` where rows cannot be packed and may not be left out,
             `nothing-to-pack`, `source-changed`, `template-syntax`, `template-limit`, `audit-failed`.
     """
+    known = find_unchanged(config, on_left_out=on_left_out)
+    if known is not None:
+        return known
+    before = snapshot(config)
     model = load_model(config.model)
     compiler(model, config)  # A template that does not compile is found before anything is read.
     files = input_files(config)
     key = fingerprint(files, model=model, config=config)
     if not config.append:
         check_output(config.out, fingerprint=key, overwrite=config.overwrite)
-    there = _whole_set(config, key)
-    if there is not None:
-        return _unchanged(there, config, on_left_out)
-    base = None
+    there = whole_set(config, key)
+    if there is None:
+        result = _made(_Run(config, model, files, key), on_bytes, on_left_out)
+    else:
+        result = unchanged(there, config, on_left_out)
+    remember(config, before, fingerprint=key)
+    return result
+
+
+def _made(run: _Run, on_bytes: OnBytes | None, on_left_out: OnLeftOut | None) -> PackResult:
+    config = run.config
     if config.append:
         base = Base.open(config)
-        base.refuse_other(files, model=model, config=config)
-    run = _Run(config, model, files, key, base=base)
+        base.refuse_other(run.files, model=run.model, config=config)
+        run = replace(run, base=base)
     try:
         return _packed(run, on_bytes, on_left_out)
     except EngineDiffersError as error:
@@ -142,38 +141,6 @@ def _compile(run: _Run, spool: Spool, on_bytes: OnBytes | None) -> Ledger:
     for file in run.files:
         file.refuse_changed()
     return ledger
-
-
-def _whole_set(config: PackConfig, key: str) -> ShardSet | None:
-    """The set of this fingerprint at the output, or one that it was appended to, if it is there.
-
-    A damaged one is an error unless it is replaced.
-    """
-    if not (config.out / MANIFEST_NAME).is_file():
-        return None
-    try:
-        there = open_shard_set(config.out)
-        known = [part.fingerprint for part in parts_of(there.manifest)]
-        if key not in known or (len(known) > 1 and not config.append):
-            return None
-        there.verify(checksums=False)
-    except ShardError:
-        if config.overwrite:
-            return None
-        raise
-    return there
-
-
-def _unchanged(there: ShardSet, config: PackConfig, on_left_out: OnLeftOut | None) -> PackResult:
-    """Nothing to do, unless the set leaves out more rows than this run allows: that decides no byte."""
-    num_rows = sum(min(source.num_rows, source.num_taken) for source in there.manifest.sources)
-    left_out = there.manifest.left_out
-    if not config.may_drop(left_out.num_rows, num_rows=num_rows):
-        with (there.directory / LEFT_OUT_NAME).open("rb") as lines:
-            tell(lines, on_left_out)
-        raise too_many(left_out.num_rows, config, num_rows=num_rows, hint=by_code(left_out.by_code, hints={}))
-    report = PackReport.model_validate_json((there.directory / REPORT_NAME).read_bytes())
-    return PackResult(shards=there, report=report, unchanged=True)
 
 
 def _plan(run: _Run, ledger: Ledger, documents: pa.Table) -> Packed:

@@ -8,7 +8,7 @@ from sftprep.config.pack import OverLength, PackConfig
 from sftprep.errors import DataError, ShardError
 from sftprep.prepare.chunk import OVER_LENGTH
 from sftprep.prepare.ledger import Ledger
-from sftprep.prepare.spool import left_out_lines
+from sftprep.prepare.left_out import left_out_lines
 from sftprep.reports.mask_json import AuditReport
 
 OnLeftOut = Callable[[str], None]

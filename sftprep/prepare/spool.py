@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import mmap
 import os
 import shutil
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from itertools import chain
 from pathlib import Path
@@ -18,13 +17,11 @@ import pyarrow as pa
 
 from sftprep.data import TOKEN_BATCH_SCHEMA
 from sftprep.errors import DataError
-from sftprep.prepare.chunk import Chunk, LeftOutRow
+from sftprep.prepare.chunk import Chunk
 from sftprep.prepare.chunk_record import Record, dump, read
 from sftprep.prepare.inputs import InputChunk
+from sftprep.prepare.left_out import left_out_json
 from sftprep.shards.place import named_failures
-
-LEFT_OUT_NAME: Final = "left_out.jsonl"
-"""Every row that is not in the shards, one JSON object a line, in input order."""
 
 CompileChunks = Callable[[Iterator[InputChunk]], Iterator[Chunk]]
 """Compiles chunks in order."""
@@ -133,8 +130,7 @@ class Spool:
         """The lines of `left_out.jsonl`; nothing can be added afterwards."""
         for record in self._read():
             for row in record.field("left_out"):
-                # Half of a character, in a key that a finding names, is the escape that JSON has.
-                yield (json.dumps(_record(row), ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
+                yield left_out_json(row)
 
     def release(self) -> None:
         """Let go of the memory that holds what was read of the spool: it is read again where it is asked for again."""
@@ -173,26 +169,3 @@ def _noting(unread: Iterator[InputChunk], firsts: deque[int]) -> Iterator[InputC
     for source in unread:
         firsts.append(source.block.first)
         yield source
-
-
-def left_out_lines(jsonl: Iterable[bytes]) -> Iterator[str]:
-    """Every finding of the left-out rows, in words: `file:line:/json/pointer: what [code]`."""
-    for line in jsonl:
-        row = json.loads(line)
-        for finding in row["findings"]:
-            place = f"{row['file']}:{row['line']}:{finding['pointer']}"
-            yield f"{place}: {finding['message']} [{finding['code']}]"
-
-
-def _record(row: LeftOutRow) -> dict[str, object]:
-    return {
-        "file": row.address.file,
-        "line": row.address.line,
-        "code": row.code,
-        "times": row.times,
-        "num_tokens": row.num_tokens,
-        "num_trained": row.num_trained,
-        "findings": [
-            {"code": finding.code, "pointer": finding.pointer, "message": finding.message} for finding in row.findings
-        ],
-    }
