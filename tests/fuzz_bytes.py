@@ -2,9 +2,10 @@
 
 python -m tests.fuzz_bytes --seconds 1800 --keep folder
 
-The first three bytes of an input choose the file's name, the format, and whether the outputs are written too; the
-rest is the file. It starts from the samples. An input that fails is kept in the folder, and is run again when its
-name is given as the last argument. Runs until the seconds are over, then prints how many inputs were run.
+The first three bytes of an input choose the file's name, the format, and whether the outputs are written too, by blocks
+of a few bytes that are dealt to several checkers as to worker processes; the rest is the file. It starts from the
+samples. An input that fails is kept in the folder, and is run again when its name is given as the last argument. Runs
+until the seconds are over, then prints how many inputs were run.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ with atheris.instrument_imports(include=["sftprep"]):
 
 NAMES = ["f.jsonl", "f.json", "f", "f.gz", "f.zst", "f.parquet"]
 FORMATS = [None, None, "openai", "sharegpt", "alpaca", "prompt-response"]
-OUTPUTS_EVERY = 64
+OUTPUTS_EVERY = 16
 MAX_BYTES = 8192
 MEMORY = Path("/dev/shm")
 

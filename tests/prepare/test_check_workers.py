@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +14,11 @@ from hypothesis import strategies as st
 
 from sftprep.config.validate import ValidateConfig
 from sftprep.errors import DataError
-from sftprep.prepare import check_workers
-from sftprep.prepare.check_block import block_checker
-from sftprep.prepare.check_workers import Checked, Chunk, check_chunks
+from sftprep.prepare.check_workers import Chunk, check_chunks
 from sftprep.prepare.validate import validate_files
 from sftprep.sources import lines
 from sftprep.sources.blocks import LineBlock
+from tests.prepare.dealing import NUM_CHILDREN, dealt_blocks
 
 OUTPUTS = ("good", "bad", "fix_to")
 CHAT = [{"role": "user", "content": "Tide?"}, {"role": "assistant", "content": "At six."}]
@@ -83,16 +81,9 @@ def test_whichever_child_gets_a_block_the_outcome_is_the_same(
         path.write_bytes(b"\n".join(content))
     max_errors = data.draw(st.integers(0, 3))
 
-    def dealt(chunks: Iterator[Chunk], *, config: ValidateConfig) -> Iterator[Checked]:
-        children = [block_checker(config) for _ in range(3)]
-        for chunk in chunks:
-            child = data.draw(st.sampled_from(children))
-            yield chunk, None if chunk.block is None else child(chunk.block, chunk.file)
-
     expected = outcome(folder, files, max_errors=max_errors)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(lines, "BLOCK_BYTES", data.draw(st.integers(1, 300)))
-        patch.setattr(check_workers, "_here", dealt)
+    child, block_bytes = st.integers(0, NUM_CHILDREN - 1), data.draw(st.integers(1, 300))
+    with dealt_blocks(lambda: data.draw(child), block_bytes=block_bytes):
         assert outcome(folder, files, max_errors=max_errors) == expected
 
 
