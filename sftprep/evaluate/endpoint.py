@@ -1,7 +1,4 @@
-"""An OpenAI-compatible server: asked by several threads, retried, no faster than allowed, and never twice the same.
-
-Answers go into a journal as they come, one JSON object a line, so that an interrupted run asks only what is missing.
-"""
+"""An OpenAI-compatible server: asked by several threads, retried, no faster than allowed, and never twice the same."""
 
 from __future__ import annotations
 
@@ -13,18 +10,21 @@ import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from http.client import HTTPConnection, HTTPException, HTTPSConnection
-from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
 
 from sftprep.data import Json
 from sftprep.errors import DataError, UsageError
 from sftprep.evaluate.answer import Answer
+from sftprep.evaluate.journal import Journal
 
 API_KEY: Final = "OPENAI_API_KEY"
 _RETRIED: Final = frozenset({408, 409, 429, 500, 502, 503, 504})
 _LONGEST_WAIT: Final = 30.0
+_LONGEST_TOLD_WAIT: Final = 600.0
 _STOPPED: Final = frozenset({"stop", "tool_calls"})
 
 Question = Mapping[str, Json]
@@ -36,7 +36,7 @@ class Endpoint:
     """A server's address (up to and including `/v1`) and how it may be asked.
 
     `per_second` 0 means no limit; a failed request is tried `num_tries` times in all, the waits doubling from
-    `first_wait` seconds, unless the server says how long to wait.
+    `first_wait` seconds. Where a server says how long to wait (`Retry-After`), all requests wait so long.
     """
 
     url: str
@@ -45,9 +45,9 @@ class Endpoint:
     num_tries: int = 5
     first_wait: float = 0.5
     timeout: float = 300.0
-    journal: Path | None = None
+    journal: Journal = field(default_factory=Journal)
     _lock: threading.Lock = field(default_factory=threading.Lock)
-    _known: dict[str, Json] = field(default_factory=dict)
+    _ended: threading.Event = field(default_factory=threading.Event)
     _next_slot: float = 0.0
 
     def __post_init__(self) -> None:
@@ -58,43 +58,36 @@ class Endpoint:
                 code="bad-option",
                 hint="give the address up to /v1, such as http://127.0.0.1:8000/v1",
             )
-        if self.journal is not None and self.journal.is_file():
-            # A line that an interrupt cut short has no newline: its request is asked again.
-            whole = self.journal.read_text(encoding="utf-8").rpartition("\n")[0]
-            entries = [json.loads(line) for line in whole.split("\n") if line]
-            self._known = {entry["request"]: entry["answer"] for entry in entries}
-            self.journal.write_text(whole + "\n" if whole else "", encoding="utf-8")
 
     def answers(self, model: str, questions: Sequence[Question]) -> list[Answer]:
         """One answer a question, in order. DataError `endpoint-failed` where the server keeps failing."""
+        self._ended.clear()
         with ThreadPoolExecutor(self.concurrency) as pool:
             futures = [pool.submit(self._answer, {"model": model, **question}) for question in questions]
             try:
                 return [future.result() for future in futures]
             except BaseException:
+                # Those who wait for a busy server would hold up the end by minutes.
+                self._ended.set()
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
 
     def _answer(self, body: dict[str, Json]) -> Answer:
         content = json.dumps(body, sort_keys=True)
         key = hashlib.sha256(content.encode()).hexdigest()
-        if key not in self._known:
-            found = self._asked(content)
-            with self._lock:
-                self._known[key] = found
-                self._note({"request": key, "answer": found})
-        return _read(self._known[key], self.url)
-
-    def _note(self, entry: Json) -> None:
-        if self.journal is not None:
-            with self.journal.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(entry) + "\n")
+        known = self.journal.get(key)
+        if known is None:
+            known = self._asked(content)
+            answer = _read(known, self.url)
+            self.journal.keep(key, known)
+            return answer
+        return _read(known, self.url)
 
     def _asked(self, content: str) -> Json:
         wait, why = self.first_wait, ""
         for attempt in range(self.num_tries):
             if attempt:
-                time.sleep(min(wait, _LONGEST_WAIT))
+                self._wait(min(wait, _LONGEST_WAIT))
                 wait *= 2
             self._take_slot()
             try:
@@ -105,9 +98,9 @@ class Endpoint:
             if status < 300:
                 return _json(text, self.url)
             why = f"HTTP {status}: {text[:200].decode('utf-8', 'replace')}"
-            wait = max(wait, told_wait)
             if status not in _RETRIED:
                 break
+            self._hold_back(told_wait)
         raise DataError(
             f"the server gave no answer: {why}",
             code="endpoint-failed",
@@ -116,14 +109,22 @@ class Endpoint:
         )
 
     def _take_slot(self) -> None:
-        """Sleep until the next request is allowed."""
-        if not self.per_second:
-            return
+        """Wait until the next request is allowed."""
         with self._lock:
             now = time.monotonic()
             slot = max(now, self._next_slot)
-            self._next_slot = slot + 1 / self.per_second
-        time.sleep(slot - now)
+            self._next_slot = slot + (1 / self.per_second if self.per_second else 0.0)
+        self._wait(slot - now)
+
+    def _hold_back(self, seconds: float) -> None:
+        """No request before so many seconds are over."""
+        with self._lock:
+            self._next_slot = max(self._next_slot, time.monotonic() + seconds)
+
+    def _wait(self, seconds: float) -> None:
+        """Sleep, unless another request's failure ends the run."""
+        if self._ended.wait(seconds):
+            raise DataError("the run ends", code="endpoint-failed", place=self.url)
 
     def _post(self, content: str) -> tuple[int, float, bytes]:
         """Status, seconds that the server asks to wait, and body."""
@@ -136,10 +137,22 @@ class Endpoint:
         try:
             connection.request("POST", f"{parts.path.rstrip('/')}/chat/completions", content, headers)
             response = connection.getresponse()
-            told = response.getheader("Retry-After") or ""
-            return response.status, float(told) if told.isdigit() else 0.0, response.read()
+            return response.status, _told_wait(response.getheader("Retry-After")), response.read()
         finally:
             connection.close()
+
+
+def _told_wait(header: str | None) -> float:
+    """Seconds that `Retry-After` asks for, as a number or as a date; 0 where it says nothing that can be read."""
+    if not header:
+        return 0.0
+    if header.replace(".", "", 1).isdecimal():
+        return min(float(header), _LONGEST_TOLD_WAIT)
+    try:
+        seconds = (parsedate_to_datetime(header) - datetime.now(UTC)).total_seconds()
+    except (ValueError, TypeError):
+        return 0.0
+    return min(max(seconds, 0.0), _LONGEST_TOLD_WAIT)
 
 
 def _json(text: bytes, place: str) -> Json:

@@ -12,6 +12,7 @@ from sftprep.evaluate.answer import Answer
 from sftprep.evaluate.cases import Asking, case_answers
 from sftprep.evaluate.endpoint import Endpoint
 from sftprep.evaluate.harness import TaskScore, harness_scores
+from sftprep.evaluate.journal import Journal
 from sftprep.evaluate.likelihood import HeldOutLoss, held_out_loss
 from sftprep.evaluate.local import open_local
 from sftprep.evaluate.origins import read_origins
@@ -94,7 +95,9 @@ class Run:
 
 def server(config: EvaluateConfig, url: str) -> Endpoint:
     """An endpoint that is asked as the configuration allows."""
-    return Endpoint(url, concurrency=config.concurrency, per_second=config.requests_per_second, journal=config.answers)
+    return Endpoint(
+        url, concurrency=config.concurrency, per_second=config.requests_per_second, journal=Journal(config.answers)
+    )
 
 
 def _question(config: EvaluateConfig, case: LoadedCase) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from sftprep.config.evaluate import EvaluateConfig
 from sftprep.errors import DataError, UsageError
 from sftprep.evaluate.answer import Answer
 from sftprep.evaluate.endpoint import Endpoint
+from sftprep.evaluate.journal import Journal
 from sftprep.evaluate.judge import Pair, length_controlled, questions, win_rate
 from sftprep.evaluate.run import evaluate
 
@@ -140,18 +141,18 @@ def test_an_interrupted_run_asks_only_what_is_missing(tmp_path: Path) -> None:
     wanted = [asked(f"q{i}") for i in range(4)]
     with serving(reply) as (url, served):
         with pytest.raises(DataError):
-            Endpoint(url, concurrency=1, journal=journal).answers("m", wanted)
+            Endpoint(url, concurrency=1, journal=Journal(journal)).answers("m", wanted)
         with journal.open("a") as file:
             file.write('{"request": "cut sho')
         broken.clear()
         served.asked.clear()
-        found = Endpoint(url, concurrency=1, journal=journal).answers("m", wanted)
+        found = Endpoint(url, concurrency=1, journal=Journal(journal)).answers("m", wanted)
         assert [answer.text for answer in found] == ["q0", "q1", "q2", "q3"]
         again = [body["messages"][-1]["content"] for body in served.asked]
         # q3 may have been answered while the failure of q2 was on its way.
         assert again in (["q2"], ["q2", "q3"])
         served.asked.clear()
-        assert Endpoint(url, journal=journal).answers("m", wanted) == found
+        assert Endpoint(url, journal=Journal(journal)).answers("m", wanted) == found
         assert served.asked == []
 
 
