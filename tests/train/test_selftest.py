@@ -97,7 +97,8 @@ def test_models_that_mix_documents_are_found_and_rows_of_their_own_are_exact_f2(
     check_rows(model, _documents(), dtype=torch.float32, pad_id=0)
 
 
-def test_attention_over_the_whole_row_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_attention_over_the_whole_row_is_found(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     attention.register()
 
     def joined(batch: Any) -> dict[str, Any]:
@@ -106,9 +107,23 @@ def test_attention_over_the_whole_row_is_found(monkeypatch: pytest.MonkeyPatch) 
         return inputs(whole)
 
     monkeypatch.setattr(selftest, "inputs", joined)
-    verdict = check_segments(_model("llama", {}), _documents(), dtype=torch.float32)
+    verdict = check_segments(_model("llama", {}).to(dtype), _documents(), dtype=dtype)
     assert not verdict.isolated
     assert "differ" in verdict.reason
+
+
+def test_rounding_of_a_large_vocabulary_is_no_contamination_and_one_wrong_token_is() -> None:
+    generator = torch.Generator().manual_seed(0)
+    exact = torch.randn(64, 128_000, generator=generator)
+    rounded = exact + 0.05 * torch.randn(exact.shape, generator=generator)
+    tolerance = selftest._TOLERANCE[torch.bfloat16]
+    assert float((rounded - exact).abs().max()) > tolerance
+    assert selftest._deviation(rounded.bfloat16(), exact.bfloat16()) < 0.3 * tolerance
+    rounded[7] = torch.randn(128_000, generator=generator)
+    assert selftest._deviation(rounded.bfloat16(), exact.bfloat16()) > 4 * tolerance
+    moved = exact.clone()
+    moved[7, 5] += 0.01
+    assert selftest._deviation(moved, exact) > selftest._TOLERANCE[torch.float32]
 
 
 def test_a_layer_that_does_not_get_the_segments_raises() -> None:
