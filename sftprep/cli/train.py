@@ -82,6 +82,7 @@ def train(
     lora_embeddings: Annotated[bool, _option("lora_embeddings")] = False,
     gradient_checkpointing: Annotated[bool, _option("gradient_checkpointing")] = False,
     keep_products: Annotated[bool, _option("keep_products")] = False,
+    compile_layers: Annotated[bool, _option("compile_layers", "--compile")] = False,
     deterministic: Annotated[bool, _option("deterministic")] = False,
     threads: Annotated[int | None, _option("threads")] = _FIELDS["threads"].default,
     eval_shards: Annotated[str | None, _option("eval_shards")] = _FIELDS["eval_shards"].default,
@@ -113,7 +114,8 @@ def train(
 def _start(options: dict[str, Any]) -> None:
     is_dry = options.pop("dry_run")
     given = {name: _plain(value) for name, value in options.items() if value is not None}
-    config = read_config(TrainConfig, given, command="train", names={"eval_suites": "--eval"})
+    names = {"eval_suites": "--eval", "compile_layers": "--compile"}
+    config = read_config(TrainConfig, given, command="train", names=names)
     # torch and transformers take seconds to import, which `sftprep --help` must not wait for.
     from sftprep.train.estimate import rehearse
     from sftprep.train.run import train as run

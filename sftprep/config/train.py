@@ -71,6 +71,10 @@ class TrainConfig(BaseModel):
         description="As --gradient-checkpointing, but what matrix products and attention give is kept: less memory, "
         "little more time.",
     )
+    compile_layers: bool = Field(
+        default=False,
+        description="Compile the layers, once for all packs, which are filled up to --max-length for it.",
+    )
     deterministic: bool = Field(
         default=False,
         description="The same bits in every run on the same GPU, at some cost in time; a CPU gives them anyway.",

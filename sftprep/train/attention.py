@@ -17,6 +17,7 @@ from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface
 
 from sftprep.errors import TrainError
+from sftprep.train.packed_op import packed_attention
 
 ATTENTION_NAME: Final = "sftprep_segments"
 
@@ -31,16 +32,21 @@ class Segments:
     """The documents of one packed row, and how often attention was called with them.
 
     `offsets` has one more entry than there are documents; `cu_seqlens` holds the same numbers, int32 on the device.
+    With an `extent` (int64 `[2]` on the CPU: documents, tokens of the longest) shapes are those of every pack:
+    `cu_seqlens` has an entry more than there are tokens, the last one repeated, and calls are not counted.
     """
 
     offsets: tuple[int, ...]
     cu_seqlens: torch.Tensor
     max_length: int
     num_calls: int = 0
+    extent: torch.Tensor | None = None
     _bands: dict[tuple[int, int], torch.Tensor] = field(default_factory=dict)
 
     def keywords(self) -> dict[str, Any]:
         """What a model's forward is called with; layers with kernels of their own read the first four."""
+        if self.extent is not None:
+            return {ATTENTION_NAME: self}
         return {
             "cu_seq_lens_q": self.cu_seqlens,
             "cu_seq_lens_k": self.cu_seqlens,
@@ -48,6 +54,11 @@ class Segments:
             "max_length_k": self.max_length,
             ATTENTION_NAME: self,
         }
+
+    @property
+    def num_tokens(self) -> int:
+        """Of the pack; a compiled graph, which may see no document's border, asks for it by shape."""
+        return self.offsets[-1] if self.extent is None else self.cu_seqlens.shape[0] - 1
 
     def band(self, length: int, *, window: int) -> torch.Tensor:
         """True where a query may look: itself and the `window - 1` keys before it. Bool `[length, length]`."""
@@ -93,14 +104,16 @@ def segment_attention(
         raise _unsupported("a layer does not hand the packed segments on", code="attention-without-segments")
     if attention_mask is not None or any(given is not None for given in mask):
         raise _unsupported("a layer brings an attention mask of its own")
-    if query.shape[2] != segments.offsets[-1] or key.shape[2] != query.shape[2] or query.shape[0] != 1:
+    if query.shape[2] != segments.num_tokens or key.shape[2] != query.shape[2] or query.shape[0] != 1:
         raise _unsupported(f"queries of shape {tuple(query.shape)} do not fit the pack")
     alien = [name for name in _ALIEN_ARGUMENTS if keywords.get(name) is not None]
     causal = keywords.get("is_causal")
     if alien or not (getattr(module, "is_causal", True) if causal is None else causal):
         raise _unsupported(f"a layer asks for {', '.join(alien) or 'attention that is not causal'}")
-    segments.num_calls += 1
     terms = _terms(module, query, keywords)
+    if segments.extent is not None:
+        return _opaque(query, key, value, segments=segments, terms=terms), None
+    segments.num_calls += 1
     if _fits_varlen(query, value, terms):
         return _varlen(query, key, value, segments=segments, terms=terms), None
     return _loop(query, key, value, segments=segments, terms=terms), None
@@ -186,6 +199,26 @@ def _varlen(
     if not isinstance(output, torch.Tensor):
         raise _unsupported("varlen_attn gave more than the attention output")
     return output.unsqueeze(0).to(value.dtype)
+
+
+def _opaque(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *, segments: Segments, terms: _Terms
+) -> torch.Tensor:
+    """As an operation of which a graph sees nothing but shapes."""
+    device = query.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else query.dtype
+    special = bool(terms.softcap or terms.dropout) or terms.sinks is not None or query.shape[-1] != value.shape[-1]
+    low = dtype in (torch.float16, torch.bfloat16) and query.shape[-1] <= _VARLEN_MAX_HEAD_DIM
+    if special or (query.is_cuda and not low):
+        raise TrainError(
+            "attention with sinks, soft-capping, dropout or values of another size, and float32 on a GPU, "
+            "cannot be compiled",
+            code="compile-unsupported",
+            hint="leave out --compile",
+        )
+    q, k, v = (tensor[0].transpose(0, 1).to(dtype).contiguous() for tensor in (query, key, value))
+    output: torch.Tensor = packed_attention(q, k, v, segments.cu_seqlens, segments.extent, terms.scale, terms.window)[0]
+    return output.unsqueeze(0)
 
 
 def _unsupported(message: str, *, code: str = "attention-unsupported") -> TrainError:

@@ -53,8 +53,10 @@ def inputs(batch: MicroBatch) -> dict[str, Any]:
 
 def segments_of(batch: MicroBatch) -> Segments:
     """The documents of a packed batch, on its device."""
-    longest = max(stop - start for start, stop in pairwise(batch["offsets"]))
-    return Segments(offsets=batch["offsets"], cu_seqlens=batch["cu_seqlens"], max_length=longest)
+    offsets = batch["offsets"]
+    longest = max(stop - start for start, stop in pairwise(offsets))
+    extent = torch.tensor([len(offsets) - 1, longest]) if batch["filled_up"] else None
+    return Segments(offsets=offsets, cu_seqlens=batch["cu_seqlens"], max_length=longest, extent=extent)
 
 
 def model_logits(model: torch.nn.Module, batch: MicroBatch) -> torch.Tensor:

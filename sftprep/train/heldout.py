@@ -10,6 +10,7 @@ import torch
 from sftprep.config.train import TrainConfig
 from sftprep.errors import ShardError
 from sftprep.shards.manifest import Manifest
+from sftprep.train.compiled import uncompiled
 from sftprep.train.device import named_memory_failures
 from sftprep.train.distributed import fsdp_parts
 from sftprep.train.forward import to_device, token_loss
@@ -58,7 +59,7 @@ def held_out_nll(trainee: Trainee, held: HeldOut, *, batch_size: int) -> float:
     world = trainee.world
     # Rows of one document fit segments too; our attention refuses to run without them.
     layout = trainee.layout if trainee.layout is Layout.SEGMENTS else Layout.UNPACKED
-    reading = replace(trainee, layout=layout)
+    reading = replace(trainee, layout=layout, pack_length=0)
     nll = count = 0.0
     trainee.model.eval()
     step = batch_size * world.size
@@ -66,7 +67,7 @@ def held_out_nll(trainee: Trainee, held: HeldOut, *, batch_size: int) -> float:
         mine = range(start + world.rank, min(start + step, held.num_rows), world.size)
         rows = [held.reader.row(index) for index in mine]
         for batch in even_batches(reading, local_batches(reading, rows, size=batch_size)):
-            with named_memory_failures("the held-out set"):
+            with uncompiled(), named_memory_failures("the held-out set"):
                 nll += _batch_nll(trainee, batch)
             count += len(batch["targets"])
     trainee.model.train()

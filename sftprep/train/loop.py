@@ -23,6 +23,7 @@ from sftprep.train.ahead import ahead
 from sftprep.train.checkpoint import Position
 from sftprep.train.device import named_memory_failures
 from sftprep.train.distributed import ALONE, World, sync_gradients
+from sftprep.train.filling import filled_up
 from sftprep.train.flops import Meter, Reading
 from sftprep.train.forward import Head, pinned, to_device, token_loss
 from sftprep.train.loss import TokenLoss
@@ -50,6 +51,8 @@ class Trainee:
     pad_id: int
     world: World = ALONE
     num_sources: int = 1
+    pack_length: int = 0
+    """Tokens that every packed batch is filled up to, so that compiled layers see one shape; 0 fills nothing up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,7 +189,10 @@ def _losses(trainee: Trainee, done: list[tuple[MicroBatch, TokenLoss]]) -> StepS
 
 def local_batches(trainee: Trainee, rows: list[Row], *, size: int) -> list[MicroBatch]:
     """The forward passes of this process, `size` rows each."""
-    return list(micro_batches(rows, size=size, layout=trainee.layout, pad_id=trainee.pad_id))
+    batches = micro_batches(rows, size=size, layout=trainee.layout, pad_id=trainee.pad_id)
+    if not trainee.pack_length:
+        return list(batches)
+    return [filled_up(batch, pad_id=trainee.pad_id, length=trainee.pack_length) for batch in batches]
 
 
 def even_batches(trainee: Trainee, batches: list[MicroBatch]) -> list[MicroBatch]:

@@ -16,6 +16,7 @@ from sftprep.config.train import TrainConfig
 from sftprep.errors import ShardError, TrainError
 from sftprep.shards.read import Scalars, ShardSet
 from sftprep.train import attention, lora
+from sftprep.train.compiled import check_compiled, compile_layers
 from sftprep.train.device import choose_device, set_up_torch
 from sftprep.train.distributed import World, split_model
 from sftprep.train.forward import find_head
@@ -103,7 +104,7 @@ def build_trainee(
 
     Raises:
         ShardError: `nothing-to-train`.
-        TrainError: `not-isolated`.
+        TrainError: `not-isolated`, `no-layers`, `compile-unsupported`, `compile-differs`, `compile-failed`.
     """
     # First, while the model still has its own attention: ours refuses to run without segments.
     head = find_head(model)
@@ -112,10 +113,9 @@ def build_trainee(
         layout = _layout(config, model=model, probes=probes, shards=shards, where=where)
     if head is None:
         where.console.print("this model's head has a form of its own: its full logits are computed", soft_wrap=True)
-    if config.gradient_checkpointing or config.keep_products:
-        recompute_activations(model, keep_products=config.keep_products)
+    _rebuild_layers(config, model=model, layout=layout)
     split_model(model, device=where.device, world=where.world)
-    return Trainee(
+    trainee = Trainee(
         model=model,
         optimizer=build_optimizer(model, config),
         head=head,
@@ -125,7 +125,27 @@ def build_trainee(
         pad_id=shards.manifest.model.pad_id,
         world=where.world,
         num_sources=max(1, len(shards.manifest.sources)),
+        pack_length=shards.manifest.max_length * config.batch_size if config.compile_layers else 0,
     )
+    if config.compile_layers:
+        difference = check_compiled(trainee, probe_documents(probes))
+        where.console.print(f"compiled: losses differ by {difference:.1e} nats from the model's own", soft_wrap=True)
+    return trainee
+
+
+def _rebuild_layers(config: TrainConfig, *, model: PreTrainedModel, layout: Layout) -> None:
+    if config.gradient_checkpointing or config.keep_products:
+        recompute_activations(model, keep_products=config.keep_products)
+    if not config.compile_layers:
+        return
+    if layout is not Layout.SEGMENTS:
+        raise TrainError(
+            "only packed rows that stay packed can be compiled: others have many shapes",
+            code="compile-unsupported",
+            place=config.model,
+            hint="leave out --compile",
+        )
+    compile_layers(model)
 
 
 def _layout(

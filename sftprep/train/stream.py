@@ -69,7 +69,7 @@ class MicroBatch(TypedDict):
     offsets: tuple[int, ...]
     """Of the documents in the packed row; empty where every document has a row."""
     cu_seqlens: torch.Tensor
-    """int32 `[documents + 1]`: the same numbers, for the device."""
+    """int32: the same numbers, for the device; longer where all packs are made alike, the last one repeated."""
     rows: torch.Tensor
     """int64 `[K]`: flat positions in `[B, L]` whose successor is a target."""
     targets: torch.Tensor
@@ -80,6 +80,8 @@ class MicroBatch(TypedDict):
     """int64 `[K]`: of the target's document, by index into the manifest's list."""
     num_tokens: int
     """Without padding."""
+    filled_up: bool
+    """Whether this packed batch is as long as every other."""
 
 
 class Layout(StrEnum):
@@ -243,6 +245,7 @@ def _batch(
         weights=torch.from_numpy(_joined([row.weights[where] for row, where in pairs])),
         sources=torch.from_numpy(_joined([_sources(row, where) for row, where in pairs])),
         num_tokens=sum(len(row.ids) for row in rows),
+        filled_up=False,
     )
 
 

@@ -131,7 +131,7 @@ def _manifest(rows: list[dict[str, object]], shards: list[ShardRecord], *, packi
         ),
         config={},
         packing=packing,
-        max_length=64,
+        max_length=max(len(row["input_ids"]) for row in rows),
         has_weights=weighted,
         mask="assistant",
         template_kwargs=[{}],

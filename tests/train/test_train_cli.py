@@ -19,7 +19,7 @@ from sftprep.cli.train import train
 from sftprep.config.train import TrainConfig
 from sftprep.reports.loss_curve import running_mean, write_loss_curve
 
-RENAMED = {"eval_suites": "--eval"}
+RENAMED = {"eval_suites": "--eval", "compile_layers": "--compile"}
 
 
 def _command(*arguments: str | Path) -> list[str]:
