@@ -16,6 +16,7 @@ from typing import Self
 
 from sftprep.errors import OutputError
 from sftprep.shards.place import named_failures
+from sftprep.shards.schema import MANIFEST_NAME
 
 _DIGITS = r"[0-9a-f]{12}"
 
@@ -93,12 +94,16 @@ class OutputClaim:
         return os.path.samestat(named, os.fstat(handle))
 
     def _put_back(self) -> None:
-        """Give a set its name again that was set aside when the process that replaced it was killed."""
+        """Give a set its name again that was set aside when the process that replaced it was killed.
+
+        One without its manifest was on its way out already.
+        """
         if self._place.exists():
             return
         for path in self._left(rf"partial-{_DIGITS}\.old"):
-            path.rename(self._place)
-            return
+            if (path / MANIFEST_NAME).is_file():
+                path.rename(self._place)
+                return
 
     def _left(self, pattern: str) -> list[Path]:
         wanted = re.compile(rf"\.{re.escape(self._place.name)}\.{pattern}")

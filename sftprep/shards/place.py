@@ -73,6 +73,8 @@ def replace_directory(staged: Path, *, target: Path) -> None:
     except BaseException:  # an interrupt too: the old set must not stay aside
         aside.replace(target)
         raise
+    # First of all: a set that is half removed when the process is killed must not be taken for a whole one.
+    (aside / MANIFEST_NAME).unlink(missing_ok=True)
     shutil.rmtree(aside)
 
 

@@ -21,13 +21,14 @@ import pytest
 
 from sftprep.config.pack import PackConfig
 from sftprep.data import Finding, RowAddress, Severity
-from sftprep.errors import DataError, OutputError, SftprepError
+from sftprep.errors import DataError, OutputError, SftprepError, ShardError
 from sftprep.prepare import pack as pack_module
 from sftprep.prepare import spool as spool_module
 from sftprep.prepare.chunk import Chunk
 from sftprep.prepare.chunk_record import dump, read
 from sftprep.prepare.pack import pack
 from sftprep.shards.claim import OutputClaim
+from sftprep.shards.read import open_shard_set
 from sftprep.sources import lines
 
 COMPILE = pack_module.compile_chunks
@@ -402,4 +403,28 @@ def test_a_terminated_pack_leaves_a_lock_that_binds_nobody(call: dict[str, Any])
     assert process.wait() == -signal.SIGTERM
     assert lock.exists()
     pack(PackConfig(**call))
+    assert hidden(call["out"].parent) == []
+
+
+def test_a_set_that_is_half_removed_when_its_replacer_is_killed_is_no_set_and_is_not_put_back(
+    call: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pack(PackConfig(**call))
+    rmtree = shutil.rmtree
+
+    def killed(path: Path, **options: Any) -> None:
+        if not path.name.endswith(".old"):
+            return rmtree(path, **options)
+        (path / "left_out.jsonl").unlink()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            pack(PackConfig(**{**call, "seed": 1, "overwrite": True}))
+    (aside,) = [path for path in call["out"].parent.iterdir() if path.name.endswith(".old")]
+    with pytest.raises(ShardError):
+        open_shard_set(aside)
+    shutil.rmtree(call["out"])
+    assert not pack(PackConfig(**call)).unchanged
     assert hidden(call["out"].parent) == []
