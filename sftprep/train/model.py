@@ -116,8 +116,7 @@ def pretrained(place: ModelPlace, *, dtype: torch.dtype) -> PreTrainedModel:
             place.directory, dtype=dtype, output_loading_info=True, **_source(place)
         )
     _check_complete(place, report)
-    opened: PreTrainedModel = model
-    return opened
+    return _with_its_own_attention(model)
 
 
 @contextmanager
@@ -171,9 +170,14 @@ def _source(place: ModelPlace) -> dict[str, Any]:
 
 def _random(directory: Path, *, seed: int) -> PreTrainedModel:
     torch.manual_seed(seed)
-    model: PreTrainedModel = AutoModelForCausalLM.from_config(
-        AutoConfig.from_pretrained(directory, local_files_only=True), dtype=torch.float32
-    )
+    config = AutoConfig.from_pretrained(directory, local_files_only=True)
+    return _with_its_own_attention(AutoModelForCausalLM.from_config(config, dtype=torch.float32))
+
+
+def _with_its_own_attention(model: PreTrainedModel) -> PreTrainedModel:
+    """Soft-capped scores need the written-out form: transformers 5.17 gives Gemma 2 one that forgets the cap."""
+    if getattr(model.config.get_text_config(), "attn_logit_softcapping", None):
+        model.set_attn_implementation("eager")
     return model
 
 
