@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Final, NamedTuple, Protocol, TypeVar
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from sftprep.data import TOKEN_BATCH_SCHEMA, TRAINED_KINDS, Conversation, Document, span_stops
-from sftprep.engines.fast import BatchEngine, EngineChoice
-from sftprep.errors import DataError, EngineDiffersError
+from sftprep.data import TOKEN_BATCH_SCHEMA, TRAINED_KINDS, span_stops
+from sftprep.engines.fast import EngineChoice
+from sftprep.errors import MaskError
 from sftprep.prepare.chunk import InputRow
 from sftprep.prepare.plans import PlanBook
 from sftprep.stages.encode_batch import (
@@ -28,19 +28,7 @@ from sftprep.stages.replay import RowPlan, SamplePlan, TurnPlan
 
 Scalar = TypeVar("Scalar", bound=np.generic)
 
-_ENCODED_AGAIN: Final = 256
-_COMPILED_AGAIN: Final = 1024
-"""One replayed row in so many is encoded again by the reference, and one compiled again without its plan."""
-
 _TRAINED = np.array([int(kind) for kind in TRAINED_KINDS], dtype=np.int8)
-
-
-class RowDocuments(Protocol):
-    """What compiling a row gives."""
-
-    @property
-    def documents(self) -> Sequence[Document]:
-        """Its documents."""
 
 
 class Candidate(NamedTuple):
@@ -69,6 +57,8 @@ class Replayed:
 
     rows: dict[int, ReplayedRow]
     documents: pa.RecordBatch
+    refused: Mapping[int, MaskError] = field(default_factory=dict)
+    """What is wrong with each row that cannot be exact, by its place."""
 
 
 class BatchCompiler:
@@ -76,56 +66,25 @@ class BatchCompiler:
 
     def __init__(self, book: PlanBook, *, choice: EngineChoice, table: TokenTable) -> None:
         self._book = book
-        self._choice = choice
-        self._table = table
+        self.choice = choice
+        self.table = table
         self._openings: dict[tuple[str, str], tuple[int, npt.NDArray[np.int32]] | None] = {}
-
-    @property
-    def engine(self) -> BatchEngine:
-        """The engine that encodes now."""
-        return self._choice.engine
 
     def compile(self, rows: Sequence[InputRow]) -> Replayed:
         """Replay the rows that have a plan; those of which any sample cannot be proven are not among them."""
-        found = (self._candidate(number, row) for number, row in enumerate(rows))
-        return self._compiled([candidate for candidate in found if candidate is not None])
+        candidates: list[Candidate] = []
+        refused: dict[int, MaskError] = {}
+        for number, row in enumerate(rows):
+            found = None if row.conversation is None else self._book.replay(row.conversation)
+            if isinstance(found, MaskError):
+                refused[number] = found
+            elif found is not None and self._can_prove(found[0]):
+                candidates.append(Candidate(number, row.source, row.address.line, *found))
+        return replace(self._compiled(candidates), refused=refused)
 
-    def check(
-        self, rows: Sequence[InputRow], replayed: Replayed, compile_row: Callable[[Conversation], RowDocuments]
-    ) -> int:
-        """Encode a sample of replayed rows again, compile a smaller one without plans; how many were checked.
-
-        Raises:
-            EngineDiffersError: the engine gave other ids than the reference.
-            DataError: `replay-differs` where a plan made another document than the template.
-        """
-        encoded = [number for number in replayed.rows if _is_drawn(rows[number], one_in=_ENCODED_AGAIN)]
-        for number in encoded:
-            for document in replayed.rows[number].documents:
-                self._check_ids(rows[number], replayed.documents["input_ids"][document].values)
-        for number in encoded:
-            conversation = rows[number].conversation
-            if conversation is not None and _is_drawn(rows[number], one_in=_COMPILED_AGAIN):
-                refuse_other(rows[number], replayed, replayed.rows[number], compile_row(conversation))
-        return len(encoded)
-
-    def _check_ids(self, row: InputRow, ids: pa.Array) -> None:
-        # The bytes of the ids are those of the text: that was proven.
-        text = b"".join(self._table.pieces.take(ids).to_pylist())
-        if not np.array_equal(self._choice.reference.encode_batch([text]).ids, ids.to_numpy()):
-            raise EngineDiffersError(
-                f"{self.engine.name} gives other ids than the reference",
-                code="engine-differs",
-                place=str(row.address),
-                hint="--tokenizer-engine reference",
-            )
-
-    def _candidate(self, number: int, row: InputRow) -> Candidate | None:
-        """The row as a candidate, if it has a plan that this tokenizer can prove."""
-        found = None if row.conversation is None else self._book.replay(row.conversation)
-        if found is None or any(self._opening(turn) is None for sample in found[0].samples for turn in sample.turns):
-            return None
-        return Candidate(number, row.source, row.address.line, *found)
+    def _can_prove(self, plan: RowPlan) -> bool:
+        """Whether something cuts every encode before each of its completions."""
+        return all(self._opening(turn) is not None for sample in plan.samples for turn in sample.turns)
 
     def _compiled(self, candidates: Sequence[Candidate]) -> Replayed:
         """Encode and prove; where a sample fails, the rest is done again without its row."""
@@ -133,8 +92,8 @@ class BatchCompiler:
         samples = [sample for candidate in candidates for sample in candidate.plan.samples]
         pieces = [sample.take(owner.values) for owner, sample in zip(owners, samples, strict=True)]
         texts = [b"".join(own) for own in pieces]
-        encoded = self._choice.encode_batch(texts)
-        ok, spans = prove_batch(self._batch(samples, pieces, texts), encoded, self._table)
+        encoded = self.choice.encode_batch(texts)
+        ok, spans = prove_batch(self._batch(samples, pieces, texts), encoded, self.table)
         if not ok.all():
             bad = {owner.number for owner, is_exact in zip(owners, ok, strict=True) if not is_exact}
             return self._compiled([candidate for candidate in candidates if candidate.number not in bad])
@@ -180,41 +139,18 @@ class BatchCompiler:
         return self._openings[key]
 
     def _found_opening(self, turn: TurnPlan) -> tuple[int, npt.NDArray[np.int32]] | None:
-        if not self._choice.reference.cuts(turn.stop_text):
+        if not self.choice.reference.cuts(turn.stop_text):
             return None
         ends = [
             (turn.opening.rfind(token) + len(token), token)
-            for token in self._choice.reference.cutting
+            for token in self.choice.reference.cutting
             if token in turn.opening
         ]
         if not ends:
             return None
         end, token = max(ends)
-        (encoded,) = self._choice.reference.encode([token + turn.opening[end:]])
+        (encoded,) = self.choice.reference.encode([token + turn.opening[end:]])
         return len((token + turn.opening[end:]).encode()), encoded.ids
-
-
-def _is_drawn(row: InputRow, *, one_in: int) -> bool:
-    """Whether a row is in the sample: by its line alone, so that it is the same rows in every run."""
-    return (row.address.line * 2654435761 >> 7) % one_in == 0
-
-
-def refuse_other(row: InputRow, replayed: Replayed, known: ReplayedRow, compiled: RowDocuments) -> None:
-    """DataError `replay-differs` where a row was not replayed as the documents that it was compiled to."""
-    own = replayed.documents.slice(known.documents.start, len(known.documents))
-    spans = {"span_starts": "start", "span_kinds": "kind", "span_messages": "message", "span_weights": "weight"}
-    documents = compiled.documents
-    expected = {
-        column: [[float(getattr(s, name)) for s in d.spans] for d in documents] for column, name in spans.items()
-    }
-    expected["input_ids"] = [document.ids.tolist() for document in documents]
-    if any(own[column].to_pylist() != values for column, values in expected.items()):
-        raise DataError(
-            "the row's plan makes another document of it than the template: a fault of sftprep's own",
-            code="replay-differs",
-            place=str(row.address),
-            hint="report it with this row; --no-plans packs without plans",
-        )
 
 
 def _replayed(

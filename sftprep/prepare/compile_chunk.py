@@ -16,6 +16,7 @@ from sftprep.errors import MaskError, TemplateError
 from sftprep.prepare.batch import Replayed, ReplayedRow, token_batch
 from sftprep.prepare.chunk import Chunk, ExactRow, InputRow, LeftOutRow
 from sftprep.prepare.compile import CompiledRow, Compiler, CompileRow
+from sftprep.prepare.recheck import recheck
 from sftprep.prepare.row_length import Fit, Sizes, left_out
 from sftprep.stages.encode_batch import EncodedTexts, Spans, flat_offsets
 
@@ -33,11 +34,14 @@ def compile_chunk(rows: Sequence[InputRow], *, compile_row: CompileRow, config: 
     replayed = None if batch is None else batch.compile(taken)
     for number, row in enumerate(taken):
         known = None if replayed is None else replayed.rows.get(number)
-        if known is None or not made.add_replayed(row, known):
+        error = None if replayed is None else replayed.refused.get(number)
+        if error is not None:
+            made.refuse(row, error)
+        elif known is None or not made.add_replayed(row, known):
             made.add(row, compile_row)
     if batch is not None and replayed is not None:
-        made.rendering["checked"] += batch.check(taken, replayed, compile_row)
-        made.rendering[f"engine {batch.engine.name}"] += len(replayed.rows)
+        made.rendering["checked"] += recheck(taken, replayed, compile_row, tokens=(batch.choice, batch.table))
+        made.rendering[f"engine {batch.choice.engine.name}"] += len(replayed.rows)
     return made.chunk(replayed)
 
 
@@ -69,6 +73,11 @@ class _Made:
         self.order.extend(known.documents)
         self._count(row, sizes, (known.plan.classes, known.plan.remarks))
         return True
+
+    def refuse(self, row: InputRow, error: MaskError) -> None:
+        """Leave out a row that its plan refuses."""
+        self.rendering["replayed"] += 1
+        self.left_out.append(left_out(row, error))
 
     def add(self, row: InputRow, compile_row: CompileRow) -> None:
         """Compile a row by itself."""

@@ -13,12 +13,13 @@ from sftprep.engines.model import ModelFiles
 from sftprep.errors import MaskError, TemplateError
 from sftprep.prepare.chat_templates import ChatTemplates
 from sftprep.stages.render import render
-from sftprep.stages.replay import RowPlan, plan_row
+from sftprep.stages.replay import Refusal, RowPlan, plan_refusal, plan_row
 from sftprep.templates.adapt import adapt_messages, probe_form
 from sftprep.templates.control import typed_tokens
 from sftprep.templates.policy import ControlTokens, Mask, Part, RenderPolicy
 from sftprep.templates.shape import shape_of
 from sftprep.templates.symbolic_template import SymbolicTemplate
+from sftprep.templates.symbolic_tracer import SymbolicTracer
 from sftprep.templates.symbols import OpaqueError
 
 _MAX_FAILURES: Final = 8
@@ -31,7 +32,7 @@ _MAX_SHAPES: Final = 4096
 class _Known:
     """What is known of a shape."""
 
-    plans: list[RowPlan] = field(default_factory=list)
+    plans: list[RowPlan | Refusal] = field(default_factory=list)
     failures: int = 0
 
 
@@ -51,8 +52,8 @@ class PlanBook:
         is_plain = policy.control_tokens is not ControlTokens.SPLIT and policy.mask is Mask.CONTRACT
         return trains_all and is_plain and not policy.merge_consecutive
 
-    def replay(self, conversation: Conversation) -> tuple[RowPlan, list[bytes]] | None:
-        """The plan of a conversation and what its samples are made of; None where it has no plan."""
+    def replay(self, conversation: Conversation) -> tuple[RowPlan, list[bytes]] | MaskError | None:
+        """The plan of a conversation and what its samples are made of, or what is wrong; None where it has no plan."""
         template = self._templates.for_tools(conversation.tools)
         if template.has_generation_blocks or self._has_typed_tokens(conversation, template):
             return None
@@ -61,18 +62,16 @@ class PlanBook:
             self._known.clear()  # what is forgotten is planned again where it is needed
         known = self._known.setdefault(_key(adapted), _Known())
         for plan in known.plans:
-            values = plan.values(adapted)
-            if values is not None:
-                return plan, values
-        if known.failures >= _MAX_FAILURES:
-            return None
-        made = self._planned(adapted, template)
-        values = None if made is None else made.values(adapted)
-        if made is None or values is None:
+            found = _answered(plan, adapted)
+            if found is not None:
+                return found
+        made = self._planned(adapted, template) if known.failures < _MAX_FAILURES else None
+        found = None if made is None else _answered(made, adapted)
+        if made is None or found is None:
             known.failures += 1
             return None
         known.plans.append(made)
-        return made, values
+        return found
 
     def _has_typed_tokens(self, conversation: Conversation, template: SymbolicTemplate) -> bool:
         if self._policy.control_tokens is not ControlTokens.ERROR or not template.control_tokens:
@@ -90,18 +89,34 @@ class PlanBook:
             return conversation
         return replace(conversation, messages=messages, template_kwargs=kwargs)
 
-    def _planned(self, conversation: Conversation, template: SymbolicTemplate) -> RowPlan | None:
+    def _planned(self, conversation: Conversation, template: SymbolicTemplate) -> RowPlan | Refusal | None:
         try:
             tracer = template.at(conversation.messages, conversation.tools)
-            rendered = render(conversation, template=template, policy=self._policy)
-            if set(rendered.classes) - {"packed", "switched", "rewritten"} or not rendered.samples:
-                return None
-            return plan_row(rendered.samples, tracer, counts=(rendered.classes, rendered.remarks))
-        except (MaskError, TemplateError, OpaqueError):
+            return self._rendered(conversation, template, tracer)
+        except (TemplateError, OpaqueError):
             # The slow path says what is wrong with the row, or finds its exact form.
             return None
         finally:
             template.leave()
+
+    def _rendered(
+        self, conversation: Conversation, template: SymbolicTemplate, tracer: SymbolicTracer
+    ) -> RowPlan | Refusal | None:
+        try:
+            rendered = render(conversation, template=template, policy=self._policy)
+        except MaskError as error:
+            return plan_refusal(error, tracer)
+        if set(rendered.classes) - {"packed", "switched", "rewritten"} or not rendered.samples:
+            return None
+        return plan_row(rendered.samples, tracer, counts=(rendered.classes, rendered.remarks))
+
+
+def _answered(plan: RowPlan | Refusal, conversation: Conversation) -> tuple[RowPlan, list[bytes]] | MaskError | None:
+    """What a plan makes of a conversation; None where that answers otherwise than the plan's."""
+    if isinstance(plan, Refusal):
+        return None if plan.guarded.texts(conversation) is None else plan.error
+    values = plan.values(conversation)
+    return None if values is None else (plan, values)
 
 
 def _key(conversation: Conversation) -> Hashable:

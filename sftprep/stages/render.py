@@ -20,7 +20,7 @@ from sftprep.templates.policy import ControlTokens, History, Mask, RenderPolicy,
 from sftprep.templates.runs import Run
 from sftprep.templates.tagged import tagged_turns
 from sftprep.templates.template import ChatTemplate, Request, TracedText
-from sftprep.templates.turns import is_template_text, lost_context, owner, placed
+from sftprep.templates.turns import is_template_text, lost_context, owner
 
 _KIND_OF_ROLE: Mapping[str, SpanKind] = {
     Role.SYSTEM: SpanKind.SYSTEM,
@@ -176,10 +176,8 @@ def _context(conversation: Conversation, traced: TracedText, span: tuple[int, in
     """The untrained segments of `[start, stop)`, neighbours of one kind and message joined."""
     start, stop = span
     current: Segment | None = None
-    for at in placed(traced.runs):
+    for at in traced.within(start, stop):
         begin, end = max(at.start, start), min(at.stop, stop)
-        if begin >= end:
-            continue
         kind, message = _kind(conversation, traced, at.run)
         if current is not None and (current.kind, current.message) == (kind, message):
             current = Segment(current.start, end, kind, message)

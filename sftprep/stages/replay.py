@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sftprep.data import TRAINED_KINDS, Conversation, Sample, SpanKind
+from sftprep.errors import MaskError
 from sftprep.templates.shape import value_at
 from sftprep.templates.symbolic import SymbolicStr
 from sftprep.templates.symbolic_tracer import SymbolicTracer
@@ -55,13 +56,36 @@ class SamplePlan:
 
 
 @dataclass(frozen=True, slots=True)
-class RowPlan:
-    """The samples of a conversation of one shape, `fields` and then `words` being the values that they take from."""
+class Guarded:
+    """The questions that the template asked of a conversation's texts."""
 
     fields: tuple[Field, ...]
-    words: tuple[bytes, ...]
     guards: tuple[tuple[int, Guard, Any], ...]
     """Number of the field, the question, and the answer that it must have. Fields that are only asked come last."""
+
+    def texts(self, conversation: Conversation) -> list[str] | None:
+        """The fields' texts; None where the conversation answers otherwise."""
+        texts = [text_of(field, conversation) for field in self.fields]
+        for number, guard, said in self.guards:
+            if answer(texts[number], guard.question, guard.args) != said:
+                return None
+        return texts
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """What is wrong with every conversation of one shape that answers as the first one did."""
+
+    guarded: Guarded
+    error: MaskError
+
+
+@dataclass(frozen=True, slots=True)
+class RowPlan:
+    """The samples of a conversation of one shape, its fields' texts and then `words` being what they take from."""
+
+    guarded: Guarded
+    words: tuple[bytes, ...]
     num_written: int
     """Fields that are written; the others are only asked."""
     samples: tuple[SamplePlan, ...]
@@ -70,11 +94,8 @@ class RowPlan:
 
     def values(self, conversation: Conversation) -> list[bytes] | None:
         """What the samples are made of, UTF-8; None where the conversation answers otherwise."""
-        texts = [text_of(field, conversation) for field in self.fields]
-        for number, guard, said in self.guards:
-            if answer(texts[number], guard.question, guard.args) != said:
-                return None
-        return [*(text.encode() for text in texts[: self.num_written]), *self.words]
+        texts = self.guarded.texts(conversation)
+        return None if texts is None else [*(text.encode() for text in texts[: self.num_written]), *self.words]
 
 
 def text_of(field: Field, conversation: Conversation) -> str:
@@ -98,8 +119,7 @@ def plan_row(
     values = _Values(tracer)
     planned = [_plan_sample(sample, values) for sample in samples]
     num_written = len(values.fields)
-    guards = tuple((values.number(guard.field), guard, said) for guard, said in tracer.guards.items())
-    fields = tuple(values.fields)
+    guarded = _guarded(values)
     words = tuple(values.words)
 
     def place(piece: tuple[bool, int]) -> int:
@@ -107,14 +127,23 @@ def plan_row(
         return number if is_field else num_written + number
 
     return RowPlan(
-        fields=fields,
+        guarded=guarded,
         words=words,
-        guards=guards,
         num_written=num_written,
         samples=tuple(_finished(sample, plan, place) for sample, plan in zip(samples, planned, strict=True)),
         classes=counts[0],
         remarks=counts[1],
     )
+
+
+def plan_refusal(error: MaskError, tracer: SymbolicTracer) -> Refusal:
+    """The plan of a conversation that cannot be exact, as its symbolic render says."""
+    return Refusal(_guarded(_Values(tracer)), error)
+
+
+def _guarded(values: _Values) -> Guarded:
+    guards = tuple((values.number(guard.field), guard, said) for guard, said in values.tracer.guards.items())
+    return Guarded(tuple(values.fields), guards)
 
 
 class _Values:

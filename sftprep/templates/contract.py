@@ -33,7 +33,6 @@ from sftprep.templates.turns import (
     is_supervised,
     last_said,
     opening_stop,
-    placed,
     shows,
     trailing_literal,
     turn_start,
@@ -289,7 +288,7 @@ _TAIL: Final = 20  # characters, of the last field at most, by which a text is k
 def _opened_by(probe: TracedText, traced: TracedText, follower: int, stop_tokens: Sequence[str]) -> str:
     """White space and the stop token with which `probe` goes on after the text of `traced`; empty where it does not."""
     border = len(traced.text) if probe.text.startswith(traced.text) else turn_start(probe, follower)
-    own = [at.start for at in placed(traced.runs) if is_supervised(traced, at.run.source, follower - 1)]
+    own = [at.start for at in traced.placed if is_supervised(traced, at.run.source, follower - 1)]
     tail = traced.text[max(len(traced.text) - _TAIL, max(own, default=0)) :]
     if border is None or not probe.text[:border].endswith(tail):
         return ""

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from sftprep.data import Conversation, Json
 from sftprep.errors import MaskError
 from sftprep.templates.template import TracedText
-from sftprep.templates.turns import is_template_text, placed
+from sftprep.templates.turns import is_template_text
 
 
 def refuse_control_tokens(conversation: Conversation, pattern: re.Pattern[str]) -> None:
@@ -51,7 +51,7 @@ def written_tokens(traced: TracedText, pattern: re.Pattern[str]) -> tuple[tuple[
 
     What is not among them and looks like one was typed by somebody, in whole or in part.
     """
-    typed = [(at.start, at.stop) for at in placed(traced.runs) if not is_template_text(traced, at.run)]
+    typed = [(at.start, at.stop) for at in traced.placed if not is_template_text(traced, at.run)]
     found: list[tuple[int, int]] = []
     position = 0
     while match := pattern.search(traced.text, position):

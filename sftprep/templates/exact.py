@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sftprep.errors import MaskError
+from sftprep.templates.coverage import lost_field, repeated_field
 from sftprep.templates.runs import Run, cut
 from sftprep.templates.template import ChatTemplate, Request, TracedText
-from sftprep.templates.turns import End, early_stop, foreign_path, lost_field, owner, placed, repeated_field
+from sftprep.templates.turns import End, early_stop, foreign_path, owner
 
 NO_TERMINATOR = "no-terminator"
 FIELD_LOST = "field-lost"
@@ -70,9 +71,7 @@ def problem_of(turn: ExactTurn, *, template: ChatTemplate, allow: frozenset[str]
 def _own_beginning(turn: ExactTurn) -> int:
     """Where the turn's own text begins: before `start` where the prompt supplies the first of it (`<think>`)."""
     begin = turn.start
-    for at in reversed(list(placed(turn.traced.runs))):
-        if at.start >= turn.start:
-            continue
+    for at in turn.traced.before(turn.start):
         if owner(turn.traced, at.run) != turn.message:
             break
         begin = at.start

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from sftprep.data import Json
 from sftprep.templates.exact import ExactTurn
 from sftprep.templates.policy import Part, RenderPolicy
-from sftprep.templates.turns import is_supervised, placed
+from sftprep.templates.turns import is_supervised
 
 
 def masked_fields(policy: RenderPolicy) -> tuple[str, ...]:
@@ -34,7 +34,7 @@ def masked_stretches(turn: ExactTurn, fields: Sequence[str]) -> list[tuple[int, 
     traced, begin, end = turn.traced, turn.start, turn.end.stop_start
     stretches: list[tuple[int, int]] = []
     kept, has_masked = begin, False
-    for at in placed(traced.runs):
+    for at in traced.within(begin, end):
         start, stop = max(at.start, begin), min(at.stop, end)
         if start >= stop or not is_supervised(traced, at.run.source, turn.message):
             continue

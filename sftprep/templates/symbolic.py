@@ -42,8 +42,8 @@ class SymbolicStr(TracedStr):
         return self
 
     def __repr__(self) -> str:
-        if self.is_symbolic and self.tracer.rendering:
-            raise OpaqueError("it prints a text as Python writes it")
+        if self.is_symbolic:
+            raise OpaqueError("a text is printed as Python writes it")
         return str.__repr__(self)
 
     def __len__(self) -> int:

@@ -10,7 +10,7 @@ from sftprep.templates.runs import Run, Source
 from sftprep.templates.shape import CONSTANT_KEYS, STRUCTURAL_KEYS
 from sftprep.templates.symbolic import SymbolicStr
 from sftprep.templates.symbolic_tracer import SymbolicTracer
-from sftprep.templates.symbols import Field, Guard, OpaqueError, WatchedDict, WatchedList
+from sftprep.templates.symbols import Field, Guard, OpaqueError, Watched, WatchedDict, WatchedList
 from sftprep.templates.trace import TracedStr
 from sftprep.templates.values import REASONING_KEYS
 
@@ -118,7 +118,9 @@ class SymbolicSession:
         return TracedStr.of(self.tracer, value, (Run(len(value), number, 0),) if value else ())
 
     def _container(self, message: int, keys: Keys, wrapped: Any, *, value: Json) -> None:
-        number = self._symbol(message, keys, Source(message, _pointer(keys), "", structure=True), value)
+        # What is printed whole says something where it is not empty; which texts are in it is not known.
+        says = "{}" if isinstance(wrapped, Watched) and wrapped else ""
+        number = self._symbol(message, keys, Source(message, _pointer(keys), says, structure=True), value)
         self.tracer.containers[id(wrapped)] = number
         self.tracer.keep.append(wrapped)
 

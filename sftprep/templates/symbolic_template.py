@@ -15,6 +15,7 @@ from typing import Any, Final, NamedTuple
 import jinja2
 
 from sftprep.data import Json
+from sftprep.errors import TemplateError
 from sftprep.templates.environment import TracingEnvironment
 from sftprep.templates.runs import Run
 from sftprep.templates.shape import shape_of
@@ -22,7 +23,7 @@ from sftprep.templates.symbolic_environment import symbolic_environment
 from sftprep.templates.symbolic_session import Keys, SymbolicSession
 from sftprep.templates.symbolic_tracer import SymbolicTracer
 from sftprep.templates.symbols import Field, Guard, OpaqueError
-from sftprep.templates.template import GENERATION_PROMPT, ChatTemplate, Request, TracedText
+from sftprep.templates.template import GENERATION_PROMPT, ChatTemplate, Request, TracedText, raised
 from sftprep.templates.trace import TracedStr
 
 _MAX_ANSWERS: Final = 32
@@ -46,10 +47,11 @@ class _Constant(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class _Text:
-    """What the template writes where the guards have these answers; None where that is opaque."""
+    """What the template writes where the guards have these answers, or raises; neither where that is opaque."""
 
     guards: Mapping[Guard, Any]
     pieces: Sequence[Field | _Constant] | None
+    error: TemplateError | None = None
 
 
 class SymbolicTemplate(ChatTemplate):
@@ -117,6 +119,8 @@ class SymbolicTemplate(ChatTemplate):
                 raise OpaqueError("the shape has too many ways through the template")
             found = self._rendered(size, request, prompt=prompt)
             known.append(found)
+        if found.error is not None:
+            raise found.error
         if found.pieces is None:
             raise OpaqueError("the template looks into a text")
         return _built(session, found.pieces)
@@ -130,16 +134,26 @@ class SymbolicTemplate(ChatTemplate):
         """Render the first messages, with the guards of this render alone; they are the conversation's as well."""
         session = self._current()
         tracer = session.tracer
-        expected = super().render(session.messages[:size], request, prompt=prompt)
+        expected = self._plainly(size, request, prompt=prompt)
         asked, tracer.guards = tracer.guards, {}
+        pieces, error = None, None
         try:
             text = self._run_symbolic(size, request, prompt=prompt)
             pieces = _pieces(session, text) if str.__str__(text) == expected else None
+        except TemplateError as refused:
+            error = refused if isinstance(expected, TemplateError) and refused.message == expected.message else None
         except OpaqueError:
-            pieces = None
+            pass
         finally:
             own, tracer.guards = tracer.guards, {**asked, **tracer.guards}
-        return _Text(own, pieces)
+        return _Text(own, pieces, error)
+
+    def _plainly(self, size: int, request: Request, *, prompt: bool) -> str | TemplateError:
+        """What a server renders of the first messages, or the template's refusal."""
+        try:
+            return super().render(self._current().messages[:size], request, prompt=prompt)
+        except TemplateError as error:
+            return error
 
     def _run_symbolic(self, size: int, request: Request, *, prompt: bool) -> TracedStr:
         session = self._current()
@@ -151,8 +165,11 @@ class SymbolicTemplate(ChatTemplate):
         arguments = {**self.special_tokens, **arguments, GENERATION_PROMPT: prompt}
         try:
             text = compiled.render(messages=session.wrapped[:size], tools=session.tools, documents=None, **arguments)
+        except jinja2.TemplateError as error:
+            # A field that is handed to what raises is opaque: the words are the template's own.
+            raise raised(str(error) or type(error).__name__) from error
         except Exception as error:
-            # The metered render of the same messages succeeded, so this is what symbols cannot do.
+            # This is what symbols cannot do; or the texts of the messages refuse it, which says nothing of others.
             raise OpaqueError(f"{type(error).__name__}: {error}") from error
         finally:
             tracer.rendering = False

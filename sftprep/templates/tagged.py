@@ -9,7 +9,7 @@ from sftprep.errors import MaskError
 from sftprep.templates.exact import ExactTurn
 from sftprep.templates.generation import generation_spans
 from sftprep.templates.template import ChatTemplate, Request, TracedText
-from sftprep.templates.turns import End, find_end, is_supervised, owner, placed
+from sftprep.templates.turns import End, find_end, is_supervised, owner
 
 KIND = "generation-tags"
 
@@ -61,7 +61,7 @@ def _cut(end: End | None, start: int, stop: int) -> list[tuple[int, End]]:
 
 def _author(traced: TracedText, start: int, stop: int) -> int:
     """The message that speaks in a block, or in whose turn the block was written."""
-    inside = [at for at in placed(traced.runs) if at.start < stop and at.stop > start]
+    inside = list(traced.within(start, stop))
     owners = [owner(traced, at.run) for at in inside]
     said = [o for at, o in zip(inside, owners, strict=True) if is_supervised(traced, at.run.source, o)]
     return next(iter([*said, *owners]), -1)

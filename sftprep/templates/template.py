@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import re
-from collections.abc import Mapping, Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Final
+from typing import Final, NamedTuple
 
 import jinja2
 import jinja2.meta
@@ -38,13 +40,53 @@ class Request:
         return Request(tools=self.tools, kwargs={**(self.kwargs or {}), **more})
 
 
-@dataclass(frozen=True, slots=True)
+class Placed(NamedTuple):
+    """A run and the positions `[start, stop)` of its characters in the text."""
+
+    start: int
+    stop: int
+    run: Run
+
+
+@dataclass(frozen=True)
 class TracedText:
     """A rendered text, the runs that cover it, and the sources that they name."""
 
     text: str
     runs: tuple[Run, ...]
     sources: Sequence[Source]
+
+    @functools.cached_property
+    def placed(self) -> list[Placed]:
+        """The runs with their positions."""
+        stops = list(itertools.accumulate([run.length for run in self.runs]))
+        return list(map(Placed, [0, *stops], stops, self.runs))
+
+    @functools.cached_property
+    def of_message(self) -> Mapping[int, Sequence[Placed]]:
+        """The runs of each message's own fields; of tools and arguments under -1."""
+        found: dict[int, list[Placed]] = {}
+        for at in self.placed:
+            if at.run.source >= 0:
+                found.setdefault(self.sources[at.run.source].message, []).append(at)
+        return found
+
+    @functools.cached_property
+    def _starts(self) -> list[int]:
+        return [at.start for at in self.placed]
+
+    def within(self, start: int, stop: int) -> Iterator[Placed]:
+        """The runs of which a character is in `[start, stop)`, in order."""
+        for number in range(max(bisect_right(self._starts, start) - 1, 0), len(self.runs)):
+            at = self.placed[number]
+            if at.start >= stop:
+                break
+            if at.stop > start:
+                yield at
+
+    def before(self, position: int) -> Iterator[Placed]:
+        """The runs that begin before a position, the last one first."""
+        return map(self.placed.__getitem__, range(bisect_left(self._starts, position) - 1, -1, -1))
 
 
 class ChatTemplate:
@@ -145,9 +187,9 @@ class ChatTemplate:
                 hint="no conversation explains that; look what the template does before you trust it",
             ) from error
         except RecursionError as error:
-            raise _raised("it calls itself without end") from error
+            raise raised("it calls itself without end") from error
         except (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
-            raise _raised(str(error) or type(error).__name__) from error
+            raise raised(str(error) or type(error).__name__) from error
 
     @functools.cached_property
     def control_pattern(self) -> re.Pattern[str]:
@@ -214,7 +256,8 @@ def _does_not_compile(what: str, place: str) -> TemplateError:
     )
 
 
-def _raised(what: str) -> TemplateError:
+def raised(what: str) -> TemplateError:
+    """The error of a template that refuses the messages."""
     return TemplateError(
         f"the chat template refused the messages: {what}",
         code="template-raised",

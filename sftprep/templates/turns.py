@@ -1,32 +1,17 @@
-"""Where a turn begins and ends in a traced text, and whether all that the turn says is there, once."""
+"""Where a turn begins and ends in a traced text, and who else speaks in it."""
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from sftprep.templates.runs import DERIVED, NO_MESSAGE, Run, Source, rooted, stamp_of
-from sftprep.templates.template import TracedText
+from sftprep.templates.runs import NO_MESSAGE, Run, Source, rooted, stamp_of
+from sftprep.templates.template import Placed, TracedText
 
 _SUPERVISED = ("/content", "/reasoning_content", "/tool_calls")
-_MUST_APPEAR = re.compile(
-    r"/(content|reasoning_content|content/\d+/text|tool_calls/\d+(/function)?/(name|arguments(/.*)?))$", re.DOTALL
-)
 _CONTEXT = re.compile(r"/content(/\d+/text)?$")
-
-
-@dataclass(frozen=True, slots=True)
-class Placed:
-    """A run and the position of its first character in the text."""
-
-    start: int
-    run: Run
-
-    @property
-    def stop(self) -> int:
-        """The position after the run's last character."""
-        return self.start + self.run.length
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,14 +20,6 @@ class End:
 
     stop_start: int
     stop: int
-
-
-def placed(runs: Sequence[Run]) -> Iterator[Placed]:
-    """The runs with their positions."""
-    position = 0
-    for run in runs:
-        yield Placed(position, run)
-        position += run.length
 
 
 def is_supervised(traced: TracedText, source: int, message: int) -> bool:
@@ -64,38 +41,37 @@ def is_template_text(traced: TracedText, run: Run) -> bool:
 
 def turn_start(traced: TracedText, message: int) -> int | None:
     """The position of the first character written in a message's turn; None where there is none."""
-    return next((at.start for at in placed(traced.runs) if owner(traced, at.run) == message), None)
+    return next((at.start for at in traced.placed if owner(traced, at.run) == message), None)
+
+
+def _said(traced: TracedText, message: int) -> Iterator[Placed]:
+    """The runs of what a message says, in order."""
+    own = traced.of_message.get(message, ())
+    return (at for at in own if is_supervised(traced, at.run.source, message))
 
 
 def last_said(traced: TracedText, message: int, span: tuple[int, int]) -> int:
     """The position after the last character in `[start, stop)` that the message says (else `start`)."""
     start, stop = span
-    own = (at for at in placed(traced.runs) if is_supervised(traced, at.run.source, message))
-    return max((min(at.stop, stop) for at in own if at.start < stop and at.stop > start), default=start)
+    own = (at for at in _said(traced, message) if at.start < stop and at.stop > start)
+    return max((min(at.stop, stop) for at in own), default=start)
 
 
 def first_said(traced: TracedText, message: int, start: int) -> int:
     """The position of the first character at or after `start` that the message itself says (else the text's end)."""
-    own = (max(at.start, start) for at in placed(traced.runs) if is_supervised(traced, at.run.source, message))
-    return min((position for position in own if position >= start), default=len(traced.text))
+    return min((max(at.start, start) for at in _said(traced, message)), default=len(traced.text))
 
 
 def shows(traced: TracedText, message: int, path: str, start: int) -> bool:
     """Whether anything of a message's field is at or after `start`."""
-    for at in placed(traced.runs):
-        if at.stop > start and at.run.source >= 0:
-            source = traced.sources[at.run.source]
-            if source.message == message and source.path.startswith(path):
-                return True
-    return False
+    own = traced.of_message.get(message, ())
+    return any(at.stop > start and traced.sources[at.run.source].path.startswith(path) for at in own)
 
 
 def region_end(traced: TracedText, message: int, start: int) -> int:
     """The position at or after `start` where the turn of a later message begins, or the text's end."""
-    for at in placed(traced.runs):
-        if at.start >= start and owner(traced, at.run) > message:
-            return at.start
-    return len(traced.text)
+    later = (at for at in traced.within(start, len(traced.text)) if owner(traced, at.run) > message)
+    return next((at.start for at in later if at.start >= start), len(traced.text))
 
 
 def find_end(traced: TracedText, message: int, start: int, stop_tokens: Sequence[str]) -> End | None:
@@ -131,7 +107,9 @@ def opening_stop(traced: TracedText, border: int, stop_tokens: Sequence[str]) ->
 def early_stop(traced: TracedText, span: tuple[int, int], stop_tokens: Sequence[str]) -> str | None:
     """The first stop token that the template wrote inside `[start, stop)`, if there is one."""
     for begin, end in _literal_stretches(traced, span[0]):
-        found = _first_stop(traced.text, begin, min(end, span[1]), stop_tokens) if begin < span[1] else None
+        if begin >= span[1]:
+            break
+        found = _first_stop(traced.text, begin, min(end, span[1]), stop_tokens)
         if found is not None:
             return traced.text[found.stop_start : found.stop]
     return None
@@ -149,17 +127,15 @@ def unstamped_tail(traced: TracedText) -> str:
 
 def trailing_literal(traced: TracedText) -> str:
     """The template text at the very end of a text; empty where a field ends it."""
-    stretches = list(_literal_stretches(traced, 0))
-    if not stretches or stretches[-1][1] != len(traced.text):
-        return ""
-    return traced.text[stretches[-1][0] :]
+    words = itertools.takewhile(lambda at: is_template_text(traced, at.run), reversed(traced.placed))
+    return traced.text[min((at.start for at in words), default=len(traced.text)) :]
 
 
 def _literal_stretches(traced: TracedText, start: int) -> Iterator[tuple[int, int]]:
     """Maximal stretches of template text from `start` on."""
     begin: int | None = None
-    for at in placed(traced.runs):
-        if is_template_text(traced, at.run) and at.stop > start:
+    for at in traced.within(start, len(traced.text)):
+        if is_template_text(traced, at.run):
             begin = max(at.start, start) if begin is None else begin
         elif begin is not None:
             yield begin, at.start
@@ -179,68 +155,12 @@ def _first_stop(text: str, begin: int, end: int, stop_tokens: Sequence[str]) -> 
 
 def foreign_path(traced: TracedText, message: int, span: tuple[int, int]) -> str | None:
     """The JSON pointer of a field of another author inside `[start, stop)`, if there is one."""
-    start, stop = span
-    for at in placed(traced.runs):
-        if not is_template_text(traced, at.run) and at.start < stop and at.stop > start:
+    for at in traced.within(*span):
+        if not is_template_text(traced, at.run):
             source = traced.sources[at.run.source]
             if source.message != message:
                 return f"/messages/{source.message}{source.path}" if source.message >= 0 else source.path
     return None
-
-
-def lost_field(traced: TracedText, message: int, span: tuple[int, int], template: str) -> str | None:
-    """The path of a supervised field of which characters did not reach `[start, stop)`, if there is one.
-
-    White space at edges may go, and so may a delimiter that the template itself takes out and writes again, where
-    something else of the field is there.
-    """
-    start, stop = span
-    shown = traced.text[start:stop]
-    counts = _coverage(traced, message, span)
-    for index, source in enumerate(traced.sources):
-        if source.message != message or source.parent >= 0 or not _MUST_APPEAR.match(source.path):
-            continue
-        count = counts.get(index)
-        for piece in filter(None, _uncovered(source.text, count)):
-            is_rewritten = count is not None and any(count) and piece in template and piece in shown
-            if not is_rewritten:
-                return source.path
-    return None
-
-
-def repeated_field(traced: TracedText, message: int, span: tuple[int, int]) -> str | None:
-    """The path of a supervised field that the template wrote twice into `[start, stop)`, if there is one."""
-    for index, count in _coverage(traced, message, span).items():
-        if max(count, default=0) > 1:
-            return traced.sources[index].path
-    return None
-
-
-def _coverage(traced: TracedText, message: int, span: tuple[int, int]) -> dict[int, list[int]]:
-    """How often each character of each supervised field occurs in `[start, stop)`."""
-    start, stop = span
-    counts: dict[int, list[int]] = {}
-    for at in placed(traced.runs):
-        inside = at.start < stop and at.stop > start
-        if not inside or not is_supervised(traced, at.run.source, message):
-            continue
-        run = rooted(traced.sources, at.run)
-        count = counts.setdefault(run.source, [0] * len(traced.sources[run.source].text))
-        if run.offset == DERIVED:
-            count[:] = [max(1, n) for n in count]
-            continue
-        first = run.offset + max(start - at.start, 0)
-        last = run.offset + min(stop, at.stop) - at.start
-        count[first:last] = [n + 1 for n in count[first:last]]
-    return counts
-
-
-def _uncovered(text: str, count: list[int] | None) -> list[str]:
-    """The pieces of a text that are not covered, without white space at their edges."""
-    if count is None:
-        return [text.strip()]
-    kept = "".join("\0" if n else c for c, n in zip(text, count, strict=True))
-    return [piece.strip() for piece in kept.split("\0")]
 
 
 def lost_context(traced: TracedText, before: int) -> int:

@@ -17,15 +17,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sftprep.config.pack import PackConfig
-from sftprep.data import Conversation, RowAddress
+from sftprep.data import TOKEN_BATCH_SCHEMA, Conversation, RowAddress
 from sftprep.engines.fast import EngineChoice, fast_engine
 from sftprep.engines.load import load_model
 from sftprep.engines.reference import ReferenceEngine
-from sftprep.errors import DataError, EngineDiffersError
+from sftprep.errors import DataError, EngineDiffersError, MaskError
+from sftprep.prepare.batch import Replayed
 from sftprep.prepare.chunk import Chunk, InputRow
 from sftprep.prepare.compile import Compiler, batch_compiler, compiler
 from sftprep.prepare.compile_chunk import compile_chunk
 from sftprep.prepare.pack import pack
+from sftprep.prepare.recheck import recheck
 from sftprep.stages.encode_batch import EncodedTexts
 
 SAMPLES = Path(__file__).parents[2] / "data_samples"
@@ -95,7 +97,8 @@ def test_conversations_of_one_shape_need_one_plan(own: tuple[Compiler, PackConfi
 
 def test_rows_keep_their_order_where_some_have_no_plan(own: tuple[Compiler, PackConfig]) -> None:
     compile_rows, options = own
-    contents = [["hi", "there"], ["two", "answers", "and", "more"], ["hi", "you"], ["no answer"], ["last", "one"]]
+    contents = [["hi", "there"], ["<|im_end|>", "is typed"], ["two", "answers", "and", "more"], ["no answer"]]
+    contents += [["hi", "you"], ["last", "one"]]
     rows = rows_of([conversation(n + 1, texts) for n, texts in enumerate(contents)])
     fast, slow = both(compile_rows, rows, options)
     assert same(fast, slow)
@@ -128,7 +131,8 @@ def test_real_rows_are_replayed_as_the_template_writes_them(
         rows.append(InputRow(0, 1, made.address, made, ()))
     fast, slow = both(compile_rows, rows, options)
     assert same(fast, slow)
-    assert (fast.rendering["replayed"] > 0) == ((Path(options.model).name, name) in _PLANNED)
+    num_exact = fast.rendering["replayed"] - len(fast.left_out)
+    assert (num_exact > 0) == ((Path(options.model).name, name) in _PLANNED)
 
 
 # The token that opens an answer of deepseek-v3 is matched after normalising, so it is not known to cut every encode;
@@ -201,7 +205,7 @@ def test_the_check_of_an_engine_names_the_row() -> None:
     assert compile_rows.batch is not None
     choice = EngineChoice(model, ReferenceEngine(model.tokenizer_json), fast=False)
     choice.engine = OtherIds(model.tokenizer_json)
-    compile_rows.batch._choice = choice
+    compile_rows.batch.choice = choice
     rows = rows_of([conversation(n, ["so", "that is the one"]) for n in range(1, 3000)])
     with pytest.raises(EngineDiffersError, match=r"^chats:\d+: other gives other ids than the reference"):
         compile_chunk(rows, compile_row=compile_rows, config=config(SAMPLES / "model"))
@@ -275,3 +279,80 @@ def test_a_run_of_more_shapes_than_are_kept_makes_the_same_rows(monkeypatch: pyt
     assert fast.rendering["replayed"] == len(sizes)
     assert compile_rows.batch is not None
     assert len(compile_rows.batch._book._known) <= 2
+
+
+def called(number: int, *, arguments: Any, order: Sequence[str] = ("name", "arguments")) -> Conversation:
+    function = {"name": f"look_up_{number}", "arguments": arguments}
+    call = {"type": "function", "function": {key: function[key] for key in order}}
+    messages = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "", "tool_calls": [call]}]
+    return Conversation(RowAddress("chats", number), messages, [1.0, 1.0])
+
+
+def model_with(template: str, directory: Path) -> Compiler:
+    shutil.copytree(SAMPLES / "model", directory / "model")
+    (directory / "model" / "chat_template.jinja").write_text(template)
+    return batch_compiler(load_model(str(directory / "model")), config(directory / "model"))
+
+
+_CALLS = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}{% for c in m.tool_calls or [] %}WRITTEN"
+    "{% endfor %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+@pytest.mark.parametrize(
+    ("written", "found"),
+    [
+        ("{{ c.function.name }}{{ c.function.arguments | tojson }}", []),
+        ("{{ c.function.name }}", ["/arguments/city~key"]),
+        ("{{ c.function.arguments | tojson }}", ["/name"]),
+        ("", ["/name", "/arguments/city~key"]),
+        ("{{ c.function.name }}{{ c.function.arguments | tojson }}{{ c.function.arguments | tojson }}", ["/arguments"]),
+    ],
+)
+def test_a_call_that_is_lost_or_written_twice_is_the_error_that_the_template_makes_of_it(
+    written: str, found: list[str], tmp_path: Path
+) -> None:
+    compile_rows = model_with(_CALLS.replace("WRITTEN", written), tmp_path)
+    orders = [("name", "arguments"), ("arguments", "name")]
+    rows = rows_of(
+        [called(n + 1, arguments=a, order=orders[n % 2]) for n, a in enumerate([{"city": "Rome"}] * 4 + [{}] * 2)]
+    )
+    fast, slow = both(compile_rows, rows, config(tmp_path / "model"))
+    assert same(fast, slow)
+    pointers = [row.findings[0].pointer for row in slow.left_out]
+    assert bool(pointers) == bool(found)
+    assert all(any(part in pointer for pointer in pointers) for part in found)
+
+
+def test_rows_that_the_template_refuses_are_refused_by_plan(tmp_path: Path) -> None:
+    asks = "{% for m in messages %}{% if 'no' in m.content %}{{ raise_exception('never ' ~ m.role) }}{% endif %}"
+    template = f"{asks}{{% endfor %}}{_CALLS.replace('WRITTEN', '')}"
+    compile_rows = model_with(template, tmp_path)
+    texts = ["a cat", "no cat", "a dog", "no", "no dog"]
+    rows = rows_of([conversation(n + 1, [text, "an answer"]) for n, text in enumerate(texts)])
+    fast, slow = both(compile_rows, rows, config(tmp_path / "model"))
+    assert same(fast, slow)
+    assert [row.address.line for row in fast.left_out] == [2, 4, 5]
+    assert {row.code for row in fast.left_out} == {"template-raised"}
+    assert fast.rendering["replayed"] == len(texts)
+
+
+def test_a_refusal_that_shows_a_text_is_not_that_of_other_rows(tmp_path: Path) -> None:
+    asks = "{% for m in messages %}{% if 'no' in m.content %}{{ raise_exception('never ' ~ m.content) }}{% endif %}"
+    compile_rows = model_with(f"{asks}{{% endfor %}}{_CALLS.replace('WRITTEN', '')}", tmp_path)
+    rows = rows_of([conversation(n + 1, [text, "an answer"]) for n, text in enumerate(["no cat", "no dog"])])
+    fast, slow = both(compile_rows, rows, config(tmp_path / "model"))
+    assert same(fast, slow)
+    assert ["cat" in fast.left_out[0].findings[0].message, "dog" in fast.left_out[1].findings[0].message] == [True] * 2
+
+
+def test_a_refusal_that_the_template_does_not_make_ends_the_run(own: tuple[Compiler, PackConfig]) -> None:
+    compile_rows, _ = own
+    rows = rows_of([conversation(n, ["so", "that is it"]) for n in range(1, 400)])
+    error = MaskError("it is lost", code="field-lost", place="/messages/1")
+    refused = Replayed({}, TOKEN_BATCH_SCHEMA.empty_table(), dict.fromkeys(range(len(rows)), error))
+    assert compile_rows.batch is not None
+    tokens = (compile_rows.batch.choice, compile_rows.batch.table)
+    with pytest.raises(DataError, match="field-lost of it, and the template does not"):
+        recheck(rows, refused, compile_rows.compile_row, tokens=tokens)
