@@ -592,3 +592,49 @@ def test_half_a_character_in_a_key_of_the_row_hides_nothing_of_its_messages() ->
         ("missing-key", "/messages/0/role"),
         ("wrong-type", "/messages/1/content"),
     ]
+
+
+def speaking(**turn: Any) -> dict[str, Any]:
+    return {"conversations": [{"from": "human", "value": "a"} | turn, {"from": "gpt", "value": "b"}]}
+
+
+@pytest.mark.parametrize(
+    ("row", "place"),
+    [
+        (chat(USER | {"x\ud800": 1}, ANSWER), "/messages/0"),
+        (chat(USER | {"content": [{"type": "text", "text": "a", "\ud800": 1}]}, ANSWER), "/messages/0/content/0"),
+        (chat(USER | {"content": [{"type": "text\ud800", "text": "a"}]}, ANSWER), "/messages/0/content/0/type"),
+        (chat(USER | {"content": "a\ud800"}, ANSWER), "/messages/0/content"),
+        (
+            chat(USER, calling(call('{"place": "\ud800"}')), result(), ANSWER, tools=[TIDE]),
+            "/messages/1/tool_calls/0/function/arguments",
+        ),
+        (speaking(value="a\ud800"), "/conversations/0/value"),
+        (speaking(**{"k\ud800": 1}), "/conversations/0"),
+        ({"prompt": [USER | {"\ud800": 1}], "completion": [ANSWER]}, "/prompt/0"),
+    ],
+)
+def test_half_a_character_is_one_finding_wherever_it_stands_m3(row: Any, place: str) -> None:
+    assert [(finding.code, finding.pointer) for finding in check(row, None).findings] == [("lone-surrogate", place)]
+
+
+def test_half_a_character_in_a_key_hides_nothing_of_its_message_m3() -> None:
+    found = check(chat({"role": "user", "\ud800": 1, "content": 5}, ANSWER | {"weight": "x"}), None).findings
+    assert [(finding.code, finding.pointer) for finding in found] == [
+        ("lone-surrogate", "/messages/0"),
+        ("wrong-type", "/messages/0/content"),
+        ("bad-weight", "/messages/1/weight"),
+    ]
+
+
+@pytest.mark.parametrize("levels", [190, 250, 900])
+def test_half_a_character_beside_what_is_nested_deeply_ends_no_run_m3(levels: int) -> None:
+    raw = (
+        json.dumps(chat(USER | {"\ud800": 1}, ANSWER)).encode()[:-1]
+        + b', "deep": '
+        + b"[" * levels
+        + b"]" * levels
+        + b"}"
+    )
+    codes = {finding.code for finding in validate_row(raw, address=ADDRESS, format=None).findings}
+    assert codes == {"lone-surrogate", "unknown-row-key" if levels < 200 else "too-deep"}

@@ -21,6 +21,10 @@ from sftprep.records.codes import Fault, escape
 
 _UNCOUNTABLE: Final = re.compile(rb'"[ \t\r\n]+:|\\u00(?:22|3[aA])')
 
+_TOO_DEEP: Final = "the value is nested too deeply"
+_MOST_LEVELS: Final = 201
+"""Of lists and objects in one another: what pydantic-core reads. More would be more than a call in a call can walk."""
+
 
 class Parsed(NamedTuple):
     """A value and what is wrong with it; the value means nothing where `readable` is False."""
@@ -77,7 +81,7 @@ def _parse_slowly(text: bytes, *, pointer: str, refusal: str) -> Parsed:
     except json.JSONDecodeError as error:
         return _unreadable(_syntax_fault(error, pointer=pointer))
     except RecursionError:
-        return _unreadable(Fault("too-deep", pointer, "the value is nested too deeply"))
+        return _unreadable(Fault("too-deep", pointer, _TOO_DEEP))
     except ValueError:
         hint = "no reader takes a whole number of more than 4,300 digits: write it as text"
         return _unreadable(Fault("bad-json", pointer, "a number is too long to be read", hint))
@@ -85,7 +89,7 @@ def _parse_slowly(text: bytes, *, pointer: str, refusal: str) -> Parsed:
     if refusal and not faults:
         code = "too-deep" if "recursion" in refusal else "bad-json"
         return _unreadable(Fault(code, pointer, refusal))
-    return Parsed(value, faults, readable=True)
+    return Parsed(value, faults, readable=all(fault.code != "too-deep" for fault in faults))
 
 
 def _unreadable(fault: Fault) -> Parsed:
@@ -111,19 +115,24 @@ def _syntax_fault(error: json.JSONDecodeError, *, pointer: str) -> Fault:
 
 
 def _faults_in(value: Json, *, pointer: str, repeats: dict[int, _Repeat]) -> Iterator[Fault]:
-    """Faults of a parsed value in document order."""
-    stack = [(pointer, value)]
+    """Faults of a parsed value in document order; last that it is too deep: what lies deeper is not looked at."""
+    stack = [(pointer, value, 1)]
+    too_deep = False
     while stack:
-        place, node = stack.pop()
-        if isinstance(node, dict):
+        place, node, depth = stack.pop()
+        if isinstance(node, dict | list) and depth > _MOST_LEVELS:
+            too_deep = True
+        elif isinstance(node, dict):
             yield from _faults_of_keys(node, place=place, repeats=repeats)
-            stack.extend((f"{place}/{escape(key)}", child) for key, child in reversed(node.items()))
+            stack.extend((f"{place}/{escape(key)}", child, depth + 1) for key, child in reversed(node.items()))
         elif isinstance(node, list):
-            stack.extend((f"{place}/{index}", node[index]) for index in reversed(range(len(node))))
+            stack.extend((f"{place}/{index}", node[index], depth + 1) for index in reversed(range(len(node))))
         elif isinstance(node, float) and not math.isfinite(node):
             yield Fault("non-finite-number", place, "the number is NaN or infinite")
         elif isinstance(node, str) and not is_encodable(node):
             yield Fault("lone-surrogate", place, "the text holds half of a surrogate pair")
+    if too_deep:
+        yield Fault("too-deep", pointer, _TOO_DEEP)
 
 
 def _faults_of_keys(node: dict[str, Json], *, place: str, repeats: dict[int, _Repeat]) -> Iterator[Fault]:

@@ -22,7 +22,7 @@ from sftprep.records.rules import check_messages
 from sftprep.records.sharegpt import ShareGptRow, read_sharegpt
 from sftprep.records.text_rules import check_characters
 from sftprep.records.tool_rules import calls_without_tools, check_tools
-from sftprep.records.wire_errors import faults_of
+from sftprep.records.wire_errors import HALF_CHARACTER, faults_of
 
 _OTHERS: Final = frozenset({"conversations", "instruction", "prompt"})
 
@@ -84,22 +84,38 @@ def _read(value: dict[str, Json], row_format: Format) -> Reading:
     reader = _READERS[row_format]
     if row_format is Format.PROMPT_RESPONSE and "response" not in value and "completion" in value:
         reader = _COMPLETION_READER
-    # Of an object with such a key Pydantic says that and nothing else; the key has its fault already.
-    value = {key: item for key, item in value.items() if is_encodable(key)}
-    try:
-        reader.model.model_validate(value)
-    except ValidationError as error:
-        return _refused(value, error, row_format=row_format)
-    return reader.read(value)
+    value, error = _judged(value, reader.model)
+    return reader.read(value) if error is None else _refused(value, error, row_format=row_format)
 
 
 def _read_recast(recasted: Recast) -> Reading:
+    row, error = _judged(dict(recasted.row), ChatRow)
+    if error is None:
+        return recasted.read()
+    return Reading(None, tuple(map(recasted.moved, _refused(row, error, row_format=Format.OPENAI).faults)))
+
+
+def _judged(value: dict[str, Json], model: type[BaseModel]) -> tuple[dict[str, Json], ValidationError | None]:
+    """The row, and what the model says of it. A key with half a character has its fault already, and is taken out.
+
+    Of an object with such a key Pydantic says that and nothing else.
+    """
     try:
-        ChatRow.model_validate(recasted.row)
+        model.model_validate(value)
     except ValidationError as error:
-        refused = _refused(dict(recasted.row), error, row_format=Format.OPENAI)
-        return Reading(None, tuple(map(recasted.moved, refused.faults)))
-    return recasted.read()
+        if any(item["type"] == HALF_CHARACTER for item in error.errors(include_url=False, include_context=False)):
+            whole = _without_half_keys(value)
+            return (value, error) if whole == value else _judged(whole, model)
+        return value, error
+    return value, None
+
+
+def _without_half_keys(value: Json) -> Json:
+    if isinstance(value, list):
+        return [_without_half_keys(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _without_half_keys(item) for key, item in value.items() if is_encodable(key)}
+    return value
 
 
 def _check_metadata(draft: Draft, *, row_format: Format) -> Iterator[Fault]:

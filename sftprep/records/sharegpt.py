@@ -106,7 +106,7 @@ def _weight(turn: Mapping[str, Json], *, pointer: str, faults: list[Fault]) -> f
 
 
 def _tool_calls(text: str, *, pointer: str, faults: list[Fault]) -> list[Json]:
-    parsed = parse_json(text.encode("utf-8", "surrogatepass"))
+    parsed = parse_json(text.encode("utf-8", "replace"))  # Half a character was reported with the row.
     calls = parsed.value if isinstance(parsed.value, list) else [parsed.value]
     if parsed.faults or not calls or not all(_is_call(call) for call in calls):
         why = parsed.faults[0].message if parsed.faults else "name (text) and arguments are needed, nothing else"
@@ -125,7 +125,7 @@ def _tools(tools: Json, *, faults: list[Fault]) -> list[Json] | None:
     if isinstance(tools, str):
         if not tools.strip():
             return None
-        parsed = parse_json(tools.encode("utf-8", "surrogatepass"))
+        parsed = parse_json(tools.encode("utf-8", "replace"))  # as above
         if parsed.faults or not isinstance(parsed.value, list):
             hint = "tools is a list of functions, or a string that holds such a list as JSON"
             faults.append(Fault("bad-tool", "/tools", "the text in tools is not a JSON list", hint))

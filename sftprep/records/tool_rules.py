@@ -120,8 +120,8 @@ class ToolState:
         name, arguments = function["name"], function["arguments"]
         pointer = draft.place(index, f"{path}/function/arguments")
         if isinstance(arguments, str):
-            # A surrogate that is alone in the row's text was reported with it.
-            parsed = parse_json(arguments.encode("utf-8", "surrogatepass"))
+            # Half a character of the row's own text was reported with it.
+            parsed = parse_json(arguments.encode("utf-8", "replace"))
             if parsed.faults:
                 what = f"the text in arguments is not sound JSON: {parsed.faults[0].message}"
                 yield Fault("bad-arguments", pointer, what)

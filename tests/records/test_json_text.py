@@ -71,6 +71,7 @@ def test_any_bytes_give_a_value_or_a_fault(data: bytes) -> None:
         (b'{"a": "\\\\ud83c\\udf0a"}', [("lone-surrogate", "/a")]),
         (b"[" * 300 + b"]" * 300, [("too-deep", "")]),
         (b"[" * 99_999 + b"]" * 99_999, [("too-deep", "")]),
+        (b'{"\\ud83c": 1, "b": ' + b"[" * 800 + b"]" * 800 + b"}", [("lone-surrogate", ""), ("too-deep", "")]),
     ],
 )
 def test_each_fault_of_the_text_has_its_code_and_place(text: bytes, expected: list[tuple[str, str]]) -> None:
