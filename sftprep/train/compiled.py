@@ -24,6 +24,9 @@ _TOLERANCE: Final = {torch.float32: 1e-3, torch.bfloat16: 0.25}
 
 def compile_layers(model: PreTrainedModel, *, backend: str = "inductor") -> None:
     """Compile each layer at its first call; before the model is split, so that what splits it stays outside."""
+    if not all(parameter.requires_grad for parameter in model.get_input_embeddings().parameters()):
+        # Else the first layer alone had an input without a gradient, and a graph of its own for that.
+        model.enable_input_require_grads()
     for layer in layers_of(model):
         layer.compile(fullgraph=True, dynamic=False, backend=backend)
 

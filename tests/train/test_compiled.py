@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -48,9 +51,13 @@ def _traced(monkeypatch: pytest.MonkeyPatch, backend: Any = "aot_eager") -> None
     monkeypatch.setattr(setup, "compile_layers", partial(compile_layers, backend=backend))
 
 
-def _run(data: Path, model: Path, out: Path, **options: Any) -> list[dict[str, Any]]:
+def _config(data: Path, model: Path, out: Path, **options: Any) -> TrainConfig:
     given = {"grad_accum": 2, "lr": 3e-3, "epochs": 2, "device": "cpu", "threads": 1, **options}
-    train(TrainConfig(data=data, model=str(model), out=out, **given), console=Console(quiet=True))
+    return TrainConfig(data=data, model=str(model), out=out, **given)
+
+
+def _run(data: Path, model: Path, out: Path, **options: Any) -> list[dict[str, Any]]:
+    train(_config(data, model, out, **options), console=Console(quiet=True))
     return metrics_of(out / "metrics.jsonl")
 
 
@@ -256,3 +263,35 @@ def test_packs_that_are_not_filled_up_would_be_compiled_again(
     monkeypatch.setattr(setup, "Trainee", lambda **given: dataclasses.replace(real(**given), pack_length=0))
     with pytest.raises(torch._dynamo.exc.RecompileError):
         _run(shard_set(num_rows=9), toy_model, tmp_path / "out", compile_layers=True)
+
+
+IN_A_PROCESS = """
+import sys
+from functools import partial
+from rich.console import Console
+from torch._dynamo import config
+from sftprep.config.train import TrainConfig
+from sftprep.train import setup
+from sftprep.train.compiled import compile_layers
+from sftprep.train.run import train
+config.error_on_recompile = True
+setup.compile_layers = partial(compile_layers, backend="aot_eager")
+train(TrainConfig.model_validate_json(sys.argv[1]), console=Console(quiet=True))
+"""
+
+
+@pytest.mark.slow
+def test_layers_that_are_split_among_processes_are_compiled_as_one_graph_too(
+    shard_set: ShardSetFactory, toy_model: Path, tmp_path: Path
+) -> None:
+    data = shard_set(num_rows=9)
+    options = {"keep_products": True, "grad_accum": 3}
+    wanted = _run(data, toy_model, tmp_path / "own", **options)
+    config = _config(data, toy_model, tmp_path / "split", compile_layers=True, **options)
+    (tmp_path / "train.py").write_text(IN_A_PROCESS)
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(tmp_path / "train.py")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+    command = [sys.executable, *command, config.model_dump_json()]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    _assert_same_steps(metrics_of(tmp_path / "split" / "metrics.jsonl"), wanted)
