@@ -17,8 +17,10 @@ from torch.autograd.function import once_differentiable
 _MIN_TILE_ELEMENTS: Final = 2**20
 _MAX_TILE_ELEMENTS: Final = 2**27
 """Logits of a tile: 4 MiB to 512 MiB in float32."""
-_TILES: Final = 12
-"""At most two and a half tiles are alive at a time: together less than a quarter of the full logits."""
+_TILES: Final = 7
+_CAPPED_TILES: Final = 12
+"""At most one and a half tiles are alive at a time, with soft-capping two and a half: together less than a quarter of
+the full logits. More tiles would be smaller products, and more passes over the head's gradient."""
 _MIN_TILE_ROWS: Final = 16
 
 
@@ -88,7 +90,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         with torch.autocast(device, enabled=False):
             tiles = _Tiles.of(hidden.to(dtype), weight=weight, bias=bias, dtype=dtype)
             nll = torch.empty(hidden.shape[0], dtype=torch.float32, device=hidden.device)
-            for rows in tiles.slices():
+            for rows in tiles.slices(_CAPPED_TILES if transform.softcap else _TILES):
                 nll[rows] = tiles.add(rows, targets=targets[rows], weights=weights[rows], transform=transform)
         ctx.save_for_backward(tiles.d_hidden.to(hidden.dtype), tiles.d_weight, tiles.d_bias)
         ctx.dtypes = (weight.dtype, None if bias is None else bias.dtype)
@@ -131,9 +133,9 @@ class _Tiles:
             d_bias=zeros(bias),
         )
 
-    def slices(self) -> Iterator[slice]:
+    def slices(self, number: int) -> Iterator[slice]:
         columns, total = self.weight.shape[0], self.hidden.shape[0]
-        elements = min(_MAX_TILE_ELEMENTS, max(_MIN_TILE_ELEMENTS, total * columns // _TILES))
+        elements = min(_MAX_TILE_ELEMENTS, max(_MIN_TILE_ELEMENTS, total * columns // number))
         rows = max(_MIN_TILE_ROWS, elements // columns)
         for start in range(0, total, rows):
             yield slice(start, start + rows)
@@ -143,23 +145,26 @@ class _Tiles:
     ) -> torch.Tensor:
         """One tile: its losses, float32 `[rows]`; the gradients are added."""
         hidden = self.hidden[rows]
-        # In place from here on: the tile is what decides how much memory the loss takes.
-        logits = transform.apply_(torch.nn.functional.linear(hidden, self.weight, self.bias).float())
-        log_total = logits.logsumexp(dim=-1)
-        index = targets[:, None]
-        nll = log_total - logits.gather(1, index).squeeze(1)
-        slope = transform.slope(logits)
-        gradient = logits.sub_(log_total[:, None]).exp_()
+        # In place from here on: the tile is what decides how much memory the loss takes, and how much time.
+        tile = transform.apply_(torch.nn.functional.linear(hidden, self.weight, self.bias).float())
+        slope = transform.slope(tile)
+        largest = tile.amax(dim=-1, keepdim=True)
+        wanted = tile.gather(1, targets[:, None]) - largest
+        total = tile.sub_(largest).exp_().sum(dim=-1, keepdim=True)
+        nll = (total.log() - wanted).squeeze(1)
+        gradient = tile.mul_(weights[:, None] / total)
         # Written, not added: adding at indices has no deterministic form on a GPU.
-        gradient[torch.arange(len(targets), device=targets.device), targets] = torch.expm1(-nll)
-        gradient.mul_(weights[:, None]).mul_(slope)
+        gradient[torch.arange(len(targets), device=targets.device), targets] = weights * torch.expm1(-nll)
+        if transform.scale != 1.0 or transform.softcap:
+            gradient.mul_(slope)
         del slope
+        if self.d_bias is not None:
+            self.d_bias += gradient.sum(dim=0)
         low = gradient.to(self.weight.dtype)
+        del tile, gradient
         torch.mm(low, self.weight, out=self.d_hidden[rows])
         if self.d_weight is not None:
             _add_product(self.d_weight, low.t(), hidden)
-        if self.d_bias is not None:
-            self.d_bias += gradient.sum(dim=0)
         return nll
 
 
@@ -168,7 +173,7 @@ def _add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -
     if left.dtype == torch.float32:
         total.addmm_(left, right)
     elif total.is_cuda:
-        total += torch.mm(left, right, out_dtype=torch.float32)
+        torch.addmm(total, left, right, out_dtype=torch.float32, out=total)
     else:
         total.addmm_(left.float(), right.float())
 
