@@ -21,7 +21,7 @@ from wandb.proto import wandb_internal_pb2
 from sftprep.cli.app import app
 from sftprep.config.train import TrainConfig
 from sftprep.errors import OutputError, StoppedError, UsageError
-from sftprep.train import loggers, run
+from sftprep.train import loggers, run, setup
 from sftprep.train.record import StepRecord
 from sftprep.train.run import TrainResult, train
 from tests.train.runs import metrics_of, stopping_after
@@ -114,7 +114,7 @@ def test_a_missing_extra_is_a_usage_error_before_the_model_is_opened(
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda asked, *rest: None if asked == name else found(asked, *rest)
     )
-    monkeypatch.setattr(run, "build_model", lambda *_, **__: pytest.fail("the model was opened"))
+    monkeypatch.setattr(setup, "build_model", lambda *_, **__: pytest.fail("the model was opened"))
     with pytest.raises(UsageError, match=name) as raised:
         _run(shard_set(), toy_model, out=tmp_path / "out", log_to=(name,))
     assert (raised.value.code, raised.value.exit_code) == ("missing-extra", 2)

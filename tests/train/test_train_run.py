@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM
 from sftprep.config.train import TrainConfig
 from sftprep.engines.load import load_model
 from sftprep.errors import SftprepError, ShardError, TrainError
-from sftprep.train import checkpoint, loop, run
+from sftprep.train import checkpoint, loop, outcome, run
 from sftprep.train.generate import answer
 from sftprep.train.run import TrainResult, train
 from tests.train.runs import interrupted_after
@@ -166,7 +166,7 @@ def test_a_run_with_other_data_does_not_resume(
     def full_disk(*arguments: Any, **keywords: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(run, "save_model", full_disk)
+    monkeypatch.setattr(outcome, "save_model", full_disk)
     with pytest.raises(SftprepError) as raised:
         _run(data, toy_model, out=tmp_path / "out", save_every=2)
     assert raised.value.code == "disk-full"
