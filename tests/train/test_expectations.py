@@ -6,15 +6,18 @@ import ast
 import io
 import json
 import math
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import typer.main
 from rich.console import Console
 from transformers import AutoModelForCausalLM
 
+from sftprep.cli.app import app
 from sftprep.config.pack import PackConfig
 from sftprep.config.train import TrainConfig
 from sftprep.errors import StoppedError
@@ -138,3 +141,16 @@ def test_a_step_s_loss_is_what_transformers_own_gives_for_its_documents_one_by_o
                 nats += float(model(input_ids=ids, labels=labels).loss) * count
             tokens += count
     assert metrics_of(tmp_path / "out" / "metrics.jsonl")[0]["nll"] == pytest.approx(nats / tokens, rel=1e-6)
+
+
+def test_the_readme_names_every_option_of_train_and_its_default() -> None:
+    section = (ROOT / "README.md").read_text(encoding="utf-8").partition("## Train\n")[2].partition("\n## ")[0]
+    cells = re.findall(r"^\| (`--[^|]*) \|", section, re.MULTILINE)
+    told = {word.split()[0]: word.split()[1:] for cell in cells for word in re.findall(r"`([^`]+)`", cell)}
+    command = typer.main.get_command(app).commands["train"]
+    options = {parameter.opts[0]: parameter.default for parameter in command.params if parameter.opts[0] != "data"}
+    assert set(told) == set(options) - {"--model", "--out"}
+    for name, words in told.items():
+        default = getattr(options[name], "value", options[name])
+        wanted = [] if default is None or default is False else [default]
+        assert [type(default)(word) for word in words] == wanted, name
