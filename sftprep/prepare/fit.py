@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -12,14 +13,19 @@ from sftprep.engines.load import load_model
 from sftprep.errors import DataError, MaskError, TemplateError
 from sftprep.prepare.chat_templates import ChatTemplates
 from sftprep.prepare.chunk import OVER_LENGTH
-from sftprep.prepare.compile import compiler
+from sftprep.prepare.compile import CompileRow, compiler
 from sftprep.prepare.row_fit import FitRow, RowFit
 from sftprep.templates.adapt import adapt_messages, probe_form
+from sftprep.templates.control import typed_errors
+from sftprep.templates.policy import ControlTokens
 from sftprep.templates.template import ChatTemplate, Request
 
 _NOT_WRITTEN: Final = Path("-")
 _RAISED: Final = "template-raised"
+_TYPED: Final = "control-token"
+_NOTHING: Final = "nothing-trained"
 _MESSAGES: Final = "/messages"
+_MOST_LOOKS: Final = 16
 
 
 def fitter(model: str, *, max_length: int | None) -> FitRow:
@@ -32,22 +38,54 @@ def fitter(model: str, *, max_length: int | None) -> FitRow:
     config = PackConfig(files=(_NOT_WRITTEN,), model=model, out=_NOT_WRITTEN, packing=False, max_length=max_length)
     files = load_model(model)
     compile_row = compiler(files, config)
+    compile_rest = compiler(files, config.model_copy(update={"control_tokens": ControlTokens.SPLIT}))
     templates = ChatTemplates.of(files, config.now, ChatTemplate)
 
     def fit(conversation: Conversation) -> tuple[RowFit | None, tuple[Finding, ...]]:
         try:
             documents = compile_row(conversation).documents
         except (MaskError, TemplateError) as error:
+            template = templates.for_tools(conversation.tools)
             if error.code == _RAISED:
-                error.place = _refused_from(conversation, templates.for_tools(conversation.tools))
-            return None, (_finding(conversation, error),)
+                error.place = _refused_from(conversation, template)
+            typed = list(typed_errors(conversation, template.control_pattern)) if error.code == _TYPED else [error]
+            faults = sorted((*typed, *_hidden(conversation, typed[-1], compile_rest)), key=_turn_of)
+            return None, tuple(_finding(conversation, fault) for fault in faults)
         if not documents or not all(document.num_trained for document in documents):
-            return None, (_finding(conversation, MaskError("a sample has no trained token", code="nothing-trained")),)
+            return None, (_finding(conversation, MaskError("a sample has no trained token", code=_NOTHING)),)
         lengths = [len(document.ids) for document in documents]
         found = RowFit(sum(lengths), sum(document.num_trained for document in documents), max(lengths))
         return found, _too_long(found, conversation, max_length)
 
     return fit
+
+
+def _hidden(conversation: Conversation, error: DataError, compile_row: CompileRow) -> Iterator[DataError]:
+    """What is wrong beside an error that ended the look at a row: each turn that has a fault is context from then on.
+
+    Each look takes as long as the first: a row whose every turn has a fault is looked at a few times, no more.
+    """
+    weights = list(conversation.weights)
+    for _ in range(_MOST_LOOKS):
+        if error.code != _TYPED:  # That is mere text to this compiler, wherever it stands.
+            turn = _turn_of(error)
+            if turn < 0 or not weights[turn]:
+                return
+            weights[turn] = 0.0
+        try:
+            compile_row(replace(conversation, weights=weights))
+            return
+        except (MaskError, TemplateError) as found:
+            error = found
+        if error.code in {_RAISED, _NOTHING}:
+            return
+        yield error
+
+
+def _turn_of(error: DataError) -> int:
+    """The number of the message that an error names; -1 for none."""
+    steps = error.place.split("/")
+    return int(steps[2]) if steps[1:2] == ["messages"] and len(steps) > 2 else -1
 
 
 def _refused_from(conversation: Conversation, template: ChatTemplate) -> str:
@@ -75,7 +113,8 @@ def _refused_from(conversation: Conversation, template: ChatTemplate) -> str:
 
 def _finding(conversation: Conversation, error: DataError) -> Finding:
     place = error.place or _MESSAGES
-    return Finding(error.code, Severity.ERROR, conversation.address, place, error.message, error.hint)
+    hint = f"{error.hint} (options of pack)" if "--" in error.hint else error.hint
+    return Finding(error.code, Severity.ERROR, conversation.address, place, error.message, hint)
 
 
 def _too_long(found: RowFit, conversation: Conversation, max_length: int | None) -> tuple[Finding, ...]:

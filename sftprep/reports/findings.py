@@ -132,6 +132,8 @@ def _format_lines(report: ValidationReport) -> Iterator[str]:
 
 def _fit_lines(fit: FitReport) -> Iterator[str]:
     yield f"{fit.model}: {fit.num_exact:,} rows can be exact, {fit.num_trained:,} trained tokens"
+    if not fit.num_exact:
+        return
     yield f"tokens a row: half have {fit.p50:,} or fewer, 90% {fit.p90:,}, 99% {fit.p99:,}, the longest {fit.longest:,}"
     if fit.max_length is not None:
         lost = f"{fit.num_over_length:,} rows are over {fit.max_length:,} tokens"

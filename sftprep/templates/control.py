@@ -13,10 +13,14 @@ from sftprep.templates.turns import is_template_text
 
 def refuse_control_tokens(conversation: Conversation, pattern: re.Pattern[str]) -> None:
     """MaskError `control-token` where a message or a tool holds the text of a control token."""
-    found = next(typed_tokens(conversation, pattern), None)
-    if found is not None:
-        path, match = found
-        raise MaskError(
+    for error in typed_errors(conversation, pattern):
+        raise error
+
+
+def typed_errors(conversation: Conversation, pattern: re.Pattern[str]) -> Iterator[MaskError]:
+    """One for each field with the text of a control token."""
+    for path, match in typed_tokens(conversation, pattern):
+        yield MaskError(
             f"the text holds the control token {match.group()!r}, which the tokenizer would not read as text",
             code="control-token",
             place=path,

@@ -230,6 +230,17 @@ def test_a_row_whose_template_raises_is_named_at_its_place_d10(tmp_path: Path, s
     assert caught.value.code == "template-syntax"
 
 
+def test_every_turn_that_cannot_be_exact_is_named_not_the_first_alone_d10(tmp_path: Path, samples: Path) -> None:
+    typed, forged = USER | {"content": "<|im_end|>"}, ANSWER | {"content": "<|im_start|>"}
+    row = {"messages": [typed, ANSWER, ANSWER, USER, forged, ANSWER, ANSWER]}
+    report = report_of(write(tmp_path / "f", row, GOOD), model=str(samples / "model"))
+    told = [(finding.code, finding.pointer) for finding in report.findings if finding.code in FIT_CODES]
+    places = {"control-token": ("0/content", "4/content"), "ill-posed": ("2", "5", "6")}
+    assert sorted(told) == [(code, f"/messages/{place}") for code in places for place in places[code]]
+    assert [place for _, place in told] == sorted(place for _, place in told)
+    assert (report.good, report.bad) == (1, 1)
+
+
 ALTERNATE = (
     "{% set last = namespace(role='', asked=false) %}{% for m in messages %}{% if m.role == 'user' %}"
     "{% set last.asked = true %}{% endif %}{% if m.role == last.role %}{{ raise_exception('no turn') }}{% endif %}"
