@@ -42,7 +42,7 @@ class Endpoint:
     url: str
     concurrency: int = 8
     per_second: float = 0.0
-    num_tries: int = 5
+    num_tries: int = 7
     first_wait: float = 0.5
     timeout: float = 300.0
     journal: Journal = field(default_factory=Journal)

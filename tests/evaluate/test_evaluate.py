@@ -317,6 +317,15 @@ def test_a_bad_case_is_named_by_file_and_line(write_suite: WriteSuite, case: dic
     assert caught.value.place.endswith("harbour.jsonl:2")
 
 
+@pytest.mark.parametrize("option", ["--json", "--html"])
+def test_a_report_that_cannot_be_written_is_named_before_a_model_is_opened(
+    option: str, write_suite: WriteSuite, tmp_path: Path
+) -> None:
+    argv = ["evaluate", "--model", "no-such-model", "--suite", write_suite(CASES), option, str(tmp_path / "no" / "r")]
+    found = CliRunner().invoke(app, argv).exception
+    assert (getattr(found, "code", ""), getattr(found, "place", "")) == ("write-failed", str(tmp_path / "no"))
+
+
 def test_an_unknown_suite_is_named(write_suite: WriteSuite) -> None:
     with pytest.raises(SourceError, match="no such file"):
         read_suite("no-such-suite")
