@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
@@ -71,16 +73,19 @@ def rooted(sources: Sequence[Source], run: Run) -> Run:
 
 def cut(runs: tuple[Run, ...], start: int, stop: int) -> tuple[Run, ...]:
     """The runs of the characters `[start, stop)`."""
-    kept: list[Run] = []
-    position = 0
-    for run in runs:
-        end = position + run.length
-        if end > start and position < stop:
-            skipped = max(start - position, 0)
-            length = min(end, stop) - position - skipped
-            offset = run.offset if run.offset == DERIVED or run.source < 0 else run.offset + skipped
-            kept.append(Run(length, run.source, offset))
-        if end >= stop:
-            break
-        position = end
+    ends = list(itertools.accumulate([run.length for run in runs]))
+    first, last = bisect_right(ends, start), bisect_left(ends, stop)
+    if start >= stop or first == len(runs):
+        return ()
+    kept = list(runs[first : last + 1])
+    if last < len(runs):
+        kept[-1] = _part(kept[-1], 0, kept[-1].length - (ends[last] - stop))
+    skipped = start - (ends[first - 1] if first else 0)
+    kept[0] = _part(kept[0], skipped, kept[0].length)
     return tuple(kept)
+
+
+def _part(run: Run, start: int, stop: int) -> Run:
+    """The characters `[start, stop)` of a run."""
+    offset = run.offset if run.offset == DERIVED or run.source < 0 else run.offset + start
+    return Run(stop - start, run.source, offset)

@@ -7,10 +7,12 @@ from datetime import datetime
 from typing import Any, Final
 
 import jinja2.filters
+from jinja2 import nodes
 from jinja2.tests import TESTS
 
 from sftprep.templates.environment import TracingEnvironment
 from sftprep.templates.limits import Meter
+from sftprep.templates.symbolic_layout import Layout, Mark, marked
 from sftprep.templates.symbolic_tracer import SymbolicTracer, mentions_symbol
 from sftprep.templates.symbols import OpaqueError, Watched
 from sftprep.templates.trace import TracedStr
@@ -56,9 +58,59 @@ class _Unmetered(Meter):
         """Refuse nothing."""
 
 
-def symbolic_environment(now: datetime) -> TracingEnvironment:
+class SymbolicEnvironment(TracingEnvironment):
+    """A tracing environment that knows how far a template has come.
+
+    After a render `marks` are the marks of its text, each with its position; `layout` is of the template compiled last.
+    """
+
+    def __init__(self, now: datetime) -> None:
+        super().__init__(now)
+        self.layout: Layout | None = None
+        self.marks: list[tuple[int, Mark]] = []
+
+    def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
+        tree = super()._parse(source, name, filename)
+        self.layout = marked(tree)
+        tree.set_environment(self)
+        return tree
+
+    def mark_pass(self, item: object) -> Mark:
+        """A pass of the loop over messages has ended."""
+        return self._mark(self.tracer.messages.get(id(item), -2))
+
+    def mark_ending(self) -> Mark:
+        """The ending begins."""
+        return self._mark(-1)
+
+    def _mark(self, message: int) -> Mark:
+        mark = Mark()
+        mark.message = message
+        tracer = self.tracer
+        if isinstance(tracer, SymbolicTracer):
+            mark.num_guards, mark.has_read = len(tracer.guards), tracer.reads.last
+        return mark
+
+    def print_value(self, value: Any) -> str:
+        """A printed expression; marks stay what they are."""
+        return value if isinstance(value, Mark) else super().print_value(value)
+
+    def concat(self, pieces: Iterable[str]) -> str:
+        """Join what the compiled template yields, and note where the marks are."""
+        kept: list[str] = []
+        position = 0
+        for piece in pieces:
+            if isinstance(piece, Mark):
+                self.marks.append((position, piece))
+            else:
+                kept.append(piece)
+                position += str.__len__(piece)
+        return super().concat(kept)
+
+
+def symbolic_environment(now: datetime) -> SymbolicEnvironment:
     """A tracing environment that is safe for symbols. OpaqueError where the template does what is not followed."""
-    environment = TracingEnvironment(now)
+    environment = SymbolicEnvironment(now)
     environment.meter = _Unmetered()
     own: dict[str, Callable[..., Any]] = {
         "tojson": _json_filter(environment),

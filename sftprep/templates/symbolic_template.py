@@ -9,20 +9,21 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Final, NamedTuple
+from itertools import accumulate
+from typing import Final
 
 import jinja2
 
 from sftprep.data import Json
 from sftprep.errors import TemplateError
-from sftprep.templates.environment import TracingEnvironment
 from sftprep.templates.runs import Run
 from sftprep.templates.shape import shape_of
-from sftprep.templates.symbolic_environment import symbolic_environment
-from sftprep.templates.symbolic_session import Keys, SymbolicSession
+from sftprep.templates.symbolic_environment import SymbolicEnvironment, symbolic_environment
+from sftprep.templates.symbolic_layout import Layout, Reads, WatchedMessages
+from sftprep.templates.symbolic_session import SymbolicSession
+from sftprep.templates.symbolic_texts import Body, Builder, Piece, bodies, pieces_of
 from sftprep.templates.symbolic_tracer import SymbolicTracer
-from sftprep.templates.symbols import Field, Guard, OpaqueError
+from sftprep.templates.symbols import OpaqueError
 from sftprep.templates.template import GENERATION_PROMPT, ChatTemplate, Request, TracedText, raised
 from sftprep.templates.trace import TracedStr
 
@@ -34,46 +35,35 @@ _MAX_SHAPES: Final = 4096
 """Shapes that are remembered: a run sees any number of them, and its memory stays bounded."""
 
 
-class _Constant(NamedTuple):
-    """A run that is the same for all: of the template (`source` < 0), or of a text that is part of the shape."""
-
-    text: str
-    source: int
-    message: int = -1
-    keys: Keys = ()
-    offset: int = 0
-    whole: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class _Text:
-    """What the template writes where the guards have these answers, or raises; neither where that is opaque."""
-
-    guards: Mapping[Guard, Any]
-    pieces: Sequence[Field | _Constant] | None
-    error: TemplateError | None = None
-
-
 class SymbolicTemplate(ChatTemplate):
     """Renders the messages of the conversation that it is told to be at; others as `ChatTemplate` does."""
 
     _session: SymbolicSession | None = None
     _shape: tuple[Hashable, ...] = ()
+    _builders: dict[int, Builder]
+    _is_forward = True
+    """Whether no render has read of a message what comes after it, so that one tells the texts of all beginnings."""
 
     @functools.cached_property
-    def _symbolic(self) -> tuple[TracingEnvironment, jinja2.Template]:
+    def _symbolic(self) -> tuple[SymbolicEnvironment, jinja2.Template]:
         """The environment of symbolic renders, and the template as it is compiled for it."""
         environment = symbolic_environment(self.now)
         return environment, environment.from_string(self.text)
 
     @functools.cached_property
-    def _known(self) -> dict[Hashable, list[_Text]]:
-        """What was rendered: for the shape of some messages, the arguments and the prompt, the ways through."""
+    def _known(self) -> dict[Hashable, list[Body]]:
+        """What was rendered: for the shape of some messages and the arguments, the ways through."""
+        return {}
+
+    @functools.cached_property
+    def _endings(self) -> dict[str, list[Piece]]:
+        """What was rendered behind any messages, by the arguments that the ending reads."""
         return {}
 
     def at(self, messages: Sequence[Mapping[str, Json]], tools: Sequence[Json] | None) -> SymbolicTracer:
         """Render these messages symbolically from now on; the tracer notes what is asked of them."""
         self._session = SymbolicSession(messages, tools)
+        self._builders = {}
         self._shape = shape_of(messages)
         return self._session.tracer
 
@@ -109,44 +99,103 @@ class SymbolicTemplate(ChatTemplate):
 
     def _text(self, size: int, request: Request, *, prompt: bool) -> TracedStr:
         session = self._current()
-        key = (self._shape[:size], session.tools is not None and len(session.tools), _as_key(request.kwargs), prompt)
+        body = self._body(size, request, prompt=prompt)
+        if body.error is not None:
+            raise body.error
+        if body.pieces is None:
+            raise OpaqueError("the template looks into a text")
+        ending = self._ending(size, request, prompt=prompt)
+        builder = self._builders.setdefault(id(body.pieces), Builder(session, body.pieces))
+        return builder.text(body.count, ending)
+
+    def _body(self, size: int, request: Request, *, prompt: bool) -> Body:
+        """What the template writes of the first messages before its ending; of all of it where that is not known."""
         if len(self._known) >= _MAX_SHAPES:
             self._known.clear()  # what is forgotten is rendered again where it is needed
-        known = self._known.setdefault(key, [])
-        found = next((text for text in known if session.agrees(text.guards)), None)
+        found = self._found(size, request, prompt=prompt)
+        whole = len(self._current().messages)
+        if found is None and self._is_forward and self._layout is not None and size < whole:
+            told = self._render(whole, request, prompt=False)
+            found = self._found(size, request, prompt=prompt)
+            self._is_forward = found is not None or told.pieces is None
         if found is None:
-            if len(known) >= _MAX_ANSWERS:
-                raise OpaqueError("the shape has too many ways through the template")
-            found = self._rendered(size, request, prompt=prompt)
-            known.append(found)
-        if found.error is not None:
-            raise found.error
-        if found.pieces is None:
-            raise OpaqueError("the template looks into a text")
-        return _built(session, found.pieces)
+            found = self._render(size, request, prompt=prompt)
+        return found
+
+    def _found(self, size: int, request: Request, *, prompt: bool) -> Body | None:
+        known = self._known.get(self._key(size, request, prompt=prompt), ())
+        session = self._current()
+        return next((body for body in known if session.agrees(body.guards)), None)
+
+    def _key(self, size: int, request: Request, *, prompt: bool) -> Hashable:
+        """All that decides a body: where the ending is known, only the arguments that are read before it."""
+        session, layout = self._current(), self._layout
+        kwargs = request.kwargs or {}
+        if layout is not None:
+            kwargs = {name: value for name, value in kwargs.items() if name in layout.before}
+        num_tools = None if session.tools is None else len(session.tools)
+        return self._shape[:size], num_tools, _as_key(kwargs), prompt and layout is None
+
+    @property
+    def _layout(self) -> Layout | None:
+        return self._symbolic[0].layout
+
+    def _ending(self, size: int, request: Request, *, prompt: bool) -> Sequence[Piece]:
+        if self._layout is None:
+            return ()
+        kwargs = {name: value for name, value in (request.kwargs or {}).items() if name in self._layout.ending}
+        key = _as_key({**kwargs, GENERATION_PROMPT: prompt})
+        if key not in self._endings:
+            self._render(size, request, prompt=prompt)
+        if key not in self._endings:
+            raise OpaqueError("the template does not come to its ending")
+        return self._endings[key]
 
     def _current(self) -> SymbolicSession:
         if self._session is None:
             raise AssertionError("no conversation is rendered symbolically")
         return self._session
 
-    def _rendered(self, size: int, request: Request, *, prompt: bool) -> _Text:
-        """Render the first messages, with the guards of this render alone; they are the conversation's as well."""
-        session = self._current()
-        tracer = session.tracer
+    def _render(self, size: int, request: Request, *, prompt: bool) -> Body:
+        """Render the first messages, and remember what that tells of them and of their beginnings.
+
+        The guards of this render are the conversation's as well.
+        """
+        tracer = self._current().tracer
         expected = self._plainly(size, request, prompt=prompt)
         asked, tracer.guards = tracer.guards, {}
-        pieces, error = None, None
+        error, found = None, {}
         try:
             text = self._run_symbolic(size, request, prompt=prompt)
-            pieces = _pieces(session, text) if str.__str__(text) == expected else None
+            found = self._told(text, size, request, prompt=prompt) if str.__str__(text) == expected else {}
         except TemplateError as refused:
             error = refused if isinstance(expected, TemplateError) and refused.message == expected.message else None
         except OpaqueError:
             pass
         finally:
             own, tracer.guards = tracer.guards, {**asked, **tracer.guards}
-        return _Text(own, pieces, error)
+        body = found.setdefault(size, Body(own, error=error))
+        for number, told in found.items():
+            known = self._known.setdefault(self._key(number, request, prompt=prompt), [])
+            if number == size or not known:
+                known.append(told)
+            if len(known) > _MAX_ANSWERS:
+                raise OpaqueError("the shape has too many ways through the template")
+        return body
+
+    def _told(self, text: TracedStr, size: int, request: Request, *, prompt: bool) -> dict[int, Body]:
+        """The bodies that one text tells, by the number of messages; and its ending, which is remembered."""
+        session, layout = self._current(), self._layout
+        guards = session.tracer.guards
+        pieces = pieces_of(session, text)
+        if layout is None:
+            return {size: Body(guards, pieces, len(pieces))}
+        marks = self._symbolic[0].marks
+        position = next((position for position, mark in marks if mark.message == -1), -1)
+        count = _count_at(text, position)
+        kwargs = {name: value for name, value in (request.kwargs or {}).items() if name in layout.ending}
+        self._endings[_as_key({**kwargs, GENERATION_PROMPT: prompt})] = pieces[count:]
+        return {**dict(bodies(text, pieces, guards, marks)), size: Body(guards, pieces, count)}
 
     def _plainly(self, size: int, request: Request, *, prompt: bool) -> str | TemplateError:
         """What a server renders of the first messages, or the template's refusal."""
@@ -160,11 +209,14 @@ class SymbolicTemplate(ChatTemplate):
         tracer = session.tracer
         environment, compiled = self._symbolic
         environment.tracer = tracer
+        environment.marks = []
         tracer.stamp, tracer.loops, tracer.rendering = -1, [], True
+        tracer.reads = Reads()
+        messages = WatchedMessages(session.wrapped[:size], tracer.reads)
         arguments = {key: _argument(session, key, value) for key, value in (request.kwargs or {}).items()}
         arguments = {**self.special_tokens, **arguments, GENERATION_PROMPT: prompt}
         try:
-            text = compiled.render(messages=session.wrapped[:size], tools=session.tools, documents=None, **arguments)
+            text = compiled.render(messages=messages, tools=session.tools, documents=None, **arguments)
         except jinja2.TemplateError as error:
             # A field that is handed to what raises is opaque: the words are the template's own.
             raise raised(str(error) or type(error).__name__) from error
@@ -190,36 +242,9 @@ def _argument(session: SymbolicSession, name: str, value: Json) -> Json:
     return TracedStr.of(session.tracer, value, (Run(len(value), source, 0),) if value else ())
 
 
-def _pieces(session: SymbolicSession, text: TracedStr) -> list[Field | _Constant]:
-    tracer = session.tracer
-    pieces: list[Field | _Constant] = []
-    position = 0
-    for run in text.runs:
-        shown = str.__getitem__(text, slice(position, position + run.length))
-        position += run.length
-        if tracer.is_symbol(run):
-            if run.offset != 0 or run.length != len(tracer.sources[run.source].text):
-                raise OpaqueError("a part of a field is written")
-            pieces.append(tracer.fields[run.source])
-        elif run.source < 0:
-            pieces.append(_Constant(shown, run.source))
-        else:
-            message, keys = session.keys_of(run.source)
-            pieces.append(_Constant(shown, 0, message, keys, run.offset, tracer.sources[run.source].text))
-    return pieces
-
-
-def _built(session: SymbolicSession, pieces: Sequence[Field | _Constant]) -> TracedStr:
-    texts: list[str] = []
-    runs: list[Run] = []
-    for piece in pieces:
-        if isinstance(piece, Field):
-            source = session.source_of(piece)
-            text = session.tracer.sources[source].text
-            runs.append(Run(len(text), source, 0))
-        else:
-            text = piece.text
-            source = piece.source if piece.source < 0 else session.constant(piece.message, piece.keys, piece.whole)
-            runs.append(Run(len(text), source, piece.offset))
-        texts.append(text)
-    return TracedStr.of(session.tracer, "".join(texts), tuple(runs))
+def _count_at(text: TracedStr, position: int) -> int:
+    """How many runs end at a position. OpaqueError where one goes on behind it."""
+    ends = list(accumulate((run.length for run in text.runs), initial=0))
+    if position not in ends:
+        raise OpaqueError("the template writes its ending in one piece with what stands before it")
+    return ends.index(position)

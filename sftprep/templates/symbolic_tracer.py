@@ -9,6 +9,7 @@ from jinja2.runtime import Macro
 
 from sftprep.templates.runs import DERIVED, Run, Source
 from sftprep.templates.sandbox import TemplateDict, TemplateNamespace
+from sftprep.templates.symbolic_layout import Reads
 from sftprep.templates.symbols import Field, Guard, JsonOptions, Op, OpaqueError, Watched, answer, write_json
 from sftprep.templates.trace import TracedStr, Tracer
 
@@ -33,6 +34,8 @@ class SymbolicTracer(Tracer):
     parts: dict[int, tuple[TracedStr, list[Part]]] = field(default_factory=dict)
     """By its `id`, a text that was compared, and its pieces."""
     derived_sources: dict[tuple[int, Op], int] = field(default_factory=dict)
+    reads: Reads = field(default_factory=Reads)
+    """Of the messages, by the render that runs."""
 
     def printed(self, value: object) -> str:
         """The text of a value that is no traced text: of one that holds fields, Python's own form is not known."""
