@@ -24,6 +24,7 @@ def split(
     held_out: Annotated[str, _option("held_out", "--eval", metavar="COUNT|PERCENT%")] = _FIELDS["held_out"].default,
     seed: Annotated[int, _option("seed", min=0)] = _FIELDS["seed"].default,
     near_duplicate: Annotated[float, _option("near_duplicate")] = _FIELDS["near_duplicate"].default,
+    no_overlap: Annotated[bool, _option("no_overlap", "--no-overlap")] = False,
     format: Annotated[str | None, _option("format")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only the report.")] = False,
 ) -> None:

@@ -23,6 +23,10 @@ class SplitConfig(BaseModel):
         le=1,
         description="Jaccard similarity of 3-word shingles from which two prompts or conversations stay together.",
     )
+    no_overlap: bool = Field(
+        default=False,
+        description="Hold out no row that shares a long n-gram with a training row: what `validate --against` finds.",
+    )
     format: str | None = Field(default=None, description="As for validate: without it, each file's is detected.")
 
     @field_validator("held_out")

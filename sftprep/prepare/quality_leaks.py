@@ -68,6 +68,10 @@ class HeldOut:
             if key not in self.worst or match.score > self.worst[key][0]:
                 self.worst[key] = (match.score, place)
 
+    def overlapping(self) -> list[int]:
+        """The held-out rows that share an n-gram with a training row, by their numbers among the held-out ones."""
+        return sorted(owner for kind, owner in self.worst if kind == "ngrams")
+
     def report(self) -> Leakage:
         """What was found, the worst first."""
         leaks = [

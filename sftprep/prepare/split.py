@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 
 from sftprep.config.split import SplitConfig
 from sftprep.errors import DataError, OutputError, SourceError
@@ -34,11 +33,8 @@ from sftprep.sources.lines import file_sha256, read_rows
 from sftprep.stages.dialogue import RowText, row_text
 from sftprep.stages.leakage import SetIndex, build_index, similar
 from sftprep.stages.near_duplicates import SHINGLE_WORDS, Hashes
-from sftprep.stages.split import draw_held_out, merge_labels
+from sftprep.stages.split import Labels, Rows, draw_held_out, merge_labels
 from sftprep.stages.words import ngram_hashes, word_hashes, words
-
-Labels = npt.NDArray[np.int64]
-Held = npt.NDArray[np.bool_]
 
 _KINDS: Final = ("prompts", "conversation")
 
@@ -75,9 +71,11 @@ def split(config: SplitConfig, *, on_bytes: OnBytes | None = None) -> SplitRepor
 @dataclass(frozen=True, slots=True)
 class _Plan:
     labels: Labels
-    held: Held
+    held: Rows
     num_asked: int
     num_merged: int
+    num_barred: int
+    overlap: Leakage
 
 
 def list_clusters(config: SplitConfig, *, on_bytes: OnBytes | None = None) -> Labels:
@@ -90,23 +88,38 @@ def list_clusters(config: SplitConfig, *, on_bytes: OnBytes | None = None) -> La
 
 
 def _plan(config: SplitConfig, labels: Labels) -> _Plan:
-    """Draw, then prove: pairs that the exact check finds across the border are joined and the draw is repeated."""
+    """Draw, then prove: pairs that the exact check finds across the border are joined and the draw is repeated.
+
+    With `no_overlap` clusters that share n-grams with others are barred, and others are drawn in their place.
+    """
     num_asked = config.num_held_out(len(labels))
     merged = 0
+    barred = np.zeros(len(labels), np.bool_)
     while True:
-        held = draw_held_out(labels, num_rows=num_asked, seed=config.seed)
+        held = draw_held_out(labels, num_rows=num_asked, seed=config.seed, barred=barred)
         if not held.any() or held.all():
-            raise DataError(
-                f"no cluster of near duplicates fits into {num_asked:,} held-out rows of {len(labels):,}",
-                code="nothing-to-hold-out",
-                place=", ".join(map(str, config.files)),
-                hint="hold out more rows, or remove the near duplicates first: sftprep validate --quality shows them",
-            )
+            raise _nothing_to_hold_out(config, num_asked, labels)
         across = _across(config, held)
-        if not across:
-            return _Plan(labels, held, num_asked, merged)
-        merged += len(across)
-        labels = _joined(labels, across)
+        if across:
+            merged += len(across)
+            labels = _joined(labels, across)
+            continue
+        overlap = _overlap(config, held)
+        shared = overlap.overlapping() if config.no_overlap else []
+        if not shared:
+            return _Plan(labels, held, num_asked, merged, int(barred.sum()), overlap.report())
+        barred |= np.isin(labels, labels[np.flatnonzero(held)[shared]])
+
+
+def _nothing_to_hold_out(config: SplitConfig, num_asked: int, labels: Labels) -> DataError:
+    alone = " that shares no n-gram with another" if config.no_overlap else ""
+    hint = "hold out more rows, or remove the near duplicates first: sftprep validate --quality shows them"
+    return DataError(
+        f"no cluster of near duplicates{alone} fits into {num_asked:,} held-out rows of {len(labels):,}",
+        code="nothing-to-hold-out",
+        place=", ".join(map(str, config.files)),
+        hint=f"{hint}; or leave out --no-overlap" if config.no_overlap else hint,
+    )
 
 
 def _joined(labels: Labels, pairs: list[tuple[int, int]]) -> Labels:
@@ -118,7 +131,7 @@ def _joined(labels: Labels, pairs: list[tuple[int, int]]) -> Labels:
     return joined
 
 
-def _across(config: SplitConfig, held: Held) -> list[tuple[int, int]]:
+def _across(config: SplitConfig, held: Rows) -> list[tuple[int, int]]:
     """Pairs of a held-out and a training row that are near duplicates, every such row compared exactly."""
     owners = np.flatnonzero(held)
     kept: dict[str, list[Hashes]] = {kind: [] for kind in _KINDS}
@@ -136,7 +149,7 @@ def _across(config: SplitConfig, held: Held) -> list[tuple[int, int]]:
     return sorted(pairs)
 
 
-def _overlap(config: SplitConfig, held: Held) -> Leakage:
+def _overlap(config: SplitConfig, held: Rows) -> HeldOut:
     """What `sftprep validate train.jsonl --against eval.jsonl` will say of the parts."""
     rows = (row for number, row in enumerate(_texts(config)) if held[number])
     held_out = HeldOut.of(rows, files=[str(path) for path in config.files], threshold=config.near_duplicate)
@@ -144,7 +157,7 @@ def _overlap(config: SplitConfig, held: Held) -> Leakage:
         if not held[number]:
             texts = {"prompts": row.prompts, "conversations": row.conversation}
             held_out.compare(row, shingles={kind: _shingles(text) for kind, text in texts.items()})
-    return held_out.report()
+    return held_out
 
 
 def _shingles(text: str) -> Hashes:
@@ -187,7 +200,7 @@ def _staged(out: Path) -> Iterator[Path]:
         shutil.rmtree(staged, ignore_errors=True)
 
 
-def _write(config: SplitConfig, held: Held, folder: Path) -> Counter[str]:
+def _write(config: SplitConfig, held: Rows, folder: Path) -> Counter[str]:
     """Every row into its file; held-out rows by input file."""
     by_file: Counter[str] = Counter({str(path): 0 for path in config.files})
     with ExitStack() as stack:
@@ -213,7 +226,6 @@ def _write_bytes(path: Path, data: bytes) -> None:
 def _report(config: SplitConfig, plan: _Plan, by_file: Counter[str]) -> SplitReport:
     _, sizes = np.unique(plan.labels, return_counts=True)
     num_eval = int(plan.held.sum())
-    overlap = _overlap(config, plan.held)
     return SplitReport(
         out=str(config.out),
         files=[str(path) for path in config.files],
@@ -227,7 +239,8 @@ def _report(config: SplitConfig, plan: _Plan, by_file: Counter[str]) -> SplitRep
         largest_cluster=int(sizes.max()),
         num_merged=plan.num_merged,
         num_leaks=0,
-        ngram=overlap.ngram,
-        num_overlapping=overlap.num_overlapping,
+        ngram=plan.overlap.ngram,
+        num_overlapping=plan.overlap.num_overlapping,
+        num_barred=plan.num_barred,
         eval_by_file=dict(by_file),
     )

@@ -29,8 +29,10 @@ class SplitReport(BaseModel):
     ngram: int = Field(description="Words of an n-gram: the held-out rows' 5th percentile length, 8 to 13.")
     num_overlapping: int = Field(
         description="Held-out rows that share at least one n-gram with training rows, as `validate --against` counts "
-        "them: passages and set phrases in rows that are no near duplicates. They are told, not kept together."
+        "them: passages and set phrases in rows that are no near duplicates. They are told; with --no-overlap, others "
+        "are held out in their place."
     )
+    num_barred: int = Field(description="Rows that --no-overlap kept from being held out.")
     eval_by_file: dict[str, int] = Field(description="Held-out rows by input file.")
 
 
@@ -51,6 +53,11 @@ def print_split(report: SplitReport, console: Console) -> None:
     if report.num_overlapping:
         console.print(
             f"{report.num_overlapping:,} held-out rows share {report.ngram}-grams with training rows, and are no near "
-            "duplicates: sftprep validate train.jsonl --against eval.jsonl lists them",
+            "duplicates: sftprep validate train.jsonl --against eval.jsonl lists them, --no-overlap holds out others",
+            soft_wrap=True,
+        )
+    if report.num_barred:
+        console.print(
+            f"{report.num_barred:,} rows were not held out, as they or near duplicates share n-grams with other rows",
             soft_wrap=True,
         )

@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 Labels = npt.NDArray[np.int64]
+Rows = npt.NDArray[np.bool_]
 
 
 def merge_labels(views: list[Labels]) -> Labels:
@@ -22,16 +23,18 @@ def merge_labels(views: list[Labels]) -> Labels:
             return labels
 
 
-def draw_held_out(labels: Labels, *, num_rows: int, seed: int) -> npt.NDArray[np.bool_]:
+def draw_held_out(labels: Labels, *, num_rows: int, seed: int, barred: Rows | None = None) -> Rows:
     """True for the rows of whole clusters, drawn by the seed, that together have at most `num_rows` rows.
 
     Clusters are met in a random order and taken where they still fit, so that a large one does not end the draw.
+    Those with a row that is `barred` are passed over; what else is taken stays.
     """
     roots, sizes = np.unique(labels, return_counts=True)
     order = np.random.default_rng(seed).permutation(len(roots))
     taken, left = [], num_rows
+    is_barred = np.isin(roots, labels[barred]) if barred is not None else np.zeros(len(roots), np.bool_)
     for position in order.tolist():
-        if sizes[position] <= left:
+        if sizes[position] <= left and not is_barred[position]:
             taken.append(position)
             left -= int(sizes[position])
         if not left:

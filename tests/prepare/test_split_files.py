@@ -93,6 +93,28 @@ def test_long_ngrams_on_both_sides_are_counted_as_a_comparison_of_the_parts_coun
     assert f"{len(apart)} held-out rows share 13-grams" in printed.getvalue()
 
 
+def test_on_demand_nothing_that_a_comparison_of_the_parts_finds_is_on_both_sides(tmp_path: Path) -> None:
+    quoting = [chat(prose(n), f"{prose(500 + n, 80)} {prose(900 + n % 20, 20)}") for n in range(40)]
+    alone = [chat(prose(200 + n), prose(2000 + n, 80)) for n in range(40)]
+    rows = [row for pair in zip(quoting, alone, strict=True) for row in pair]
+    report = run(write(tmp_path / "f", rows), tmp_path / "out", held_out="20", no_overlap=True)
+    train, held = lines(tmp_path / "out" / "train.jsonl"), lines(tmp_path / "out" / "eval.jsonl")
+    assert sorted(train + held) == sorted(rows)
+    assert 10 <= report.num_eval <= 20
+    assert (len(held), report.num_overlapping) == (report.num_eval, 0)
+    assert report.num_barred > 4
+    parts = {"files": (tmp_path / "out" / "train.jsonl",), "against": (tmp_path / "out" / "eval.jsonl",)}
+    leakage = measure_quality(QualityConfig(**parts)).leakage
+    assert leakage is not None
+    assert leakage.leaks == []
+    printed = io.StringIO()
+    print_split(report, Console(file=printed, width=200))
+    assert f"{report.num_barred} rows were not held out" in printed.getvalue()
+    with pytest.raises(DataError) as caught:
+        run(write(tmp_path / "g", [quoting[0], quoting[20]]), tmp_path / "other", held_out="1", no_overlap=True)
+    assert (caught.value.code, "--no-overlap" in caught.value.hint) == ("nothing-to-hold-out", True)
+
+
 def test_the_exact_check_joins_what_the_clusters_missed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import numpy as np
 
