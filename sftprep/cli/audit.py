@@ -18,7 +18,7 @@ def _option(field: str, *names: str, **settings: Any) -> Any:
 
 
 def audit(
-    directory: Annotated[Path, typer.Argument(help=_FIELDS["directory"].description, metavar="DIR")],
+    directory: Annotated[str, typer.Argument(help=_FIELDS["directory"].description, metavar="DIR_OR_URL")],
     *,
     sample: Annotated[int, _option("sample", min=0)] = _FIELDS["sample"].default,
     row: Annotated[int | None, _option("row", min=0)] = None,
@@ -33,6 +33,8 @@ def audit(
     fail_on: Annotated[list[str] | None, _option("fail_on", metavar="GATE")] = None,
     prove: Annotated[bool, _option("prove")] = False,
     model: Annotated[str | None, _option("model", metavar="DIR_OR_HUB_ID")] = None,
+    cache_dir: Annotated[Path, _option("cache_dir")] = _FIELDS["cache_dir"].default,
+    cache_gb: Annotated[float, _option("cache_gb")] = _FIELDS["cache_gb"].default,
     diff: Annotated[Path | None, _option("diff", metavar="OTHER")] = None,
 ) -> None:
     """Show which tokens of a shard set are trained and why, and check every row. Exit code 1 when a check fails.

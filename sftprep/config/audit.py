@@ -8,6 +8,8 @@ from typing import Annotated, Final, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from sftprep.config.places import CACHE_DIR, CACHE_GB, Place, is_remote
+
 PLAIN_GATES: Final = (
     "stop-untrained",
     "scaffold-trained",
@@ -61,7 +63,9 @@ class AuditConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    directory: Path = Field(description="The shard set that `sftprep pack` wrote.")
+    directory: Place = Field(
+        description="The shard set that `sftprep pack` wrote, or its URL (s3://…, extra `remote`)."
+    )
     sample: int = Field(default=1, ge=0, description="Show the tokens of this many rows, drawn by the seed.")
     row: int | None = Field(default=None, ge=0, description="Show the tokens of this row instead of drawn ones.")
     where: str | None = Field(
@@ -97,6 +101,9 @@ class AuditConfig(BaseModel):
         default=None, description="Model directory or hub id of the server for --prove; without it, the set's own."
     )
 
+    cache_dir: Path = Field(default=CACHE_DIR, description="Where shards of a URL are copied.")
+    cache_gb: float = Field(default=CACHE_GB, gt=0, description="Gigabytes that the copies may take.")
+
     diff: Path | None = Field(
         default=None,
         description="Compare with another shard set, or with a dataset that another trainer prepared (a directory that "
@@ -109,6 +116,8 @@ class AuditConfig(BaseModel):
             raise ValueError("--fail-on parity needs --prove")
         if self.model is not None and not self.prove:
             raise ValueError("--model needs --prove")
+        if self.diff is not None and is_remote(self.directory):
+            raise ValueError("--diff compares sets on this machine: copy the set here")
         if self.diff is not None and (self.prove or self.html is not None or self.fail_on):
             raise ValueError("--diff compares and nothing else: it takes --json, and not --html, --prove or --fail-on")
         if self.row is not None and self.where is not None:

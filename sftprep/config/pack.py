@@ -13,7 +13,7 @@ from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
-from sftprep.config.places import Place, place_of, shown
+from sftprep.config.places import CACHE_DIR, Place, is_remote, place_of, shown
 
 PINNED_NOW: Final = datetime(2026, 1, 1)
 """What `strftime_now` shows in a template, unless told: the same file packed on two days gives the same bytes."""
@@ -106,7 +106,10 @@ class PackConfig(BaseModel):
         min_length=1,
         description="Model directory or Hugging Face hub id: its tokenizer, chat template and stop tokens.",
     )
-    out: Path = Field(description="Directory of the shard set. It appears when it is whole, or not at all.")
+    out: Place = Field(
+        description="Directory of the shard set, or its URL (s3://…, extra `remote`). It appears when it is whole, or "
+        "not at all; at a URL it is whole when its manifest is there."
+    )
 
     max_length: int | None = Field(
         default=None,
@@ -185,6 +188,10 @@ class PackConfig(BaseModel):
     )
 
     shard_tokens: int = Field(default=1 << 26, ge=1, description="Tokens after which a new shard file is begun.")
+    work_dir: Path = Field(
+        default=CACHE_DIR / "packing",
+        description="Where a set for a URL is made: about four times its bytes, until it is uploaded.",
+    )
     overwrite: bool = Field(default=False, description="Replace another shard set at --out, once the new one is whole.")
     rehash: bool = Field(
         default=False,
@@ -226,10 +233,10 @@ class PackConfig(BaseModel):
 
     @field_validator("out")
     @classmethod
-    def _local(cls, out: Path) -> Path:
-        # A path has one slash where a URL has two; a drive of Windows has one letter.
-        if re.match(r"[a-z][a-z0-9+.-]+:/", out.as_posix()):
-            raise ValueError("--out is a local directory: sets are read from object stores, not yet written to them")
+    def _url(cls, out: Path) -> Path:
+        # A URL that went through a path has one slash where it had two; a drive of Windows has one letter.
+        if not is_remote(out) and re.match(r"[a-z][a-z0-9+.-]+:/", out.as_posix()):
+            raise ValueError("--out is the rest of a URL: give it as text, not as a path")
         return out
 
     @model_validator(mode="after")
@@ -240,8 +247,6 @@ class PackConfig(BaseModel):
             raise ValueError("--max-length is required with packing: nothing is cut, so name the context length")
         if not self.packing and (self.num_rows is not None or self.rows_multiple_of > 1):
             raise ValueError("--num-rows and --rows-multiple-of need packing: without it every document has its row")
-        if self.ray_address is not None and self.runner != "ray":
-            raise ValueError("--ray-address needs --runner ray")
         if self.append and (self.overwrite or self.num_rows is not None):
             raise ValueError("--append keeps what is there: it goes with neither --overwrite nor --num-rows")
         unknown = [code for code in self.allow if code not in WAIVABLE]
@@ -250,6 +255,14 @@ class PackConfig(BaseModel):
         repeated = [name for name, count in Counter(spec.name for spec in self.inputs).items() if count > 1]
         if repeated:
             raise ValueError(f"two sources have the name {repeated[0]!r}: --source NAME=FILE:2 takes a file twice")
+        return self
+
+    @model_validator(mode="after")
+    def _elsewhere(self) -> Self:
+        if self.ray_address is not None and self.runner != "ray":
+            raise ValueError("--ray-address needs --runner ray")
+        if self.append and is_remote(self.out):
+            raise ValueError("--append needs a local --out: copy the set here, append, and copy it back")
         return self
 
     def may_drop(self, num_left_out: int, *, num_rows: int) -> bool:

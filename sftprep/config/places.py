@@ -10,6 +10,11 @@ from pydantic import PlainSerializer, PlainValidator
 
 from sftprep.errors import UsageError
 
+CACHE_DIR: Final = Path("~/.cache/sftprep")
+"""Where shards of object stores are copied, unless told otherwise; commands share it."""
+
+CACHE_GB: Final = 100.0
+
 REMOTE_HINT = "pip install 'sftprep[remote]' for s3://; another scheme needs the package that fsspec names for it"
 
 

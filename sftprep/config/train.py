@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from sftprep.config.places import Place
+from sftprep.config.places import CACHE_DIR, CACHE_GB, Place
 
 
 def _parted(value: Any) -> Any:
@@ -108,10 +108,10 @@ class TrainConfig(BaseModel):
         description="Beside metrics.jsonl: tensorboard, wandb (extras of these names); repeatable, or with commas.",
     )
     cache_dir: Path = Field(
-        default=Path("~/.cache/sftprep"), description="Where shards of a URL are copied; shared by all processes here."
+        default=CACHE_DIR, description="Where shards of a URL are copied; shared by all processes here."
     )
     cache_gb: float = Field(
-        default=100.0, gt=0, description="Gigabytes that the copies may take; the next shards to come are kept."
+        default=CACHE_GB, gt=0, description="Gigabytes that the copies may take; the next shards to come are kept."
     )
     resume: bool = Field(default=False, description="Go on from the last checkpoint of an unfinished run.")
     overwrite: bool = Field(

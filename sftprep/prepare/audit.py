@@ -1,6 +1,7 @@
 """Audit a shard set: every row that the trainer will read, counted and checked, then some of them shown.
 
 from sftprep.config.audit import AuditConfig
+from sftprep.config.places import is_remote
 from sftprep.prepare.audit import audit
 
 found = audit(AuditConfig(directory="packed", html="audit.html"))
@@ -20,6 +21,7 @@ import pyarrow as pa
 from tokenizers import Tokenizer
 
 from sftprep.config.audit import AuditConfig
+from sftprep.config.places import is_remote
 from sftprep.engines.load import load_model
 from sftprep.engines.model import ModelFiles
 from sftprep.errors import ShardError
@@ -28,12 +30,15 @@ from sftprep.prepare.audit_report import report as build_report
 from sftprep.prepare.audit_tally import audit_facts, tally
 from sftprep.prepare.prompts import Prompts, prompt_views, server_prompts
 from sftprep.prepare.prove import prove
+from sftprep.reports.findings import json_bytes
 from sftprep.reports.mask_html import notebook_html, page_html, write_page
 from sftprep.reports.mask_json import AuditReport, write_report
 from sftprep.reports.mask_view import RowView, view_row
-from sftprep.reports.parity_json import CERTIFICATE_NAME
-from sftprep.shards.read import ShardSet, open_shard_set
+from sftprep.reports.parity_json import CERTIFICATE_NAME, ParityCertificate
+from sftprep.shards.cache import open_set
+from sftprep.shards.read import ShardSet
 from sftprep.stages.mask_audit import readable_rows
+from sftprep.stores.write import StoreFolder
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,20 +101,22 @@ def audit(config: AuditConfig) -> Audit:
         ModelFilesError: the server's model cannot be used.
         OutputError: `write-failed`.
     """
-    shards = open_shard_set(config.directory)
-    shards.verify(checksums=config.checksums)
+    shards = open_set(config.directory, cache_dir=config.cache_dir, cache_gb=config.cache_gb)
+    if shards.copies is None:  # what is copied is verified on the way
+        shards.verify(checksums=config.checksums)
     total = tally(shards)
     report, notable = waived(build_report(shards, total), config.allow), total.notable()
     prompts: Prompts | None = None
     if config.prove:
         model = _server_model(shards, config)
         certificate = prove(shards, model=model)
-        write_report(certificate, shards.directory / CERTIFICATE_NAME)
+        _write_certificate(certificate, config.directory)
         report = proven(report, certificate)
         notable = total.notable(found.row for found in certificate.differences)
-        shown = _page_rows(shards, notable, config) if config.html is not None else []
-        batches = [readable_rows(shards.row(index), audit_facts(shards))[0] for index in shown]
+        paged = _page_rows(shards, notable, config) if config.html is not None else []
+        batches = [readable_rows(shards.row(index), audit_facts(shards))[0] for index in paged]
         prompts = server_prompts(shards, batches, model=model, certificate=certificate)
+    report = report.model_copy(update={"directory": str(config.directory)})
     found = Audit(gated(report, config.gates), shards, config, notable, prompts)
     if config.json_file is not None:
         write_report(found.report, config.json_file)
@@ -121,6 +128,14 @@ def audit(config: AuditConfig) -> Audit:
 def summarise(shards: ShardSet) -> AuditReport:
     """Count and check every row of an open set."""
     return build_report(shards, tally(shards))
+
+
+def _write_certificate(certificate: ParityCertificate, place: Path) -> None:
+    """Into the set, wherever it lies."""
+    if is_remote(place):
+        StoreFolder(place).write(CERTIFICATE_NAME, json_bytes(certificate))
+    else:
+        write_report(certificate, place / CERTIFICATE_NAME)
 
 
 def _server_model(shards: ShardSet, config: AuditConfig) -> ModelFiles:

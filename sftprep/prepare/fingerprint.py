@@ -24,6 +24,7 @@ NOT_IN_BYTES: Final = frozenset(
         "sources",
         "model",
         "out",
+        "work_dir",
         "overwrite",
         "append",
         "workers",

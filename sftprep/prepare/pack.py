@@ -20,6 +20,7 @@ from itertools import chain
 import pyarrow as pa
 
 from sftprep.config.pack import PackConfig
+from sftprep.config.places import is_remote
 from sftprep.data import PackPlan
 from sftprep.engines.load import load_model
 from sftprep.engines.model import ModelFiles
@@ -37,6 +38,7 @@ from sftprep.prepare.pack_report import REPORT_NAME, build_report
 from sftprep.prepare.publish import Packed, build_manifest
 from sftprep.prepare.refusal import OnLeftOut, refusal, refuse_failed, tell
 from sftprep.prepare.spool import Spool
+from sftprep.prepare.store_output import store_output
 from sftprep.prepare.unchanged import PackResult, find_unchanged, remember, snapshot, unchanged, whole_set
 from sftprep.prepare.workers import compile_chunks
 from sftprep.reports.findings import json_bytes
@@ -46,7 +48,7 @@ from sftprep.shards.gather import distinct_kwargs, gather
 from sftprep.shards.manifest import Manifest
 from sftprep.shards.place import check_output
 from sftprep.shards.read import ShardSet
-from sftprep.shards.write import ShardWriter
+from sftprep.shards.write import OnShard, ShardWriter
 from sftprep.sources.compressed import OnBytes
 from sftprep.stages.pack import plan, plan_single, spread
 
@@ -67,15 +69,27 @@ def pack(config: PackConfig, *, on_bytes: OnBytes | None = None, on_left_out: On
     compiler(model, config)  # A template that does not compile is found before anything is read.
     files = input_files(config)
     key = fingerprint(files, model=model, config=config)
-    if not config.append:
-        check_output(config.out, fingerprint=key, overwrite=config.overwrite)
-    there = whole_set(config, key)
-    if there is None:
-        result = _made(_Run(config, model, files, key), on_bytes, on_left_out)
-    else:
-        result = unchanged(there, config, on_left_out)
+    run = _Run(config, model, files, key)
+    result = (_in_store if is_remote(config.out) else _here)(run, on_bytes, on_left_out)
     remember(config, before, fingerprint=key)
     return result
+
+
+def _here(run: _Run, on_bytes: OnBytes | None, on_left_out: OnLeftOut | None) -> PackResult:
+    config = run.config
+    if not config.append:
+        check_output(config.out, fingerprint=run.fingerprint, overwrite=config.overwrite)
+    there = whole_set(config, run.fingerprint)
+    return _made(run, on_bytes, on_left_out) if there is None else unchanged(there, config, on_left_out)
+
+
+def _in_store(run: _Run, on_bytes: OnBytes | None, on_left_out: OnLeftOut | None) -> PackResult:
+    with store_output(run.config, fingerprint=run.fingerprint) as store:
+        if store.there is not None:
+            return unchanged(store.there, run.config, on_left_out)
+        local = run.config.model_copy(update={"out": store.directory, "overwrite": True})
+        made = _here(replace(run, config=local, on_shard=store.upload), on_bytes, on_left_out)
+        return replace(made, shards=store.publish(), unchanged=False)
 
 
 def _made(run: _Run, on_bytes: OnBytes | None, on_left_out: OnLeftOut | None) -> PackResult:
@@ -119,6 +133,7 @@ class _Run:
     """The set that is added to, if one is."""
     differed: str = ""
     """The row for which a fast engine gave other ids than the reference, if one did."""
+    on_shard: OnShard | None = None
 
     @property
     def replaces(self) -> str:
@@ -182,6 +197,7 @@ def _write(packed: Packed, spool: Spool, run: _Run) -> PackResult:
         weights=ledger.has_weights,
         overwrite=config.overwrite,
     ) as writer:
+        writer.on_shard = run.on_shard
         documents = spool.documents()
         if run.base is not None:
             writer.take_over(run.base.shards)

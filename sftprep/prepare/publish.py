@@ -27,7 +27,18 @@ from sftprep.shards.manifest import (
 from sftprep.stages.lengths import quantiles, waste
 
 NOT_IN_MANIFEST = frozenset(
-    {"out", "overwrite", "append", "workers", "runner", "ray_address", "tokenizer_engine", "plans", "rehash"}
+    {
+        "out",
+        "work_dir",
+        "overwrite",
+        "append",
+        "workers",
+        "runner",
+        "ray_address",
+        "tokenizer_engine",
+        "plans",
+        "rehash",
+    }
 )
 """Options that the shards know nothing of: the same set has the same manifest wherever and however it was made."""
 

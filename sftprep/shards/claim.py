@@ -30,8 +30,10 @@ class OutputClaim:
     OutputError `output-busy` where another process has it, `output-not-lockable` where the file system has no locks.
     """
 
-    def __init__(self, out: Path) -> None:
+    def __init__(self, out: Path, *, named: Path | None = None) -> None:
         self._out = out
+        self._named = named or out
+        """What the caller calls the place."""
         self._place = out.resolve()  # a link is followed: two names of one place are one claim
         self._lock = self._place.with_name(f".{self._place.name}.lock")
 
@@ -74,7 +76,7 @@ class OutputClaim:
             raise OutputError(
                 "another process is writing a shard set there",
                 code="output-busy",
-                place=str(self._out),
+                place=str(self._named),
                 hint="wait for it, or name another directory",
             ) from error
         except OSError as error:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -27,6 +27,9 @@ from sftprep.shards.schema import MANIFEST_NAME, SHARD_SCHEMA, WEIGHTS_FIELD
 
 SHARD_TOKENS: Final = 1 << 26
 """Tokens after which a new file is begun: about 140 MB, small enough to copy and to check one by one."""
+
+OnShard = Callable[[Path, ShardRecord], None]
+"""Told of each shard when it is finished, and where it lies until the set is published."""
 
 _ENCODINGS: Final = {
     "input_ids.list.element": "BYTE_STREAM_SPLIT",
@@ -71,6 +74,7 @@ class ShardWriter:
         self.has_weights = weights
         self.num_taken_over = 0
         """Shards that were there before."""
+        self.on_shard: OnShard | None = None
         self._records: list[ShardRecord] = []
         self._part: _Part | None = None
         self._published = False
@@ -157,8 +161,11 @@ class ShardWriter:
     def _close_part(self) -> None:
         if self._part is None:
             return
-        self._records.append(self._part.close())
+        record = self._part.close()
         self._part = None
+        self._records.append(record)
+        if self.on_shard is not None:
+            self.on_shard(self.directory / record.file, record)
 
 
 def parquet_writer(sink: Any, schema: pa.Schema) -> pq.ParquetWriter:

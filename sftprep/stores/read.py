@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
-from sftprep.errors import SourceError, UsageError
+from sftprep.errors import SftprepError, SourceError, UsageError
+from sftprep.stores.access import is_refused, no_access
 
 TRIES: Final = 5
 """How often a read is tried before it is an error; the store's own client tries some more each time."""
@@ -107,8 +108,8 @@ class _Reader(io.RawIOBase):
                 raise
             except Exception as error:  # each store has exceptions of its own for a line that is down
                 self._let_go()
-                if attempt == TRIES - 1:
-                    raise read_failed(self._path, error) from error
+                if attempt == TRIES - 1 or is_refused(error):
+                    raise _failed(self._path, error) from error
                 time.sleep(_FIRST_PAUSE_SECONDS * 2**attempt)
                 self._refuse_changed()
         raise AssertionError("the last try returns or raises")
@@ -138,8 +139,10 @@ class _Reader(io.RawIOBase):
             self._file = None
 
 
-def read_failed(path: Path, error: Exception) -> SourceError:
-    """The error that says that a store does not answer."""
+def _failed(path: Path, error: Exception) -> SftprepError:
+    """The error that says that a store does not answer, or to whom it does not."""
+    if is_refused(error):
+        return no_access(path, error)
     return SourceError(
         f"the store does not answer: {str(error).partition(chr(10))[0]:.200}",
         code="read-failed",
@@ -150,10 +153,10 @@ def read_failed(path: Path, error: Exception) -> SourceError:
 
 @contextmanager
 def named_failures(path: Path) -> Iterator[None]:
-    """What a store raises becomes an error with a place: UsageError `missing-file`, SourceError `read-failed`."""
+    """What a store raises gets a name and a place: UsageError `missing-file`, `no-access`, or SourceError."""
     try:
         yield
     except FileNotFoundError as error:
         raise UsageError("there is no such file", code="missing-file", place=str(path), hint="check the URL") from error
     except Exception as error:  # each store has exceptions of its own
-        raise read_failed(path, error) from error
+        raise _failed(path, error) from error

@@ -1,0 +1,107 @@
+"""What is put under one URL of an object store: each object whole or not at all, tried again where a line is down."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+from sftprep.errors import OutputError
+from sftprep.stores.access import is_refused, no_access
+
+TRIES: Final = 5
+"""How often a request is made before it is an error; the store's own client tries some more each time."""
+
+_FIRST_PAUSE_SECONDS: Final = 0.5
+
+T = TypeVar("T")
+
+
+class StoreFolder:
+    """Objects whose names begin with one URL; names here are what follows it.
+
+    OutputError `store-failed` where the store does not answer, UsageError `no-access` where it lets nobody in.
+    """
+
+    def __init__(self, place: Path) -> None:
+        self.place = place
+        store: Any = place
+        self._store = store.fs
+        self._root = f"{store.path.rstrip('/')}/"
+
+    def sizes(self) -> dict[str, int]:
+        """Every object's name and bytes, as the store has them now."""
+
+        def listed() -> dict[str, int]:
+            self._store.invalidate_cache()
+            found = self._store.find(self._root, detail=True)
+            return {name.removeprefix(self._root): int(info["size"]) for name, info in found.items()}
+
+        return self._tried(listed)
+
+    def read(self, name: str) -> bytes | None:
+        """An object's bytes; None where there is no such object."""
+
+        def content() -> bytes | None:
+            try:
+                found: bytes = self._store.cat_file(self._root + name)
+            except FileNotFoundError:
+                return None
+            return found
+
+        return self._tried(content)
+
+    def put(self, name: str, source: Path) -> None:
+        """Upload a file; the object has its name when all bytes of it are there."""
+        self._tried(lambda: self._store.put_file(str(source), self._root + name))
+
+    def write(self, name: str, content: bytes) -> None:
+        """Put a few bytes there."""
+        self._tried(lambda: self._store.pipe_file(self._root + name, content))
+
+    def create(self, name: str, content: bytes) -> bytes:
+        """Put an object there that nobody else has; the bytes that it has then, which are another's where it was first.
+
+        S3 decides who is first (`If-None-Match`). Of a store that does not, the last of those who write at one moment
+        wins, and the others see its bytes here.
+        """
+
+        def created() -> None:
+            with suppress(FileExistsError):
+                self._store.pipe_file(self._root + name, content, mode="create")
+
+        self._tried(created)
+        return self.read(name) or b""
+
+    def remove(self, names: Iterable[str]) -> None:
+        """Objects that are gone already are no fault."""
+
+        def removed(name: str) -> None:
+            with suppress(FileNotFoundError):
+                self._store.rm_file(self._root + name)
+
+        for name in names:
+            self._tried(partial(removed, name))
+
+    def _tried(self, ask: Callable[[], T]) -> T:
+        for attempt in range(TRIES):
+            try:
+                return ask()
+            except Exception as error:  # each store has exceptions of its own for a line that is down
+                if is_refused(error):
+                    raise no_access(self.place, error) from error
+                if attempt == TRIES - 1:
+                    raise self._failed(error) from error
+                time.sleep(_FIRST_PAUSE_SECONDS * 2**attempt)
+        raise AssertionError("the last try returns or raises")
+
+    def _failed(self, error: Exception) -> OutputError:
+        return OutputError(
+            f"the store does not take it: {str(error).partition(chr(10))[0]:.200}",
+            code="store-failed",
+            place=str(self.place),
+            hint="check the network, the endpoint and the credentials, and run the same command again",
+        )
