@@ -260,10 +260,45 @@ def decoder_speed(shards: ShardSet) -> float:
     return tokens / (time.process_time() - start)
 
 
-def show(rows: list[tuple[str, str, str]]) -> None:
-    widths = [max(len(row[column]) for row in rows) for column in range(3)]
-    for row in rows:
-        print("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())
+def say(text: str) -> None:
+    """At once: each part takes minutes, and what was measured stands whatever becomes of the next."""
+    print(text, flush=True)
+
+
+def in_turn(shards: ShardSet, place: Path, *, steps: int) -> None:
+    pairs = steps_in_turn(shards, place, steps=steps)
+    bare, ours = (statistics.median(pair[side] for pair in pairs) for side in (1, 0))
+    ratio = statistics.median(theirs / our for our, theirs in pairs)
+    tokens = tokens_a_step(shards)
+    say(f"bare loop: {tokens / bare:,.0f} tokens a CPU second; sftprep train: {tokens / ours:,.0f}")
+    say(f"sftprep against the bare loop: {ratio:.3f}, median of {len(pairs)} steps in turn (wanted: 0.9)")
+    small = loader_speed(shards, epochs=20)
+    say(f"reading and batching: {tokens / small / ours:.2%} of a step")
+
+
+def beside_trl(shards: ShardSet, place: Path, *, steps: int) -> None:
+    trainers: dict[str, Run] = {"sftprep train": run_ours, "TRL SFTTrainer": run_trl}
+    costs = {name: seconds_a_step(run, shards, place, steps=steps) for name, run in trainers.items()}
+    for name, cost in costs.items():
+        say(f"{name}: {tokens_a_step(shards) / cost:,.0f} tokens a CPU second")
+    ours, theirs = costs.values()
+    say(f"sftprep against TRL: {theirs / ours:.2f} times as fast (wanted: 2)")
+
+
+def loader(shards: ShardSet, place: Path) -> None:
+    large = large_set(shards, place / "large", tokens=LOADER_TOKENS)
+    decoder_speed(large)
+    first, again, decoder = loader_speed(large), loader_speed(large, skip=1), decoder_speed(large)
+    say(
+        f"loader, packs of {LARGE_PACK}: {first / 1e6:.1f} million tokens a CPU second in the first pass, "
+        f"{again / 1e6:.1f} in the second (wanted: 20)"
+    )
+    say(f"pyarrow alone, decoding the same columns: {decoder / 1e6:.1f} million; ours is {first / decoder:.2f} of it")
+
+
+def tokens_a_step(shards: ShardSet) -> float:
+    counts: Any = shards.manifest.counts
+    return float(counts.num_tokens / counts.num_packs * PACKS_A_STEP)
 
 
 def main() -> None:
@@ -274,32 +309,11 @@ def main() -> None:
         shards = packed(place / "set", tokens=60_000, max_length=PACK_TOKENS)
         torch.manual_seed(0)
         Qwen3ForCausalLM(Qwen3Config(**MODEL)).save_pretrained(place / "model")
-        pairs = steps_in_turn(shards, place, steps=steps)
-        trainers: dict[str, Run] = {"sftprep": run_ours, "TRL SFTTrainer": run_trl}
-        costs = {name: seconds_a_step(run, shards, place, steps=steps) for name, run in trainers.items()}
-        small = loader_speed(shards, epochs=20)
-        large = large_set(shards, place / "large", tokens=LOADER_TOKENS)
-        decoder_speed(large)
-        loader, decoder = loader_speed(large, skip=1), decoder_speed(large)
-    counts: Any = shards.manifest.counts
-    a_step = counts.num_tokens / counts.num_packs * PACKS_A_STEP
-    bare, ours = (statistics.median(pair[side] for pair in pairs) for side in (1, 0))
-    ratio = statistics.median(theirs / our for our, theirs in pairs)
-    print(f"packs of {PACK_TOKENS}, {counts.num_trained / counts.num_tokens:.0%} trained; {steps} steps each")
-    rows = [("bare loop, in turn", bare, ours), ("sftprep, in turn", ours, ours)]
-    rows += [(name, cost, costs["sftprep"]) for name, cost in costs.items()]
-    show(
-        [("", "tokens a CPU second", "against sftprep")]
-        + [(name, f"{a_step / cost:,.0f}", f"{reference / cost:.2f}") for name, cost, reference in rows]
-    )
-    print(f"sftprep against TRL: {costs['TRL SFTTrainer'] / costs['sftprep']:.2f} times as fast (wanted: 2)")
-    print(f"sftprep against the bare loop: {ratio:.3f}, median of {len(pairs)} steps in turn (wanted: 0.9)")
-    print(f"all that is not the bare loop's: {1 - ratio:.1%} of a step (wanted: at most 2%)")
-    print(f"reading and batching: {a_step / small / ours:.2%} of a step")
-    print(f"loader, packs of {LARGE_PACK}: {loader / 1e6:.1f} million tokens a CPU second (wanted: 20)")
-    print(
-        f"pyarrow alone, decoding the same columns: {decoder / 1e6:.1f} million; ours is {loader / decoder:.2f} of it"
-    )
+        counts: Any = shards.manifest.counts
+        say(f"packs of {PACK_TOKENS}, {counts.num_trained / counts.num_tokens:.0%} trained; {steps} steps each")
+        loader(shards, place)
+        in_turn(shards, place, steps=steps)
+        beside_trl(shards, place, steps=min(steps, 10))
 
 
 if __name__ == "__main__":
