@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 import math
 import numbers
 from collections.abc import Mapping, Sequence
@@ -67,6 +68,8 @@ def harness_scores(model: LocalModel, config: EvaluateConfig) -> list[TaskScore]
     from lm_eval.models.huggingface import HFLM
 
     tokenizer = AutoTokenizer.from_pretrained(model.directory, local_files_only=True)
+    # It warns that a model is handed over that is open already.
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
     opened = HFLM(
         pretrained=model.network, tokenizer=tokenizer, batch_size=config.batch_size, device=str(model.network.device)
     )

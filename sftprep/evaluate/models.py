@@ -57,7 +57,8 @@ class Run:
         self.tell(f"opening {name}")
         model = open_local(name, device=config.device, stop_ids=stop_ids)
         prompts = prompt_ids(model.files, model.directory, [case.conversation for case in cases], now=self.now)
-        self.tell(f"{name} answers {len(cases)} cases")
+        if cases:
+            self.tell(f"{name} answers {len(cases)} cases")
         asking = Asking(config.max_new_tokens, config.temperature, config.seed, config.batch_size)
         answers = case_answers(model, prompts, cases, asking=asking)
         loss = None

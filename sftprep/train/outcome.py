@@ -45,7 +45,7 @@ def write_best_outcome(model: PreTrainedModel, workspace: Workspace, *, step: in
             if path.name not in RESUMED_FROM:
                 _copy(path, workspace.directory / path.name)
         weights = lora.saved_trainable(kept) if config.lora_rank else None
-        _write_rest(model, workspace, config=config, weights=weights)
+        _write_rest(model, workspace, config=config, weights=weights, note=f", the best step kept: {step}")
 
 
 def _copy(path: Path, target: Path) -> None:
@@ -56,9 +56,9 @@ def _copy(path: Path, target: Path) -> None:
 
 
 def _write_rest(
-    model: PreTrainedModel, workspace: Workspace, *, config: TrainConfig, weights: dict[str, Any] | None
+    model: PreTrainedModel, workspace: Workspace, *, config: TrainConfig, weights: dict[str, Any] | None, note: str = ""
 ) -> None:
     place = workspace.directory
     if config.lora_rank and not config.lora_embeddings:
         lora.save_adapter(model, place / lora.ADAPTER_DIRECTORY, config=config, weights=weights)
-    write_loss_curve(workspace.metrics, place / PAGE, title=f"Training of {config.model}")
+    write_loss_curve(workspace.metrics, place / PAGE, title=f"Training of {config.model}{note}")

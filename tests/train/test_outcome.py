@@ -69,6 +69,7 @@ def test_the_output_is_the_model_of_the_best_step_and_says_so(
     assert weights(out) == steps[BEST - 1]
     assert model_step(out) == BEST
     assert f"best by pass-rate: step {BEST}, in {out}\n" in shown
+    assert f"the best step kept: {BEST}" in (out / "loss.html").read_text(encoding="utf-8")
     plain = {path.name for path in (tmp_path / "plain").iterdir()}
     assert {path.name for path in out.iterdir()} == plain, "what a resumption needs is no part of the model"
     AutoModelForCausalLM.from_pretrained(out)
