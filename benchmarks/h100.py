@@ -1,6 +1,6 @@
 """Everything that one H100 is asked for, in one call of less than ten minutes. No GPU has run it yet.
 
-python benchmarks/h100.py [--tiny]
+python benchmarks/h100.py [--tiny] [--only CASE …]
 
 Each case is a process of its own, with its own time limit, so that one that fails leaves the others and the card's
 memory alone. `--tiny` runs the same code on a CPU with toy sizes, to see that it runs. Models have random weights of
@@ -22,34 +22,41 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from rich.console import Console
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from sftprep.config.pack import PackConfig
 from sftprep.config.train import TrainConfig
 from sftprep.prepare.pack import pack
 from sftprep.shards.read import ShardSet, open_shard_set
-from sftprep.train import attention, lora
+from sftprep.train import attention, lora, run, setup
 from sftprep.train.attention import Segments
+from sftprep.train.compiled import compile_layers
+from sftprep.train.filling import filled_up
 from sftprep.train.flops import cost_of
 from sftprep.train.forward import Head, find_head, to_device, token_loss
 from sftprep.train.optim import build_optimizer
 from sftprep.train.recompute import recompute_activations
+from sftprep.train.record import StepRecord
 from sftprep.train.rows import RowReader
-from sftprep.train.run import train
 from sftprep.train.stream import MicroBatch, collate_packed
 
 SAMPLES = Path(__file__).resolve().parent.parent / "data_samples"
 PEAK = 989e12
 """Dense bfloat16 of an H100 SXM, operations a second."""
-CASE_SECONDS = 95
-"""Six cases, and the packing before them, stay under ten minutes."""
 WARM_STEPS = 5
+ACCUMULATED = 2
+"""Packs of a step, each in a forward pass of its own, in every case."""
+TRL_KERNEL = "varlen_by_positions"
+_SEEN: dict[str, Any] = {}
 
 QWEN_1_5B = {
     "model_type": "qwen2",
@@ -99,6 +106,10 @@ class Setting:
         return 512 if self.tiny else 8192
 
     @property
+    def case_seconds(self) -> int:
+        return 900 if self.tiny else 95
+
+    @property
     def steps(self) -> int:
         return 8 if self.tiny else 25
 
@@ -110,7 +121,13 @@ class Setting:
         return AutoConfig.for_model(**values)
 
     def options(self, **changes: Any) -> TrainConfig:
-        values = {"max_steps": self.steps, "epochs": 1000, "grad_accum": 1, "lr": 1e-5, "schedule": "constant"}
+        values = {
+            "max_steps": self.steps,
+            "epochs": 1000,
+            "grad_accum": ACCUMULATED,
+            "lr": 1e-5,
+            "schedule": "constant",
+        }
         places = {"data": self.place / "set", "model": str(self.place / "model"), "out": self.place / "out"}
         return TrainConfig(**{**values, **places, "device": self.device, "dtype": "bfloat16", **changes})
 
@@ -160,11 +177,11 @@ def report(
     scalars = shards.scalars()
     rows, counts = shards.num_rows, shards.manifest.counts
     step = statistics.median(seconds[WARM_STEPS:])
-    tokens, trained = counts.num_tokens / rows, counts.num_trained / rows
+    tokens, trained = ACCUMULATED * counts.num_tokens / rows, ACCUMULATED * counts.num_trained / rows
     line = {"case": name, "ms a step": round(step * 1e3, 2), "tokens a second": round(tokens / step)}
     cost = None if model is None else cost_of(model)
     if cost is not None:
-        squares = float(scalars.sum_len2.sum()) / rows
+        squares = ACCUMULATED * float(scalars.sum_len2.sum()) / rows
         needed = cost.step(num_tokens=round(tokens), num_trained=round(trained), sum_len2=round(squares))
         line["MFU %"] = round(100 * needed / step / PEAK, 2)
     if not setting.tiny:
@@ -199,62 +216,140 @@ def kernel(setting: Setting) -> None:
             raise SystemExit("the kernel disagrees with the loop")
 
 
-def ours(setting: Setting) -> None:
-    """`sftprep train` itself on the 1.5B: reading, checking, logging included."""
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(setting.config(QWEN_1_5B))
+@contextmanager
+def weights_on_the_device(setting: Setting, shape: dict[str, Any]) -> Iterator[list[StepRecord]]:
+    """`train` without what is no training: weights are drawn on the card, and none are written; its steps' records."""
+    records: list[StepRecord] = []
+    steps = run.run_steps
+
+    def recorded(*arguments: Any, **keywords: Any) -> Iterator[Any]:
+        for record, position in steps(*arguments, **keywords):
+            records.append(record)
+            yield record, position
+
+    def drawn(_: Any, __: Any, *, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+        return random_model(setting, shape, dtype=dtype)
+
+    with (
+        patch.object(setup, "load", drawn),
+        patch.object(run, "run_steps", recorded),
+        patch.object(run, "_publish", lambda *_, **__: None),
+    ):
+        yield records
+
+
+def ours(setting: Setting, *, name: str, shape: dict[str, Any] = QWEN_1_5B, **options: Any) -> None:
+    """`sftprep train` itself: reading, checking, self-test, logging included."""
     (setting.place / "model").mkdir(exist_ok=True)
-    setting.config(QWEN_1_5B).save_pretrained(setting.place / "model")
-    options = setting.options(init="random", overwrite=True)
-    train(options, console=Console(file=io.StringIO()))
-    lines = (options.out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    records = [json.loads(line) for line in lines]
-    norms = [record["grad_norm"] for record in records]
-    report(setting, "1.5B full, sftprep train", seconds=[r["seconds"] for r in records], model=model, norms=norms)
+    setting.config(shape).save_pretrained(setting.place / "model")
+    with weights_on_the_device(setting, shape) as records:
+        config = setting.options(overwrite=True, **options)
+        said = io.StringIO()
+        found = run.train(config, console=Console(file=said))
+    for line in said.getvalue().splitlines():
+        if line.startswith(("self-test", "compiled")):
+            print(json.dumps({"case": name, "said": line}))
+    if found.layout != "segments":
+        raise SystemExit(f"{name}: rows were trained as {found.layout}")
+    model = meta_model(setting, shape, **options)
+    seconds, norms = [record.seconds for record in records], [record.grad_norm for record in records]
+    report(setting, name, seconds=seconds, model=model, norms=norms)
 
 
-def prepared(setting: Setting, model: PreTrainedModel) -> tuple[Head | None, list[MicroBatch]]:
+def meta_model(setting: Setting, shape: dict[str, Any], **options: Any) -> PreTrainedModel:
+    """The model without weights, to count its operations."""
+    with torch.device("meta"):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(setting.config(shape))
+    if options.get("lora_rank"):
+        lora.adapt(model, setting.options(**options))
+    return model
+
+
+@dataclass(frozen=True, slots=True)
+class Bare:
+    """The same kernels without the trainer, on batches that lie on the device already."""
+
+    setting: Setting
+    model: PreTrainedModel
+    head: Head | None
+    batches: list[MicroBatch]
+    optimizer: torch.optim.Optimizer
+
+    def step(self, number: int) -> torch.Tensor:
+        batches = [self.batches[(number * ACCUMULATED + part) % len(self.batches)] for part in range(ACCUMULATED)]
+        targets = float(sum(len(batch["targets"]) for batch in batches))
+        for batch in batches:
+            with torch.autocast(self.setting.device, dtype=torch.bfloat16):
+                found = token_loss(self.model, batch, head=self.head, normaliser=targets)
+            found.objective.backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return norm
+
+
+def bare(setting: Setting) -> Bare:
     attention.register()
+    model = random_model(setting, QWEN_1_5B, dtype=torch.float32)
     head = find_head(model)
     model.set_attn_implementation(attention.ATTENTION_NAME)
+    recompute_activations(model, keep_products=True)
+    compile_layers(model)
     reader = RowReader(setting.shards())
     rows = [reader.row(step % setting.shards().num_rows) for step in range(setting.steps)]
-    return head, [to_device(collate_packed([row]), torch.device(setting.device)) for row in rows]
-
-
-def loop(setting: Setting, model: PreTrainedModel, *, name: str) -> None:
-    """The same kernels on batches that are on the device already: what the trainer is measured against."""
-    head, batches = prepared(setting, model)
-    optimizer = build_optimizer(model, setting.options())
-    seconds, norms = [], []
-    for batch in batches:
-        synchronize(setting)
-        start = time.perf_counter()
-        with torch.autocast(setting.device, dtype=torch.bfloat16):
-            found = token_loss(model, batch, head=head, normaliser=float(len(batch["targets"])))
-        found.objective.backward()
-        norms.append(torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0))
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        synchronize(setting)
-        seconds.append(time.perf_counter() - start)
-    report(setting, name, seconds=seconds, model=model, norms=[float(norm) for norm in norms])
+    filled = [filled_up(collate_packed([row]), pad_id=0, length=setting.pack_tokens) for row in rows]
+    batches = [to_device(batch, torch.device(setting.device)) for batch in filled]
+    head = head and head.fused()
+    return Bare(setting, model, head, batches, build_optimizer(model, setting.options()))
 
 
 def synthetic(setting: Setting) -> None:
-    loop(setting, random_model(setting, QWEN_1_5B, dtype=torch.float32), name="1.5B full, synthetic loop")
+    """What the trainer is measured against."""
+    loop = bare(setting)
+    seconds, norms = [], []
+    for number in range(setting.steps):
+        synchronize(setting)
+        start = time.perf_counter()
+        norms.append(loop.step(number))
+        synchronize(setting)
+        seconds.append(time.perf_counter() - start)
+    name = "1.5B full, synthetic loop"
+    report(setting, name, seconds=seconds, model=loop.model, norms=[float(norm) for norm in norms])
 
 
-def adapters(setting: Setting) -> None:
-    model = random_model(setting, LLAMA_8B, dtype=torch.bfloat16)
-    lora.adapt(model, setting.options(lora_rank=16))
-    recompute_activations(model, keep_products=True)
-    loop(setting, model, name="8B LoRA r16, sftprep kernels, products kept")
+def profiled(setting: Setting) -> None:
+    """Where the time of a step goes: the kernels that take most of it."""
+    loop = bare(setting)
+    for number in range(WARM_STEPS):
+        loop.step(number)
+    synchronize(setting)
+    activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+    with torch.profiler.profile(activities=activities[: 1 if setting.tiny else 2]) as profile:
+        for number in range(2):
+            loop.step(number)
+        synchronize(setting)
+    events = [event for event in profile.key_averages() if not event.key.startswith(("aten::", "Optimizer"))]
+    for event in sorted(events, key=lambda event: -event.self_device_time_total)[:24]:
+        taken = round(event.self_device_time_total / 2e3, 2)
+        print(json.dumps({"case": "profile", "kernel": event.key[:100], "ms": taken, "calls": event.count / 2}))
 
 
-def trl_with(setting: Setting, *, implementation: str) -> None:
+def varlen_for_trl(module: torch.nn.Module, *tensors: torch.Tensor, **keywords: Any) -> tuple[torch.Tensor, None]:
+    """Our kernel for a trainer that hands positions on: documents begin where they are 0, looked up once a batch."""
+    positions = keywords["position_ids"]
+    if _SEEN.get("positions") is not positions:
+        starts = torch.nonzero(positions[0] == 0).flatten().tolist()
+        offsets = (*starts, positions.shape[1])
+        longest = max(stop - start for start, stop in pairwise(offsets))
+        cu_seqlens = torch.tensor(offsets, dtype=torch.int32, device=positions.device)
+        _SEEN.update(positions=positions, segments=Segments(offsets, cu_seqlens, longest))
+    given = {name: keywords[name] for name in ("scaling", "sliding_window", "dropout") if name in keywords}
+    return attention.segment_attention(module, *tensors[:3], **given, **_SEEN["segments"].keywords())
+
+
+def trl_with(setting: Setting, *, implementation: str, options: dict[str, Any]) -> None:
     """SFTTrainer on the same shards and the same model, by TRL's own padding-free path."""
-    name = f"1.5B full, TRL with {implementation}"
+    name = f"1.5B full, TRL with {implementation}" + "".join(f", {option}" for option in options)
     if importlib.util.find_spec("trl") is None:
         print(json.dumps({"case": name, "skipped": "trl is not installed"}))
         return
@@ -271,7 +366,7 @@ def trl_with(setting: Setting, *, implementation: str) -> None:
             synchronize(setting)
             self.times.append(time.perf_counter())
 
-    attention.register()
+    AttentionInterface.register(TRL_KERNEL, varlen_for_trl)
     model = random_model(setting, QWEN_1_5B, dtype=torch.float32)
     model.set_attn_implementation(implementation)
     shards, clock = setting.shards(), Clock()
@@ -282,6 +377,7 @@ def trl_with(setting: Setting, *, implementation: str) -> None:
         padding_free=True,
         max_length=None,
         per_device_train_batch_size=1,
+        gradient_accumulation_steps=ACCUMULATED,
         max_steps=setting.steps,
         logging_steps=1,
         disable_tqdm=True,
@@ -291,6 +387,7 @@ def trl_with(setting: Setting, *, implementation: str) -> None:
         gradient_checkpointing=False,
         report_to="none",
         save_strategy="no",
+        **options,
     )
     trainer = trl.SFTTrainer(
         model,
@@ -305,25 +402,43 @@ def trl_with(setting: Setting, *, implementation: str) -> None:
     report(setting, name, seconds=seconds, model=model, norms=norms)
 
 
+def trained(name: str, **options: Any) -> Callable[[Setting], None]:
+    return lambda setting: ours(setting, name=name, **options)
+
+
+COMPILED = {"compile_layers": True, "keep_products": True}
+
+
+def trl(implementation: str, **options: Any) -> Callable[[Setting], None]:
+    return lambda setting: trl_with(setting, implementation=implementation, options=options)
+
+
 CASES: dict[str, Callable[[Setting], None]] = {
     "kernel": kernel,
-    "ours": ours,
+    "ours": trained("1.5B full, sftprep train, compiled, products kept", **COMPILED),
+    "ours-all": trained("1.5B full, sftprep train, compiled", compile_layers=True),
+    "ours-eager": trained("1.5B full, sftprep train, not compiled"),
     "synthetic": synthetic,
-    "adapters": adapters,
-    "trl-sdpa": lambda setting: trl_with(setting, implementation="sdpa"),
-    "trl-flex": lambda setting: trl_with(setting, implementation="flex_attention"),
+    "adapters": trained(
+        "8B LoRA r16, sftprep train, compiled, products kept", shape=LLAMA_8B, lora_rank=16, **COMPILED
+    ),
+    "trl-sdpa": trl("sdpa"),
+    "trl-flex": trl("flex_attention"),
+    "trl-varlen": trl(TRL_KERNEL),
+    "trl-liger": trl(TRL_KERNEL, use_liger_kernel=True),
+    "profile": profiled,
 }
 
 
-def results(setting: Setting) -> Iterator[str]:
-    for name in CASES:
+def results(setting: Setting, names: list[str]) -> Iterator[str]:
+    for name in names:
         command = [sys.executable, __file__, "--case", name, "--place", str(setting.place)]
         command += ["--tiny"] if setting.tiny else []
         start = time.perf_counter()
         try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=CASE_SECONDS, check=False)
+            done = subprocess.run(command, capture_output=True, text=True, timeout=setting.case_seconds, check=False)
         except subprocess.TimeoutExpired:
-            yield f"{name}: more than {CASE_SECONDS} s"
+            yield f"{name}: more than {setting.case_seconds} s"
             continue
         yield from (line for line in done.stdout.splitlines() if line.startswith('{"case"'))
         if done.returncode:
@@ -336,6 +451,7 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true")
     parser.add_argument("--case", choices=list(CASES))
     parser.add_argument("--place", type=Path)
+    parser.add_argument("--only", nargs="+", choices=list(CASES))
     given = parser.parse_args()
     if given.case:
         CASES[given.case](Setting(tiny=given.tiny, place=given.place))
@@ -345,7 +461,7 @@ def main() -> None:
         write_set(setting)
         card = "CPU, toy sizes: no figure means anything" if given.tiny else torch.cuda.get_device_name()
         print(f"{card}; torch {torch.__version__}; packs of {setting.pack_tokens}", flush=True)
-        for line in results(setting):
+        for line in results(setting, given.only or list(CASES)):
             print(line, flush=True)
 
 

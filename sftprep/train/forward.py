@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, Final, cast
 
@@ -24,6 +24,10 @@ class Head:
 
     linear: torch.nn.Linear
     transform: HeadTransform
+
+    def fused(self) -> Head:
+        """The same with the softmax of its logits compiled."""
+        return Head(self.linear, replace(self.transform, fused=True))
 
 
 def token_loss(model: torch.nn.Module, batch: MicroBatch, *, head: Head | None, normaliser: float) -> TokenLoss:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Final, cast
 
 import torch
@@ -26,10 +27,14 @@ _MIN_TILE_ROWS: Final = 16
 
 @dataclass(frozen=True, slots=True)
 class HeadTransform:
-    """What a model does to the head's product: `scale * z`, then soft-capping where `softcap` is not 0."""
+    """What a model does to the head's product: `scale * z`, then soft-capping where `softcap` is not 0.
+
+    `fused` has the softmax of a tile compiled into one pass over it.
+    """
 
     scale: float = 1.0
     softcap: float = 0.0
+    fused: bool = False
 
     def apply(self, product: torch.Tensor) -> torch.Tensor:
         """The logits of a head product `[rows, vocab]`."""
@@ -145,27 +150,52 @@ class _Tiles:
     ) -> torch.Tensor:
         """One tile: its losses, float32 `[rows]`; the gradients are added."""
         hidden = self.hidden[rows]
-        # In place from here on: the tile is what decides how much memory the loss takes, and how much time.
-        tile = transform.apply_(torch.nn.functional.linear(hidden, self.weight, self.bias).float())
-        slope = transform.slope(tile)
-        largest = tile.amax(dim=-1, keepdim=True)
-        wanted = tile.gather(1, targets[:, None]) - largest
-        total = tile.sub_(largest).exp_().sum(dim=-1, keepdim=True)
-        nll = (total.log() - wanted).squeeze(1)
-        gradient = tile.mul_(weights[:, None] / total)
-        # Written, not added: adding at indices has no deterministic form on a GPU.
-        gradient[torch.arange(len(targets), device=targets.device), targets] = weights * torch.expm1(-nll)
-        if transform.scale != 1.0 or transform.softcap:
-            gradient.mul_(slope)
-        del slope
-        if self.d_bias is not None:
-            self.d_bias += gradient.sum(dim=0)
-        low = gradient.to(self.weight.dtype)
-        del tile, gradient
-        torch.mm(low, self.weight, out=self.d_hidden[rows])
+        tile_gradient = _fused_tile_gradient() if transform.fused else _tile_gradient
+        nll, gradient = tile_gradient(hidden, (self.weight, self.bias), targets, weights, transform)
+        torch.mm(gradient, self.weight, out=self.d_hidden[rows])
         if self.d_weight is not None:
-            _add_product(self.d_weight, low.t(), hidden)
+            _add_product(self.d_weight, gradient.t(), hidden)
+        if self.d_bias is not None:
+            self.d_bias += gradient.sum(dim=0, dtype=torch.float32)
         return nll
+
+
+def _tile_gradient(
+    hidden: torch.Tensor,
+    head: tuple[torch.Tensor, torch.Tensor | None],
+    targets: torch.Tensor,
+    weights: torch.Tensor,
+    transform: HeadTransform,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The losses of a tile, float32 `[rows]`, and how they move with the head's product `[rows, vocab]`, in its type.
+
+    Softmax less one at the target, weighted: everything in place, because the tile decides memory and time.
+    """
+    tile = transform.apply_(torch.nn.functional.linear(hidden, *head).float())
+    slope = transform.slope(tile)
+    index = targets[:, None]
+    largest = tile.amax(dim=-1, keepdim=True)
+    wanted = tile.gather(1, index) - largest
+    total = tile.sub_(largest).exp_().sum(dim=-1, keepdim=True)
+    nll = (total.log() - wanted).squeeze(1)
+    gradient = tile.mul_(weights[:, None] / total)
+    at_target = weights * torch.expm1(-nll)
+    if isinstance(slope, torch.Tensor):
+        at_target = at_target * slope.gather(1, index).squeeze(1)
+        gradient.mul_(slope)
+    elif slope != 1.0:
+        at_target = at_target * slope
+        gradient.mul_(slope)
+    low = gradient.to(hidden.dtype)
+    # Written, not added: adding at indices has no deterministic form on a GPU.
+    low[torch.arange(len(targets), device=targets.device), targets] = at_target.to(low.dtype)
+    return nll, low
+
+
+@cache
+def _fused_tile_gradient() -> Callable[..., tuple[torch.Tensor, torch.Tensor]]:
+    # Dynamic, because a tile has as many rows as trained tokens fall to it.
+    return torch.compile(_tile_gradient, fullgraph=True, dynamic=True)
 
 
 def _add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:

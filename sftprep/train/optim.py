@@ -49,7 +49,10 @@ def clip_and_step(optimizer: torch.optim.Optimizer, *, max_norm: float, place: s
         TrainError: `not-finite`, `no-gradient`.
     """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    norm = float(whole(torch.nn.utils.clip_grad_norm_(parameters, max_norm)))
+    total = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    norm = float(whole(total))
+    if norm > max_norm:
+        torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, total)
     if not math.isfinite(norm) or not math.isfinite(loss):
         raise TrainError(
             f"the loss is {loss}, the gradient norm {norm}",

@@ -17,7 +17,7 @@ from sftprep.errors import ShardError, TrainError
 from sftprep.shards.read import Scalars, ShardSet
 from sftprep.train import attention, lora
 from sftprep.train.compiled import check_compiled, compile_layers
-from sftprep.train.device import choose_device, set_up_torch
+from sftprep.train.device import choose_device, named_memory_failures, set_up_torch
 from sftprep.train.distributed import World, split_model
 from sftprep.train.forward import find_head
 from sftprep.train.loggers import check_loggers
@@ -67,9 +67,10 @@ def build(config: TrainConfig, *, shards: ShardSet, where: Where, resumed: Path 
     """
     _quieten()
     set_up_torch(config)
-    model = build_model(config, shards=shards, where=where, resumed=resumed)
     reader = RowReader(shards, with_messages=config.loss == "turn")
-    trainee = build_trainee(config, model=model, shards=shards, reader=reader, where=where)
+    with named_memory_failures("before the first step"):
+        model = build_model(config, shards=shards, where=where, resumed=resumed)
+        trainee = build_trainee(config, model=model, shards=shards, reader=reader, where=where)
     return trainee, _feed(config, shards=shards, reader=reader)
 
 
@@ -114,6 +115,8 @@ def build_trainee(
     if head is None:
         where.console.print("this model's head has a form of its own: its full logits are computed", soft_wrap=True)
     _rebuild_layers(config, model=model, layout=layout)
+    if head is not None and config.compile_layers and where.device.type == "cuda":
+        head = head.fused()
     split_model(model, device=where.device, world=where.world)
     trainee = Trainee(
         model=model,

@@ -187,7 +187,21 @@ def test_float32_on_the_gpu_loses_what_the_cpu_loses_i1(
     assert low.nll != there.nll
 
 
-@pytest.mark.parametrize("options", [{}, {"lora_rank": 4, "lora_dropout": 0.3}], ids=["whole", "adapters"])
+def test_compiled_layers_lose_what_the_model_as_written_does_i1(
+    shard_set: ShardSetFactory, toy_model: Path, tmp_path: Path
+) -> None:
+    data = shard_set(num_rows=9)
+    plain = _run(data, toy_model, out=tmp_path / "plain", epochs=2)
+    compiled = _run(data, toy_model, out=tmp_path / "compiled", epochs=2, compile_layers=True, keep_products=True)
+    assert compiled.nll == pytest.approx(plain.nll, rel=0.03)
+    assert compiled.nll[-1] < compiled.nll[0] - 0.2
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"lora_rank": 4, "lora_dropout": 0.3}, {"compile_layers": True, "keep_products": True}],
+    ids=["whole", "adapters", "compiled"],
+)
 def test_a_run_that_is_resumed_ends_in_the_same_bytes_under_deterministic_j1(
     shard_set: ShardSetFactory,
     toy_model: Path,

@@ -90,6 +90,21 @@ def test_the_loss_takes_a_quarter_of_the_full_logits_at_most_n1(transform: HeadT
     assert _peak_bytes(tiled) <= 0.25 * full
 
 
+@pytest.mark.parametrize("transform", [HeadTransform(), HeadTransform(scale=0.5, softcap=3.0)])
+def test_the_compiled_softmax_of_a_tile_is_the_written_one_for_any_number_of_rows(transform: HeadTransform) -> None:
+    torch.manual_seed(0)
+    before = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    weight = torch.randn(1000, 16).bfloat16()
+    for rows in (5, 7, 33):
+        hidden = torch.randn(rows, 16).bfloat16()
+        given = hidden, (weight, None), torch.randint(0, 1000, (rows,)), torch.rand(rows), transform
+        written, fused = loss._tile_gradient(*given), loss._fused_tile_gradient()(*given)
+        torch.testing.assert_close(fused, written, rtol=1e-5, atol=1e-5)
+        assert fused[1].dtype is torch.bfloat16
+        assert float(fused[1].float().abs().max()) > 0
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == before + 1
+
+
 def test_the_head_s_gradient_is_summed_in_float32_under_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loss, "_MIN_TILE_ELEMENTS", 1)
     monkeypatch.setattr(loss, "_TILES", 250)
