@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import jinja2
 from jinja2 import nodes
@@ -20,6 +20,30 @@ from sftprep.templates.values import JsonWriter, dumps
 _OWN_FILTERS: Final = frozenset({"tojson", "join", "indent", "safe"})
 
 
+class Mark(str):
+    """Written between two pieces of a text: how far the template has come, and what it has asked and read until then.
+
+    `message` is the one that a pass of the loop over messages has just ended with, -1 for the ending.
+    """
+
+    message: int
+    num_guards: int
+    has_read: int
+
+
+class Marker(Protocol):
+    """Puts marks into a template, and takes them out of what it writes."""
+
+    def parsed(self, tree: nodes.Template) -> None:
+        """Put them in, in place."""
+
+    def mark(self, items: Sequence[object]) -> Mark:
+        """The mark of a pass of a loop that is at these items; of the ending where there are none."""
+
+    def taken(self, pieces: Iterable[str]) -> Iterable[str]:
+        """The pieces without their marks, which are remembered."""
+
+
 class TracingEnvironment(MeteredEnvironment):
     """The same texts as `MeteredEnvironment`, as `TracedStr`. `tracer` is set anew for each render."""
 
@@ -28,6 +52,7 @@ class TracingEnvironment(MeteredEnvironment):
     def __init__(self, now: datetime) -> None:
         super().__init__(now)
         self.tracer = Tracer()
+        self.marker: Marker | None = None
         for name, function in list(self.filters.items()):
             if name not in _OWN_FILTERS:
                 self.filters[name] = self._followed(function)
@@ -40,12 +65,18 @@ class TracingEnvironment(MeteredEnvironment):
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
         tree = super()._parse(source, name, filename)
         stamp_loops(tree)
+        if self.marker is not None:
+            self.marker.parsed(tree)
         tree.set_environment(self)
         return tree
 
     def concat(self, pieces: Iterable[str]) -> str:
         """Join what the compiled template yields."""
-        return self.tracer.concat(self.charged(pieces))
+        return self.tracer.concat(self.charged(pieces if self.marker is None else self.marker.taken(pieces)))
+
+    def mark(self, *items: object) -> str:
+        """What `marker` writes here."""
+        return "" if self.marker is None else self.marker.mark(items)
 
     def getattr(self, obj: Any, attribute: str) -> Any:
         """`obj.attribute`; a traced string has the attributes of `str` and no others."""
@@ -69,7 +100,9 @@ class TracingEnvironment(MeteredEnvironment):
         return item in container
 
     def print_value(self, value: Any) -> str:
-        """A printed expression."""
+        """A printed expression; marks stay what they are."""
+        if isinstance(value, Mark):
+            return value
         self.meter_look(value)
         return self.tracer.concat((value,))
 

@@ -10,9 +10,9 @@ import jinja2.filters
 from jinja2 import nodes
 from jinja2.tests import TESTS
 
-from sftprep.templates.environment import TracingEnvironment
+from sftprep.templates.environment import Mark, TracingEnvironment
 from sftprep.templates.limits import Meter
-from sftprep.templates.symbolic_layout import Layout, Mark, marked
+from sftprep.templates.symbolic_layout import Layout, marked
 from sftprep.templates.symbolic_tracer import SymbolicTracer, mentions_symbol
 from sftprep.templates.symbols import OpaqueError, Watched
 from sftprep.templates.trace import TracedStr
@@ -58,59 +58,43 @@ class _Unmetered(Meter):
         """Refuse nothing."""
 
 
-class SymbolicEnvironment(TracingEnvironment):
-    """A tracing environment that knows how far a template has come.
+class Marks:
+    """A `Marker` of symbolic renders: `found` are the marks of the last text, each with its position in it."""
 
-    After a render `marks` are the marks of its text, each with its position; `layout` is of the template compiled last.
-    """
-
-    def __init__(self, now: datetime) -> None:
-        super().__init__(now)
+    def __init__(self, environment: TracingEnvironment) -> None:
+        self.environment = environment
         self.layout: Layout | None = None
-        self.marks: list[tuple[int, Mark]] = []
+        self.found: list[tuple[int, Mark]] = []
 
-    def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
-        tree = super()._parse(source, name, filename)
+    def parsed(self, tree: nodes.Template) -> None:
+        """Mark a template, and know its layout."""
         self.layout = marked(tree)
-        tree.set_environment(self)
-        return tree
 
-    def mark_pass(self, item: object) -> Mark:
-        """A pass of the loop over messages has ended."""
-        return self._mark(self.tracer.messages.get(id(item), -2))
-
-    def mark_ending(self) -> Mark:
-        """The ending begins."""
-        return self._mark(-1)
-
-    def _mark(self, message: int) -> Mark:
-        mark = Mark()
-        mark.message = message
-        tracer = self.tracer
+    def mark(self, items: Sequence[object]) -> Mark:
+        """A pass of the loop over messages has ended, or the ending begins."""
+        mark, tracer = Mark(), self.environment.tracer
+        mark.message = tracer.messages.get(id(items[0]), -2) if items else -1
         if isinstance(tracer, SymbolicTracer):
             mark.num_guards, mark.has_read = len(tracer.guards), tracer.reads.last
         return mark
 
-    def print_value(self, value: Any) -> str:
-        """A printed expression; marks stay what they are."""
-        return value if isinstance(value, Mark) else super().print_value(value)
-
-    def concat(self, pieces: Iterable[str]) -> str:
-        """Join what the compiled template yields, and note where the marks are."""
+    def taken(self, pieces: Iterable[str]) -> list[str]:
+        """The pieces of a text without its marks."""
         kept: list[str] = []
         position = 0
         for piece in pieces:
             if isinstance(piece, Mark):
-                self.marks.append((position, piece))
+                self.found.append((position, piece))
             else:
                 kept.append(piece)
                 position += str.__len__(piece)
-        return super().concat(kept)
+        return kept
 
 
-def symbolic_environment(now: datetime) -> SymbolicEnvironment:
+def symbolic_environment(now: datetime) -> tuple[TracingEnvironment, Marks]:
     """A tracing environment that is safe for symbols. OpaqueError where the template does what is not followed."""
-    environment = SymbolicEnvironment(now)
+    environment = TracingEnvironment(now)
+    environment.marker = marks = Marks(environment)
     environment.meter = _Unmetered()
     own: dict[str, Callable[..., Any]] = {
         "tojson": _json_filter(environment),
@@ -122,7 +106,7 @@ def symbolic_environment(now: datetime) -> SymbolicEnvironment:
     tests: Mapping[str, Any] = TESTS
     for name, test in tests.items():
         environment.tests[name] = _walkable(test) if name in _WALKABLE else _guarded(test, is_known=name in _TESTS)
-    return environment
+    return environment, marks
 
 
 def _json_filter(environment: TracingEnvironment) -> Callable[..., TracedStr]:

@@ -32,17 +32,6 @@ class Layout:
     ending: frozenset[str]
 
 
-class Mark(str):
-    """Written between two pieces of a text: how far the template has come, and what it has asked and read until then.
-
-    `message` is the one that a pass of the loop over messages has just ended with, -1 for the ending.
-    """
-
-    message: int
-    num_guards: int
-    has_read: int
-
-
 class Reads:
     """The last message that anything was read of."""
 
@@ -125,8 +114,8 @@ def marked(tree: nodes.Template) -> Layout | None:
     ending = frozenset(name.name for node in tree.body[at:] for name in node.find_all(nodes.Name))
     if GENERATION_PROMPT in before:
         return None
-    loop.body.append(_mark("mark_pass", loop, names_of(loop.target)))
-    tree.body.insert(at, _mark("mark_ending", loop, []))
+    loop.body.append(_mark(loop, names_of(loop.target)))
+    tree.body.insert(at, _mark(loop, []))
     return Layout(before, ending)
 
 
@@ -137,9 +126,9 @@ def _is_plain(node: nodes.Node, stored: set[str]) -> bool:
     return all(isinstance(child, _PLAIN) for child in inside) and names.isdisjoint(_CONVERSATION | stored)
 
 
-def _mark(function: str, at: nodes.Node, names: list[str]) -> nodes.Output:
+def _mark(at: nodes.Node, names: list[str]) -> nodes.Output:
     arguments: list[nodes.Expr] = [nodes.Name(name, "load") for name in names]
-    call = nodes.Call(nodes.EnvironmentAttribute(function), arguments, [], None, None)
+    call = nodes.Call(nodes.EnvironmentAttribute("mark"), arguments, [], None, None)
     output = nodes.Output([call])
     output.set_lineno(at.lineno, override=True)
     return output

@@ -16,9 +16,10 @@ import jinja2
 
 from sftprep.data import Json
 from sftprep.errors import TemplateError
+from sftprep.templates.environment import TracingEnvironment
 from sftprep.templates.runs import Run
 from sftprep.templates.shape import shape_of
-from sftprep.templates.symbolic_environment import SymbolicEnvironment, symbolic_environment
+from sftprep.templates.symbolic_environment import Marks, symbolic_environment
 from sftprep.templates.symbolic_layout import Layout, Reads, WatchedMessages
 from sftprep.templates.symbolic_session import SymbolicSession
 from sftprep.templates.symbolic_texts import Body, Builder, Piece, bodies, pieces_of
@@ -45,10 +46,10 @@ class SymbolicTemplate(ChatTemplate):
     """Whether no render has read of a message what comes after it, so that one tells the texts of all beginnings."""
 
     @functools.cached_property
-    def _symbolic(self) -> tuple[SymbolicEnvironment, jinja2.Template]:
-        """The environment of symbolic renders, and the template as it is compiled for it."""
-        environment = symbolic_environment(self.now)
-        return environment, environment.from_string(self.text)
+    def _symbolic(self) -> tuple[TracingEnvironment, Marks, jinja2.Template]:
+        """The environment of symbolic renders, its marks, and the template as it is compiled for it."""
+        environment, marks = symbolic_environment(self.now)
+        return environment, marks, environment.from_string(self.text)
 
     @functools.cached_property
     def _known(self) -> dict[Hashable, list[Body]]:
@@ -138,7 +139,7 @@ class SymbolicTemplate(ChatTemplate):
 
     @property
     def _layout(self) -> Layout | None:
-        return self._symbolic[0].layout
+        return self._symbolic[1].layout
 
     def _ending(self, size: int, request: Request, *, prompt: bool) -> Sequence[Piece]:
         if self._layout is None:
@@ -190,7 +191,7 @@ class SymbolicTemplate(ChatTemplate):
         pieces = pieces_of(session, text)
         if layout is None:
             return {size: Body(guards, pieces, len(pieces))}
-        marks = self._symbolic[0].marks
+        marks = self._symbolic[1].found
         position = next((position for position, mark in marks if mark.message == -1), -1)
         count = _count_at(text, position)
         kwargs = {name: value for name, value in (request.kwargs or {}).items() if name in layout.ending}
@@ -207,9 +208,9 @@ class SymbolicTemplate(ChatTemplate):
     def _run_symbolic(self, size: int, request: Request, *, prompt: bool) -> TracedStr:
         session = self._current()
         tracer = session.tracer
-        environment, compiled = self._symbolic
+        environment, marks, compiled = self._symbolic
         environment.tracer = tracer
-        environment.marks = []
+        marks.found = []
         tracer.stamp, tracer.loops, tracer.rendering = -1, [], True
         tracer.reads = Reads()
         messages = WatchedMessages(session.wrapped[:size], tracer.reads)

@@ -9,8 +9,8 @@ from itertools import accumulate, islice
 from typing import Any, NamedTuple
 
 from sftprep.errors import TemplateError
+from sftprep.templates.environment import Mark
 from sftprep.templates.runs import Run
-from sftprep.templates.symbolic_layout import Mark
 from sftprep.templates.symbolic_session import Keys, SymbolicSession
 from sftprep.templates.symbolic_tracer import Part
 from sftprep.templates.symbols import Field, Guard, OpaqueError
