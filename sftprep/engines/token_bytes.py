@@ -45,7 +45,7 @@ def _is_byte_level(decoder: Any) -> bool:
 
 def _all_bytes(pieces: Sequence[str]) -> list[bytes]:
     """The bytes of each piece, all translated at once."""
-    of_character = {ord(character): chr(byte) for character, byte in _bytes_of_characters().items()}
+    of_character = {ord(character): chr(byte) for character, byte in bytes_of_characters().items()}
     try:
         joined = "".join(pieces).translate(of_character).encode("latin-1")
     except UnicodeEncodeError:
@@ -61,7 +61,7 @@ def _bytes(piece: str, of_character: Mapping[int, str]) -> bytes:
     return piece.encode("utf-8", "surrogatepass")
 
 
-def _bytes_of_characters() -> dict[str, int]:
+def bytes_of_characters() -> dict[str, int]:
     """Byte-level BPE writes printable Latin-1 bytes as themselves, the others as U+0100 and on, in their order."""
     printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others = [byte for byte in range(256) if byte not in printable]

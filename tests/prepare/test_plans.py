@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from sftprep.config.pack import PackConfig
 from sftprep.data import TOKEN_BATCH_SCHEMA, Conversation, RowAddress
-from sftprep.engines.fast import EngineChoice, fast_engine
+from sftprep.engines.fast import EngineChoice, FastokensBatch, fast_engine
 from sftprep.engines.load import load_model
 from sftprep.engines.reference import ReferenceEngine
 from sftprep.errors import DataError, EngineDiffersError, MaskError
@@ -248,6 +248,21 @@ def test_a_fast_engine_that_fails_the_probe_is_not_used(monkeypatch: pytest.Monk
     assert fast_engine(model, reference) is None
     monkeypatch.setattr("sftprep.engines.fast.probe_texts", lambda model: [b"nothing"])
     assert fast_engine(model, reference) is not None
+
+
+@pytest.mark.corpus
+def test_fastokens_gives_the_ids_of_the_reference_where_digits_are_cut_off_and_bytes_are_missing(corpus: Path) -> None:
+    pytest.importorskip("fastokens")
+    tokenizer_json = load_model(str(corpus / "models" / "smollm2-135m-instruct")).tokenizer_json
+    reference = ReferenceEngine(tokenizer_json)
+    engine = FastokensBatch(tokenizer_json)
+    random_texts = random.Random(0)
+    letters = "ab'sdmtlvre019 \u0663\u00bd\u2167 \n\t\r\u00a0\u3000.,!?\u00e9\u4e2d\u00b9"
+    texts = ["".join(random_texts.choices(letters, k=40)).encode() for _ in range(500)]
+    texts += [b"a\x00b 1", b"\x04", b"no such byte 12", b""]
+    found, expected = engine.encode_batch(texts), reference.encode_batch(texts)
+    assert np.array_equal(found.ids, expected.ids)
+    assert np.array_equal(found.offsets, expected.offsets)
 
 
 def test_a_question_that_has_no_answer_for_another_text_is_the_templates_own_error(tmp_path: Path) -> None:
