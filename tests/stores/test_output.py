@@ -22,6 +22,7 @@ from sftprep.prepare import pack as pack_module
 from sftprep.prepare.audit import audit
 from sftprep.prepare.pack import pack
 from sftprep.shards.cache import open_set
+from sftprep.stores import write
 from tests.prepare.test_resume import bytes_of, options, rows
 from tests.stores.conftest import Server
 
@@ -360,3 +361,34 @@ def test_an_audit_of_a_set_whose_shard_has_other_bytes_is_refused(
     with pytest.raises(ShardError) as caught:
         audit(AuditConfig(directory=URL, cache_dir=tmp_path / "copies"))
     assert (caught.value.code, caught.value.place) == ("shard-checksum", f"s3://{key}")
+
+
+def test_an_object_that_the_store_took_and_does_not_have_is_named_before_the_manifest_comes(
+    call: dict[str, Any], store: Any, server: Server
+) -> None:
+    def lose(method: str, path: str) -> None:
+        if method == "PUT" and path.endswith("report.json"):
+            store_of_another().rm_file("bucket/sets/one/report.json")
+
+    server.after = lose
+    with pytest.raises(OutputError, match=r"report\.json") as caught:
+        pack(PackConfig(**call))
+    assert caught.value.code == "store-failed"
+    assert "manifest.json" not in objects(store)
+
+
+def test_uploads_that_fail_a_few_times_are_tried_again(
+    call: dict[str, Any], published: dict[str, bytes], store: Any, server: Server
+) -> None:
+    failed: list[str] = []
+
+    def fault(method: str, path: str) -> str:
+        if method == "PUT" and failed.count(path) < write.TRIES - 1:
+            failed.append(path)
+            return "fail"
+        return ""
+
+    server.fault = fault
+    pack(PackConfig(**call))
+    server.fault = lambda method, path: ""
+    assert objects(store) == published
