@@ -58,18 +58,24 @@ def peak_bytes(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether this is what torch, on whatever device, or Python raises where memory ends."""
+    return isinstance(error, MemoryError) or any(text in str(error) for text in _OUT_OF_MEMORY)
+
+
 @contextmanager
 def named_memory_failures(place: str) -> Iterator[None]:
     """Running out of memory becomes a TrainError that says what to turn."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        if not isinstance(error, MemoryError) and not any(text in str(error) for text in _OUT_OF_MEMORY):
+        if not is_out_of_memory(error):
             raise
         raise TrainError(
-            "the device has not enough memory for this step",
+            "the device has not enough memory",
             code="out-of-memory",
             place=place,
             hint="lower --batch-size and raise --grad-accum, add --keep-products or --gradient-checkpointing, or "
-            "pack with a smaller --max-length; --dtype bfloat16 halves what activations take",
+            "pack with a smaller --max-length; --dtype bfloat16 halves what activations take, --lora-rank keeps no "
+            "optimizer state of the model's own weights, torchrun splits the model among processes",
         ) from error

@@ -19,6 +19,7 @@ from sftprep.engines.load import build_model, read_text_files
 from sftprep.engines.model import ModelFiles
 from sftprep.errors import ModelFilesError, ShardError
 from sftprep.shards.manifest import Manifest
+from sftprep.train.device import is_out_of_memory
 
 _HUB_FILES: Final = ("*.json", "*.jinja", "*.safetensors")
 _WEIGHT_FILES: Final = ("*.safetensors", "pytorch_model*.bin")
@@ -124,6 +125,8 @@ def _named_failures(place: ModelPlace) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, KeyError, RuntimeError) as error:
+        if is_out_of_memory(error):
+            raise
         raise ModelFilesError(
             f"the model cannot be opened: {_first_line(error)}",
             code="no-weights",

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 
 from sftprep.errors import TrainError
 from sftprep.train.attention import ATTENTION_NAME, Segments
+from sftprep.train.device import is_out_of_memory
 from sftprep.train.forward import inputs, model_logits, to_device
 from sftprep.train.stream import Row, collate_packed, collate_padded
 
@@ -90,6 +91,8 @@ def _compare(model: PreTrainedModel, documents: Sequence[Row], *, alone: torch.T
         packed, segments = _packed(model, documents)
         changed, _ = _packed(model, [_other_ids(documents[0]), *documents[1:]])
     except (TrainError, ValueError, TypeError, RuntimeError, NotImplementedError, KeyError, AttributeError) as error:
+        if is_out_of_memory(error):
+            raise
         reason = error.message if isinstance(error, TrainError) else str(error).partition("\n")[0]
         return Verdict(isolated=False, reason=reason, difference=float("inf"), moved=float("inf"))
     first = len(documents[0].ids)
