@@ -7,12 +7,9 @@ from typing import Final
 
 import jinja2
 
-from sftprep.reports.evaluate_json import EvaluateReport
+from sftprep.reports.evaluate_json import EvaluateReport, LossChange
 from sftprep.reports.findings import publishing
-
-_LABEL: Final = 190
-_PLOT: Final = 520
-_ROW: Final = 30
+from sftprep.reports.page_style import STYLE
 
 _PAGE: Final = """<!doctype html>
 <html lang="en">
@@ -21,31 +18,29 @@ _PAGE: Final = """<!doctype html>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>Evaluation: {{ 'passed' if report.passed else 'failed' }}</title>
 <style>
-:root { color-scheme: light dark; --ink: #1c2330; --page: #fbfbf9; --card: #fff; --line: #d9dce3; --soft: #5a6475;
-  --bad: #b3261e; --fine: #1d6b38; --new: #2f62b3; --old: #9aa5b5; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e6e9ef; --page: #14171c; --card: #1c2128; --line: #343b46;
-  --soft: #9aa5b5; --bad: #ff8a80; --fine: #7fd196; --new: #85aef0; --old: #5a6475; } }
-* { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 76rem; padding: 1.5rem; background: var(--page); color: var(--ink);
-  font: 15px/1.5 system-ui, sans-serif; }
-h1 { font-size: 1.4rem; margin: 0 0 .2rem; } h2 { font-size: 1.05rem; margin: 2rem 0 .6rem; }
-.bad { color: var(--bad); } .fine { color: var(--fine); } .soft { color: var(--soft); }
-svg { max-width: 100%; height: auto; } svg text { font: 13px ui-monospace, monospace; fill: var(--ink); }
-.new { fill: var(--new); } .old { fill: var(--old); } svg line { stroke: var(--ink); stroke-width: 1.5; }
-table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
+{% include "style" %}
+.bar { display: grid; grid-template-columns: min(11rem, 28%) 1fr 5.5rem; gap: .7rem; align-items: center;
+  margin: .3rem 0; font: 13px ui-monospace, monospace; } .bar b { text-align: right; overflow-wrap: anywhere;
+  font-weight: 400; }
+.track { position: relative; height: 18px; border-left: 1px solid var(--line); }
+.track i { position: absolute; left: 0; }
+.new { background: var(--new); top: 0; height: 10px; } .old { background: var(--old); top: 11px; height: 6px; }
+.track .range { left: auto; top: 4px; height: 2px; min-width: 2px; background: var(--ink); }
+td.gate { overflow-wrap: break-word; min-width: 8.5rem; }
 .wide { overflow-x: auto; } .wide td, .wide th { white-space: nowrap; }
-th, td { text-align: right; padding: .25rem .6rem; border-bottom: 1px solid var(--line); }
-th:first-child, td:first-child, td.text, th.text { text-align: left; overflow-wrap: anywhere; }
+td.text, th.text { text-align: left; overflow-wrap: anywhere; }
 details { background: var(--card); border: 1px solid var(--line); border-radius: .5rem; padding: .5rem .9rem;
-  margin-bottom: .6rem; }
-summary { cursor: pointer; overflow-wrap: anywhere; }
+  margin-bottom: .6rem; } summary { overflow-wrap: anywhere; }
 .sides { display: grid; grid-template-columns: repeat(auto-fit, minmax(18rem, 1fr)); gap: .7rem; }
-pre { margin: .3rem 0; padding: .5rem .7rem; background: var(--page); border-radius: .4rem; white-space: pre-wrap;
-  overflow-wrap: anywhere; font: 13px/1.5 ui-monospace, monospace; }
 </style>
 </head>
 <body>
-<h1>Evaluation: <span class="{{ 'fine' if report.passed else 'bad' }}">{{ 'passed' if report.passed else 'failed' }}
+{% macro bar(name, new, old, low, high, text) %}<div class="bar"><b>{{ name }}</b><div class="track"><i class="new"
+ style="width: {{ '{:.2%}'.format(new) }}"></i>{% if old is not none %}<i class="old"
+ style="width: {{ '{:.2%}'.format(old) }}"></i>{% endif %}{% if low is not none %}<i class="range"
+ style="left: {{ '{:.2%}'.format(low) }}; width: {{ '{:.2%}'.format(high - low) }}"></i>{% endif %}</div>
+<span>{{ text }}</span></div>{% endmacro %}
+<h1>Evaluation: <span class="{{ 'fine' if report.passed else 'error' }}">{{ 'passed' if report.passed else 'failed' }}
 </span></h1>
 <p class="soft">{{ report.model.name }}{% if report.baseline %} against {{ report.baseline.name }}{% endif %};
 {% if report.model.endpoint %}asked at {{ report.model.endpoint }}, which renders prompts itself.{% else %}
@@ -53,22 +48,23 @@ pre { margin: .3rem 0; padding: .5rem .7rem; background: var(--page); border-rad
 {{ report.model.stop_tokens | join(' or ') }}.{% endif %}</p>
 <h2>Gates</h2>
 <table><thead><tr><th>gate</th><th class="text">measured</th><th>verdict</th></tr></thead><tbody>
-{% for gate in report.gates %}<tr><td>{{ gate.gate }}</td><td class="text">{{ gate.what }}</td>
-<td class="{{ 'fine' if gate.passed else 'bad' }}">{{ 'passed' if gate.passed else 'failed' }}</td></tr>
+{% for gate in report.gates | sort(attribute='passed') %}<tr><td class="gate">{{ gate.gate }}</td>
+<td class="text">{{ gate.what }}</td>
+<td class="{{ 'fine' if gate.passed else 'error' }}">{{ 'passed' if gate.passed else 'failed' }}</td></tr>
 {% else %}<tr><td colspan="3">none was asked for</td></tr>{% endfor %}</tbody></table>
 {% for title, groups in (('Suites', report.suites), ('Tags', report.tags), ('Sources', report.sources)) if groups %}
 <h2>{{ title }}</h2>
-<svg viewBox="0 0 {{ width }} {{ groups | length * row }}" width="{{ width }}" role="img"
- aria-label="Pass rate by {{ title | lower }}">
-{% for group in groups %}<g transform="translate(0 {{ loop.index0 * row }})"><text x="{{ label - 8 }}" y="17"
- text-anchor="end">{{ group.name | truncate(22, true, '…') }}</text>{% if group.against_baseline %}<rect class="old"
- x="{{ label }}" y="16" width="{{ group.against_baseline.pass_rate * plot }}" height="7"/>{% endif %}<rect
- class="new" x="{{ label }}" y="5" width="{{ group.pass_rate * plot }}" height="10"/><line
- x1="{{ label + group.low * plot }}" x2="{{ label + group.high * plot }}" y1="10" y2="10"/><text
- x="{{ label + plot + 10 }}" y="17">{{ '{:.0%}'.format(group.pass_rate) }} of {{ group.num_cases }}</text></g>
-{% endfor %}</svg>
+<div role="img" aria-label="Pass rate by {{ title | lower }}">
+{% for group in groups %}{% set other = group.against_baseline %}{{ bar(group.name, group.pass_rate,
+ other.pass_rate if other else none, group.low, group.high,
+ '{:.0%} of {}'.format(group.pass_rate, group.num_cases)) }}
+{% endfor %}</div>
 <p class="soft">Share of cases passed, with its 95 % interval{% if report.baseline %}; the thin bar is the
-baseline's{% endif %}.</p>
+baseline's{% endif %}.{% if loop.first %} <i>Value</i> is the mean of the scorers' values, <i>stops</i> the share of
+answers that the model ended by itself, <i>repeats</i> the share of 4-word runs that stood in the answer before.
+{% if report.baseline %} <i>Lost</i> and <i>gained</i> are cases that only the baseline, or only the new model, passes;
+<i>p</i> is McNemar's exact test of them, and <i>difference</i> that of the values, with its interval over cases.
+{% endif %}{% endif %}</p>
 <div class="wide"><table><thead><tr><th>{{ title }}</th><th>cases</th><th>passed</th><th>value</th><th>stops</th>
 <th>repeats</th>{% if report.baseline %}<th>baseline</th><th>lost</th><th>gained</th><th>p</th><th>difference</th>
 <th>verdict</th>{% endif %}</tr></thead><tbody>
@@ -82,17 +78,13 @@ baseline's{% endif %}.</p>
 {% endfor %}</tbody></table></div>
 {% endfor %}
 {% if report.likelihood %}<h2>Held-out loss</h2>
-<svg viewBox="0 0 {{ width }} {{ bars | length * row }}" width="{{ width }}" role="img"
- aria-label="Nats per token by source">
-{% for name, loss in bars.items() %}<g transform="translate(0 {{ loop.index0 * row }})"><text x="{{ label - 8 }}" y="17"
- text-anchor="end">{{ name | truncate(22, true, '…') }}</text>{% if loss.change %}<rect class="old"
- x="{{ label }}" y="16" width="{{ loss.change.baseline / most * plot }}" height="7"/>{% endif %}<rect class="new"
- x="{{ label }}" y="5" width="{{ loss.per_token / most * plot }}" height="10"/>{% if loss.change %}<line
- x1="{{ label + (loss.change.baseline + loss.change.low) / most * plot }}"
- x2="{{ label + (loss.change.baseline + loss.change.high) / most * plot }}" y1="10" y2="10"/>{% endif %}<text
- x="{{ label + plot + 10 }}" y="17">{{ '{:.4f}'.format(loss.per_token) }}</text></g>
-{% endfor %}</svg>
-<p class="soft">Nats per trained token; less is better{% if report.baseline %}. The thin bar is the baseline's, the line
+<div role="img" aria-label="Nats per token by source">
+{% for name, loss in bars.items() %}{% set change = loss.change %}{{ bar(name, loss.per_token / most,
+ change.baseline / most if change else none, (change.baseline + change.low) / most if change else none,
+ (change.baseline + change.high) / most if change else none, '{:.4f}'.format(loss.per_token)) }}
+{% endfor %}</div>
+<p class="soft">{{ '{:,}'.format(report.likelihood.num_documents) }} documents of {{ report.likelihood.directory }}:
+nats per trained token; less is better{% if report.baseline %}. The thin bar is the baseline's, the line
 the 95 % interval of the change{% endif %}. <i>source:</i> is a file, <i>origin:</i> what rows say under
 <i>source</i>.{% if report.likelihood.unread %} Not told apart, for the files are gone or another:
 {{ report.likelihood.unread | join(', ') }}.{% endif %}</p>
@@ -119,26 +111,26 @@ the 95 % interval of the change{% endif %}. <i>source:</i> is a file, <i>origin:
 <p class="soft">{{ 'Through the chat template' if report.harness[0].chat_template else 'Without a chat template' }}.</p>
 {% endif %}
 {% if report.win_rate %}{% set won = report.win_rate %}<h2>Win-rate</h2>
-<p>{{ won.judge }} prefers the new answers in {{ '{:.1%}'.format(won.win_rate) }} of {{ won.num_cases }} pairs
+<p>The judge {{ won.judge }} prefers the new answers in {{ '{:.1%}'.format(won.win_rate) }} of {{ won.num_cases }} pairs
 ({{ '{:.1%} to {:.1%}'.format(won.low, won.high) }}) against {{ won.against }}; at equal length in
 {{ '{:.1%}'.format(won.length_controlled) }}. {{ won.wins }} won, {{ won.ties }} tied, {{ won.losses }} lost,
 {{ won.num_unreadable }} unreadable; the answer shown first wins {{ '{:.1%}'.format(won.first_position) }}.</p>
 {% endif %}
 {% if report.suites %}<h2>Training data</h2>
 <p>{% if report.contamination %}{{ '{:,}'.format(report.contamination.num_rows) }} training rows were compared;
-{{ report.contamination.found | length }} matches.{% else %}Not checked: no training rows were given.{% endif %}</p>
-{% for found in (report.contamination.found if report.contamination else []) %}<p class="bad">{{ found }}</p>
+matches: {{ report.contamination.found | length }}.{% else %}Not checked: no training rows were given.{% endif %}</p>
+{% for found in (report.contamination.found if report.contamination else []) %}<p class="error">{{ found }}</p>
 {% endfor %}{% endif %}
 {% for title, cases, is_open in sections if cases %}<h2>{{ title }}: {{ cases | length }}</h2>
 {% for case in cases %}<details{{ ' open' if is_open and loop.index <= 5 }}><summary>
-<b class="{{ 'fine' if case.answer.passed else 'bad' }}">{{ '{:.2f}'.format(case.answer.value) }}</b>
+<b class="{{ 'fine' if case.answer.passed else 'error' }}">{{ '{:.2f}'.format(case.answer.value) }}</b>
 {% if case.baseline %}<span class="soft">was {{ '{:.2f}'.format(case.baseline.value) }}</span>{% endif %}
 {{ case.suite }}/{{ case.id }} <span class="soft">{{ case.tags | join(', ') }}</span></summary>
 <pre>{{ case.prompt }}</pre>{% if case.reference is not none %}<p class="soft">Reference: {{ case.reference }}</p>
 {% endif %}<div class="sides">{% for name, answer in (('new', case.answer), ('baseline', case.baseline)) if answer %}
 <div><b>{{ name }}</b> <span class="soft">{{ answer.num_tokens }} tokens, {{ 'ended by itself' if answer.stopped
 else 'did not end by itself' }}</span><pre>{{ answer.text }}</pre>
-{% for score in answer.scores %}<div class="{{ 'fine' if score.passed else 'bad' }}">{{ score.kind }}
+{% for score in answer.scores %}<div class="{{ 'fine' if score.passed else 'error' }}">{{ score.kind }}
 {{ '{:.2f}'.format(score.value) }} {{ score.note }}</div>{% endfor %}</div>{% endfor %}</div></details>
 {% endfor %}{% endfor %}
 </body>
@@ -148,7 +140,8 @@ else 'did not end by itself' }}</span><pre>{{ answer.text }}</pre>
 
 def evaluation_page(report: EvaluateReport) -> str:
     """The report as HTML. What a model or a suite says is text on the page and never markup."""
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    loader = jinja2.DictLoader({"style": STYLE})
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, loader=loader)
     worse = report.regressions
     known = {(case.suite, case.id) for case in worse}
     rest = [case for case in report.cases if (case.suite, case.id) not in known]
@@ -160,18 +153,19 @@ def evaluation_page(report: EvaluateReport) -> str:
         report=report,
         losses=losses,
         bars=bars,
-        most=max([max(loss.per_token, loss.change.baseline if loss.change else 0) for loss in bars.values()] or [1]),
-        verdicts={"worse": "bad", "better": "fine", "no difference shown": ""},
+        most=max([max(loss.per_token, *_ends(loss.change)) for loss in bars.values()] or [1]),
+        verdicts={"worse": "error", "better": "fine", "no difference shown": ""},
         sections=[
             ("Worse than the baseline", worse, True),
             ("Not passed", [case for case in rest if not case.answer.passed], not worse),
             ("Passed", [case for case in rest if case.answer.passed], False),
         ],
-        label=_LABEL,
-        plot=_PLOT,
-        row=_ROW,
-        width=_LABEL + _PLOT + 130,
     )
+
+
+def _ends(change: LossChange | None) -> tuple[float, float]:
+    """The baseline's loss, and the upper end of what the new one may be."""
+    return (0.0, 0.0) if change is None else (change.baseline, change.baseline + change.high)
 
 
 def write_evaluation_page(report: EvaluateReport, path: Path) -> None:

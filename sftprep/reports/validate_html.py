@@ -15,6 +15,7 @@ import jinja2
 from sftprep.data import Severity
 from sftprep.records.codes import CODES
 from sftprep.reports.findings import ValidationReport, publishing
+from sftprep.reports.page_style import STYLE
 from sftprep.reports.quality_html import SECTION, quality_view
 from sftprep.reports.quality_json import QualityReport
 
@@ -30,35 +31,17 @@ _PAGE: Final = """<!doctype html>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>Validation: {{ 'passed' if report.passed else 'failed' }}</title>
 <style>
-:root { color-scheme: light dark; --ink: #1c2330; --page: #fbfbf9; --card: #fff; --line: #d9dce3; --soft: #5a6475;
-  --error: #b3261e; --warning: #9a6b00; --fine: #1d6b38; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e6e9ef; --page: #14171c; --card: #1c2128; --line: #343b46;
-  --soft: #9aa5b5; --error: #ff8a80; --warning: #e0b455; --fine: #7fd196; } }
-* { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 72rem; padding: 1.5rem; background: var(--page); color: var(--ink);
-  font: 15px/1.5 system-ui, sans-serif; }
-h1 { font-size: 1.4rem; margin: 0 0 .2rem; }
-h3 { font-size: 1rem; margin: 1.4rem 0 .4rem; } summary { cursor: pointer; padding: .2rem 0; }
-h2 { font-size: 1.05rem; margin: 2rem 0 .6rem; }
-.error { color: var(--error); } .warning { color: var(--warning); } .fine { color: var(--fine); }
-.soft { color: var(--soft); }
+{% include "style" %}
 .cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(9rem, 1fr)); gap: .7rem; margin: 1rem 0; }
 .cards div, article { background: var(--card); border: 1px solid var(--line); border-radius: .5rem;
   padding: .7rem .9rem; }
 .cards b { display: block; font-size: 1.25rem; font-variant-numeric: tabular-nums; }
-svg { max-width: 100%; height: auto; } svg text { font: 13px ui-monospace, monospace; fill: var(--ink); }
-svg rect.error { fill: var(--error); } svg rect.warning { fill: var(--warning); }
-table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
-th, td { text-align: right; padding: .25rem .6rem; border-bottom: 1px solid var(--line); }
-th:first-child, td:first-child { text-align: left; overflow-wrap: anywhere; }
 form { display: flex; gap: .7rem; flex-wrap: wrap; align-items: center; margin-bottom: .8rem; }
 select, input { padding: .4rem .6rem; font: inherit; color: inherit; background: var(--card); max-width: 100%;
   border: 1px solid var(--line); border-radius: .4rem; } input { flex: 1 1 12rem; }
 article { margin-bottom: .7rem; } article[hidden] { display: none; }
 article p { margin: .2rem 0; overflow-wrap: anywhere; }
 code { font: 13px ui-monospace, monospace; overflow-wrap: anywhere; }
-pre { margin: .4rem 0 0; padding: .5rem .7rem; background: var(--page); border-radius: .4rem; white-space: pre-wrap;
-  overflow-wrap: anywhere; font: 13px/1.5 ui-monospace, monospace; }
 </style>
 </head>
 <body>
@@ -163,9 +146,8 @@ def write_html(report: ValidationReport, *, path: Path, quality: QualityReport |
 
 def page(report: ValidationReport, *, quality: QualityReport | None = None) -> str:
     """The report as HTML. What a row holds is text on the page and never markup."""
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, loader=jinja2.DictLoader({"quality": SECTION})
-    )
+    parts = jinja2.DictLoader({"quality": SECTION, "style": STYLE})
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, loader=parts)
     bars = _bars(report)
     return environment.from_string(_PAGE).render(
         report=report,
