@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import signal
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -17,13 +18,27 @@ from sftprep.config.pack import PackConfig
 from sftprep.engines.load import load_model
 from sftprep.errors import DataError, TemplateLimitError
 from sftprep.prepare import workers
+from sftprep.prepare.chunk import Chunk
 from sftprep.prepare.inputs import InputChunk
 from sftprep.prepare.workers import compile_chunks
 from sftprep.sources.blocks import LineBlock
 
+COMPILE = workers._compile_in_child
+
 
 def _die(chunk: InputChunk) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _hold_the_first(chunk: InputChunk) -> Chunk:
+    """The first chunk waits until the others that were given away with it are done."""
+    done = Path(os.environ["DONE"])
+    deadline = time.monotonic() + 60
+    while chunk.block.first == 1 and len(os.listdir(done)) < 4 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    compiled = COMPILE(chunk)
+    (done / f"{len(os.listdir(done))} {chunk.block.first}").touch()
+    return compiled
 
 
 def chunks(count: int) -> Iterator[InputChunk]:
@@ -55,6 +70,18 @@ def with_murders(count: int, *, before: set[int]) -> Iterator[InputChunk]:
             for child in multiprocessing.active_children():
                 os.kill(child.pid, signal.SIGKILL)
         yield chunk
+
+
+@pytest.mark.timeout(120)
+def test_a_slow_chunk_holds_up_no_other_child(
+    job: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # H1: who is free takes the next chunk. Given out in turn, every other one would wait behind the first.
+    monkeypatch.setenv("DONE", str(tmp_path))
+    monkeypatch.setattr(workers, "_compile_in_child", _hold_the_first)
+    found = [chunk.documents["doc_line"].to_pylist() for chunk in compile_chunks(chunks(8), **job)]
+    assert found == [[line] for line in range(1, 9)]
+    assert (tmp_path / "4 1").exists(), "four others were done before the first"
 
 
 @pytest.mark.timeout(120)

@@ -253,7 +253,27 @@ def test_an_engine_that_differs_on_a_worker_has_the_reference_do_all_again(
 
 @pytest.mark.slow
 @pytest.mark.timeout(240)
+def test_a_slow_chunk_holds_up_no_other_worker(
+    nodes: TwoNodes, job: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # H1: who is free takes the next chunk. Given out in turn, every third would wait behind the first one.
+    place = tmp_path / "diary"
+
+    def held(chunk: InputChunk, sleep: Callable[[float], None]) -> None:
+        deadline = 600
+        while chunk.block.first == 1 and place.read_bytes().count(b"ended") < 5 and deadline:
+            sleep(0.1)
+            deadline -= 1
+
+    diary = Diary(place, monkeypatch, fault=held)
+    assert lines_of(compile_chunks(chunks(9), **on(nodes, job))) == [[line] for line in range(1, 10)]
+    assert [line for line, _, _ in diary.entries("ended")].index(1) == 5, "all that were given out with it"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(240)
 def test_few_chunks_are_in_the_cluster_at_once(nodes: TwoNodes, job: dict[str, Any]) -> None:
+    # H2: what is in memory is bounded by the workers, however long the input is.
     given = 0
 
     def counted() -> Iterator[InputChunk]:
