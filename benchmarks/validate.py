@@ -5,7 +5,8 @@
 Speed is CPU seconds of one process, the best of several rounds in turn, so a busy machine disturbs both alike. What is
 compared is `ChatRow.model_validate_json`, which finds fewer faults: types, keys and roles. Memory is the peak of a
 process of its own that runs `sftprep validate` on the rows, and on so many that they repeat. On a busy machine judge
-the scaling by the CPU seconds of the parent, which no worker can take over, and of each worker.
+the scaling by the CPU seconds of the parent, which no worker can take over, beside those of its workers: in all, and
+of the rows that the larger run has more, without what it takes to start.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ finally:
     others = resource.getrusage(resource.RUSAGE_CHILDREN)
     took = {"wall": time.perf_counter() - start, "peak_mb": usage.ru_maxrss / 1024}
     took |= {"own": usage.ru_utime + usage.ru_stime, "children": others.ru_utime + others.ru_stime}
+    took |= {"worker_mb": others.ru_maxrss / 1024}
     print(json.dumps(took), file=sys.stderr)
 """
 
@@ -70,6 +72,16 @@ def run(path: Path, *, workers: int) -> dict[str, float]:
     return measured
 
 
+def line(took: dict[str, float], *, rows: int, workers: int) -> str:
+    """What one run took."""
+    told = f"{rows:>9,} rows, {workers} workers: {took['wall']:6.2f} s, peak {took['peak_mb']:.0f} MB, "
+    told += f"{took['own']:.2f} CPU s of the parent"
+    if workers == 1:
+        return told
+    share = took["own"] / took["children"]
+    return f"{told}, {took['children']:.2f} of the workers ({share:.1%}), peak {took['worker_mb']:.0f} MB of one"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", type=Path)
@@ -85,6 +97,7 @@ def main() -> None:
     for name, seconds in best.items():
         print(f"{name:<30} {seconds:7.3f} CPU s  {megabytes / seconds:7.1f} MB/s")
     print(f"ratio {base / ours:.2f} (0.50 or more is wanted)")
+    small: dict[int, dict[str, float]] = {}
     with tempfile.TemporaryDirectory() as folder:
         for count in filter(None, (len(rows), options.large)):
             path = Path(folder) / f"{count}.jsonl"
@@ -92,9 +105,12 @@ def main() -> None:
                 file.writelines(rows[number % len(rows)] + b"\n" for number in range(count))
             for workers in options.workers:
                 took = run(path, workers=workers)
-                shared = f"{took['own']:.2f} CPU s of the parent, {took['children'] / workers:.2f} of each worker"
-                peak = f"peak {took['peak_mb']:.0f} MB"
-                print(f"{count:>9,} rows, {workers} workers: {took['wall']:6.2f} s, {peak}, {shared}", flush=True)
+                print(line(took, rows=count, workers=workers), flush=True)
+                if workers > 1 and workers in small:
+                    own, others = (took[key] - small[workers][key] for key in ("own", "children"))
+                    shares = f"{own:.2f} of the parent, {others:.2f} of the workers: {own / others:.1%}"
+                    print(f"{'':>9}  of the rows more: {shares}", flush=True)
+                small.setdefault(workers, took)
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from sftprep.reports.quality_json import QUALITY_CODES
 from sftprep.sources.compressed import STDIN, OnBytes
 from sftprep.sources.lines import read_blocks, read_rows, require_file
 from sftprep.sources.paths import expand
+from sftprep.sources.stored import is_stored, stored
 from sftprep.stages.validate import ValidatedRow
 
 __all__ = ["ValidationReport", "read_conversations", "validate_files"]
@@ -73,21 +74,28 @@ def validate_files(config: ValidateConfig, *, on_progress: OnProgress | None = N
     paths = Quarantine.paths(config)
     with publishing(paths) as publication:
         outputs = Quarantine.of(config, publication.files)
-        for chunk, block in check_chunks(_chunks(files, on_progress), config=config):
+        chunks = _chunks(files, on_progress, shared=config.workers > 1)
+        for chunk, block in check_chunks(chunks, config=config):
             _add(chunk, block, tally, outputs)
         publication.wanted = all(file.complete for file in tally.files)
     whole = publication.wanted
     return tally.report(published=whole and bool(paths), withheld=not whole and bool(paths))
 
 
-def _chunks(files: Sequence[Path], on_progress: OnProgress | None) -> Iterator[Chunk]:
-    """The blocks of all files in order; before those of a file a chunk that begins it, and after them what is wrong."""
+def _chunks(files: Sequence[Path], on_progress: OnProgress | None, *, shared: bool) -> Iterator[Chunk]:
+    """The blocks of all files in order; before those of a file a chunk that begins it, and after them what is wrong.
+
+    `shared`: other processes will read the blocks' rows.
+    """
     for path in files:
         name = str(path)
         yield Chunk(name)
+        is_plain: bool | None = None
         try:
             for block in read_blocks(path, name=name, on_bytes=on_progress):
-                yield Chunk(name, block)
+                # Children read a plain file themselves: what is sent to them is copied four times on its way.
+                is_plain = (shared and is_stored(block, path)) if is_plain is None else is_plain
+                yield Chunk(name, stored(block, path) if is_plain else block)
         except SourceError as error:
             yield Chunk(name, error=error)
 
