@@ -219,6 +219,16 @@ def verdicts(lines: dict[str, Line], *, floors: Line) -> str:
     return "\n" + "; ".join(said) + "."
 
 
+def with_config(model: Path, folder: Path) -> Path:
+    """The model's directory, with the file that Axolotl cannot do without where it has none."""
+    if (model / "config.json").exists():
+        return model
+    place = folder / f"with config {model.name}" / model.name
+    shutil.copytree(model, place)
+    (place / "config.json").write_text('{"model_type": "llama"}', encoding="ascii")
+    return place
+
+
 def in_chatml(model: Path, folder: Path) -> Path:
     """The same tokenizer with the plainest template: what every side makes of it has the same ids."""
     place = folder / f"{model.name} in ChatML"
@@ -254,7 +264,7 @@ def main() -> None:
         models = options.model or default_models(folder)
         print(f"{options.rows:,} conversations, {rows.stat().st_size:,} bytes, --max-length {options.max_length}")
         for model in models:
-            table(Bench(folder, model.resolve(), rows, few, options.max_length, options.axolotl))
+            table(Bench(folder, with_config(model.resolve(), folder), rows, few, options.max_length, options.axolotl))
 
 
 if __name__ == "__main__":

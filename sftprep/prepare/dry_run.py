@@ -8,11 +8,12 @@ dry_run(PackConfig(files=("chats.jsonl",), model="path/to/model", out="shards", 
 
 from __future__ import annotations
 
+import heapq
 import io
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any, Final
 
@@ -39,6 +40,9 @@ from sftprep.stages.pack import plan
 SAMPLE_ROWS: Final = 2000
 """Rows that are compiled; all where there are no more."""
 
+_LARGEST: Final = 10
+"""One in so many rows of the sample is not drawn: they are the largest of all."""
+
 _SLICE_ROWS: Final = 200
 """Rows that are compiled and timed together."""
 
@@ -52,13 +56,14 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True, slots=True)
 class _Drawn:
-    """A row of the sample: the lowest keys of all rows are drawn."""
+    """A row of the sample: the lowest keys of all rows are drawn, and the largest rows are in it whatever their key."""
 
     key: float
     source: int
     name: str
     row: SourceRow
     times: int
+    is_certain: bool = False
 
     @property
     def size(self) -> int:
@@ -118,8 +123,11 @@ def dry_run(config: PackConfig, *, on_bytes: OnBytes | None = None, num_sampled:
     slices = _slices(sample)
     one_process = config.model_copy(update={"workers": 1, "runner": "local"})
     compiled = _compiled(compile_chunks(map(_chunk, slices), model=model, config=one_process), sample)
-    about = RowSample(np.array([row.size for row in sample], np.float64), population.num_rows, population.size)
-    by_row = RowSample(np.array([row.times for row in sample], np.float64), population.num_rows, population.num_taken)
+    certain = np.array([row.is_certain for row in sample], bool)
+    sizes = np.array([row.size for row in sample], np.float64)
+    times = np.array([row.times for row in sample], np.float64)
+    about = RowSample(sizes, population.num_rows, population.size, certain)
+    by_row = RowSample(times, population.num_rows, population.num_taken, certain)
     tokens, documents = about.total(compiled.tokens), by_row.total(compiled.num_documents)
     written = _write(compiled, config)
     left_out = about.count(np.array([code != "" for code in compiled.codes]))
@@ -147,24 +155,37 @@ def dry_run(config: PackConfig, *, on_bytes: OnBytes | None = None, num_sampled:
 
 
 def _sample(config: PackConfig, *, on_bytes: OnBytes | None, size: int) -> tuple[list[_Drawn], _Population]:
-    """`size` of the rows, each as likely as any other, in the order of the files."""
+    """`size` of the rows in the order of the files: the largest, and others of which each is as likely as any."""
     rng = np.random.default_rng([config.seed, 2])
     drawn: list[_Drawn] = []
+    largest: list[tuple[int, int, _Drawn]] = []
     population, highest = _Population(), 1.0
     for chunk in input_chunks(input_files(config), config, on_bytes=on_bytes):
         for number, row in enumerate(chunk.block.rows(chunk.name)):
             times = chunk.times if isinstance(chunk.times, int) else chunk.times[number]
-            key = float(rng.random())
-            population.num_rows += times > 0
+            found = _Drawn(float(rng.random()), chunk.source, chunk.name, row, times)
+            if not times:
+                continue
+            population.num_rows += 1
             population.num_taken += times
-            population.size += len(row.raw) * times
-            if times and key < highest:
-                drawn.append(_Drawn(key, chunk.source, chunk.name, row, times))
+            population.size += found.size
+            if found.key < highest:
+                drawn.append(found)
+            _keep_largest(largest, (found.size, -population.num_rows, found), size // _LARGEST)
         if len(drawn) > 2 * size:
             drawn = sorted(drawn, key=lambda row: row.key)[:size]
             highest = drawn[-1].key
-    kept = sorted(drawn, key=lambda row: row.key)[:size]
-    return sorted(kept, key=lambda row: (row.source, row.row.address.line)), population
+    certain = {row.key: replace(row, is_certain=True) for _, _, row in largest}
+    kept = [row for row in sorted(drawn, key=lambda row: row.key) if row.key not in certain]
+    sample = [*certain.values(), *kept[: size - len(certain)]]
+    return sorted(sample, key=lambda row: (row.source, row.row.address.line)), population
+
+
+def _keep_largest(heap: list[tuple[int, int, _Drawn]], item: tuple[int, int, _Drawn], count: int) -> None:
+    if len(heap) < count:
+        heapq.heappush(heap, item)
+    elif heap and item > heap[0]:
+        heapq.heapreplace(heap, item)
 
 
 def _slices(sample: Sequence[_Drawn]) -> list[list[_Drawn]]:

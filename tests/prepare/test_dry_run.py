@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from sftprep.config.pack import PackConfig
+from sftprep.prepare import dry_run as dry_run_module
 from sftprep.prepare.dry_run import dry_run
 from sftprep.prepare.pack import pack
 from sftprep.reports.dry_run import DryRunReport
@@ -101,3 +102,46 @@ def test_the_interval_holds_the_total_in_nineteen_of_twenty_samples() -> None:
         drawn = rng.choice(5000, 200, replace=False)
         hits += held(RowSample(sizes[drawn], 5000, sizes.sum()).total(values[drawn]), values.sum())
     assert 0.9 < hits / 400 < 0.99
+
+
+def test_the_largest_rows_are_not_left_to_chance() -> None:
+    # Conversations of which each turn is a sample: tokens grow with the square of the length, few rows have a third.
+    rng = np.random.default_rng(1)
+    turns = np.minimum(rng.geometric(0.4, 5000) + 20 * (rng.random(5000) < 0.01), 80)
+    sizes = turns * rng.lognormal(5, 0.5, 5000)
+    values = sizes * turns / 8
+    assert np.sort(values)[-50:].sum() > values.sum() / 3
+    order = np.argsort(-sizes)
+    widths = {}
+    for largest in (0, 100):
+        hits, found = 0, []
+        for _ in range(200):
+            drawn = np.concatenate([order[:largest], rng.choice(order[largest:], 1000 - largest, replace=False)])
+            sample = RowSample(sizes[drawn], 5000, sizes.sum(), np.arange(1000) < largest)
+            found.append(sample.total(values[drawn]))
+            hits += held(found[-1], values.sum())
+        assert hits / 200 > 0.88
+        widths[largest] = np.mean([one.high - one.low for one in found])
+    assert widths[100] < widths[0] / 2
+
+
+def test_rows_that_are_certain_are_counted_as_they_are() -> None:
+    sizes = np.array([100.0, 1.0, 1.0])
+    sample = RowSample(sizes, 12, 110.0, np.array([True, False, False]))
+    found = sample.total(np.array([7.0, 2.0, 2.0]))
+    assert (found.value, found.low, found.high) == (7 + 20, 27, 27), "what was drawn has no spread"
+    hits = sample.count(np.array([True, False, False]))
+    assert hits.value == 1
+    assert hits.low >= 1
+    assert hits.high > 2, "of those that were not drawn some may be"
+
+
+def test_the_sample_has_the_largest_rows_and_as_many_as_are_asked_for(call: dict[str, Any]) -> None:
+    sample, population = dry_run_module._sample(PackConfig(**call), on_bytes=None, size=100)
+    sizes = sorted((row.size for row in sample), reverse=True)
+    assert (len(sample), population.num_rows) == (100, 600)
+    certain = [row.size for row in sample if row.is_certain]
+    assert sorted(certain, reverse=True) == sizes[:10]
+    everything, _ = dry_run_module._sample(PackConfig(**call), on_bytes=None, size=5000)
+    assert sorted((row.size for row in everything), reverse=True)[:10] == sizes[:10]
+    assert len({(row.source, row.row.address.line) for row in everything}) == len(everything) == 600
