@@ -25,14 +25,16 @@ ROWS = [
 ]
 
 
-@pytest.fixture
-def call(tmp_path: Path, samples: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+def settled_call(tmp_path: Path, samples: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """Options of a pack whose files are known by their times as soon as they are written."""
     monkeypatch.setattr(state, "SETTLED_NS", -(10**9))
     shutil.copytree(samples / "model", tmp_path / "model")
     path = tmp_path / "chats.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in ROWS), encoding="utf-8")
     return {"files": (path,), "model": str(tmp_path / "model"), "out": tmp_path / "out", "max_length": 128}
+
+
+call = pytest.fixture(settled_call, name="call")
 
 
 def run(call: dict[str, Any], **options: Any) -> PackResult:

@@ -1,0 +1,160 @@
+"""What users of packing suffer from elsewhere, as demands on ours (F9, F10, G1, H1, H2, H3, H7 of the requirements)."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+import tracemalloc
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from sftprep.config import pack as options
+from sftprep.engines.load import load_model
+from sftprep.prepare import pack as pack_module
+from sftprep.prepare import workers
+from sftprep.prepare.inputs import InputChunk
+from sftprep.shards import gather
+from sftprep.shards.schema import SHARD_SCHEMA
+from sftprep.sources import lines
+from sftprep.sources.blocks import LineBlock
+from sftprep.templates.template import ChatTemplate
+
+
+def rows(count: int, *, words: int = 400) -> Iterator[dict[str, Any]]:
+    for number in range(count):
+        answer = f"Answer {number}: " + "and so on " * (number % words)
+        yield {"messages": [{"role": "user", "content": "Go on"}, {"role": "assistant", "content": answer}]}
+
+
+def call(folder: Path, samples: Path, count: int, **settings: Any) -> Any:
+    path = folder / f"{count}.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows(count)), encoding="utf-8")
+    known = {"files": (path,), "model": str(samples / "model"), "out": folder / f"set-{count}", "max_length": 2048}
+    return options.PackConfig(**{**known, **settings})
+
+
+def test_nothing_is_cut_or_dropped_by_a_length_that_nobody_named_g1(samples: Path) -> None:
+    known = {"files": ("a.jsonl",), "model": str(samples / "model"), "out": "out"}
+    with pytest.raises(ValueError, match="--max-length is required"):
+        options.PackConfig(**known)
+    unpacked = options.PackConfig(**known, packing=False)
+    assert unpacked.max_length is None
+    assert unpacked.over_length is options.OverLength.REFUSE
+    assert unpacked.max_drop == "0"
+
+
+def test_all_columns_of_a_row_have_its_length_f9(tmp_path: Path, samples: Path) -> None:
+    # Read by pyarrow alone, and against what `seq_lengths` say, not against each other.
+    pack_module.pack(call(tmp_path, samples, 60))
+    (path,) = (tmp_path / "set-60" / "shards").iterdir()
+    seen = 0
+    for row in pq.read_table(path).to_pylist():
+        length, documents = sum(row["seq_lengths"]), len(row["seq_lengths"])
+        seen += documents
+        assert len(row["input_ids"]) == len(row["assistant_masks"]) == length
+        assert {len(row[name]) for name in ("doc_files", "doc_lines", "doc_samples", "doc_kwargs")} == {documents}
+        assert len(row["span_starts"]) == len(row["span_kinds"]) == len(row["span_messages"])
+        assert row["span_starts"][0] == 0
+        assert row["span_starts"] == sorted(set(row["span_starts"]))
+        assert row["span_starts"][-1] < length
+    assert seen == 60
+
+
+def test_ids_are_small_and_compressed_and_nothing_is_stored_that_lengths_tell_h7(tmp_path: Path, samples: Path) -> None:
+    pack_module.pack(call(tmp_path, samples, 60))
+    (path,) = (tmp_path / "set-60" / "shards").iterdir()
+    file = pq.ParquetFile(path)
+    assert not set(file.schema_arrow.names) & {"attention_mask", "position_ids", "labels", "cu_seqlens"}
+    assert file.schema_arrow.names == SHARD_SCHEMA.names
+    assert file.schema_arrow.field("input_ids").type.value_type == pa.int32()
+    assert file.schema_arrow.field("assistant_masks").type.value_type == pa.int8()
+    group = file.metadata.row_group(0)
+    assert {group.column(index).compression for index in range(group.num_columns)} == {"ZSTD"}
+
+
+def held(config: Any) -> tuple[int, int]:
+    """Tokens packed, and the bytes that Python, numpy and Arrow held at most meanwhile."""
+    own, before = pa.proxy_memory_pool(pa.default_memory_pool()), pa.default_memory_pool()
+    pa.set_memory_pool(own)
+    tracemalloc.start()
+    try:
+        manifest = pack_module.pack(config).shards.manifest
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+        pa.set_memory_pool(before)
+    return manifest.counts.num_tokens, peak + int(own.max_memory())
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_rows_f10_h2(
+    tmp_path: Path, samples: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Chunks and batches so small that few rows are several of them.
+    monkeypatch.setattr(lines, "BLOCK_BYTES", 1 << 16)
+    monkeypatch.setattr(gather, "BATCH_TOKENS", 1 << 14)
+    few_tokens, few = held(call(tmp_path, samples, 2000))  # caches are full by then
+    many_tokens, many = held(call(tmp_path, samples, 4000))
+    assert many_tokens - few_tokens > 1_000_000
+    # A row may cost some hundred bytes; its ids alone are four bytes a token.
+    assert many - few < 0.5 * (many_tokens - few_tokens)
+
+
+def test_a_shape_is_rendered_once_and_not_once_a_row_h1(
+    tmp_path: Path, samples: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: Counter[int] = Counter()
+    render = ChatTemplate.render
+    counting = 0
+
+    def counted(*arguments: Any, **named: Any) -> Any:
+        calls[counting] += 1
+        return render(*arguments, **named)
+
+    monkeypatch.setattr(ChatTemplate, "render", counted)
+    for counting in (100, 400):
+        pack_module.pack(call(tmp_path, samples, counting))
+    # One in 1,024 is compiled again without its plan: a few renders more at most.
+    assert calls[400] < calls[100] + 20
+    assert calls[400] < 100
+
+
+def slow_first(chunk: InputChunk) -> int:
+    """A child's work: long for the first chunk, nothing for the others. The process that did it."""
+    time.sleep(4 if chunk.block.first == 1 else 0.05)
+    return os.getpid()
+
+
+@pytest.mark.slow
+def test_a_slow_chunk_holds_up_one_worker_and_no_other_h1(samples: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers, "_compile_in_child", slow_first)
+    config = options.PackConfig(files=("a",), model=str(samples / "model"), out="out", max_length=64, workers=2)
+    chunks = (InputChunk(0, "a", LineBlock(b"{}", line, 0), 1) for line in range(1, 6))
+    done = list(workers.compile_chunks(chunks, model=load_model(str(samples / "model")), config=config))
+    assert len(set(done)) == 2
+    assert done.count(done[0]) == 1, "whoever was free took the rest"
+
+
+def loaded_by_training() -> set[str]:
+    """Modules that are there when training can begin."""
+    program = "import sys, sftprep.train.run, sftprep.train.loop; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    return set(done.stdout.split())
+
+
+@pytest.mark.slow
+def test_training_has_nothing_to_tokenise_or_render_with_h3() -> None:
+    found = loaded_by_training()
+    assert "sftprep.train.loop" in found
+    encoding = {"sftprep.engines.reference", "sftprep.engines.fast", "sftprep.stages.encode", "sftprep.stages.render"}
+    assert not found & (encoding | {"sftprep.stages.encode_batch", "sftprep.templates.template"})
+    assert not [name for name in found if name.startswith(("sftprep.prepare", "sftprep.sources", "sftprep.records"))]
