@@ -69,8 +69,7 @@ def evaluate(
     options = {**locals(), "suite": tuple(suite or ()), "against": tuple(against or ())}
     options |= {"fail_on": tuple(fail_on or ()), "harness": tuple(harness or ()), "device": device.value}
     config = read_config(EvaluateConfig, options, command="evaluate")
-    for path in (config.json_file, config.html):
-        _check_place(path)
+    _check_places(config.json_file, config.html)
     # torch and transformers take seconds to import, which `sftprep --help` must not wait for.
     from sftprep.evaluate.run import evaluate as run
     from sftprep.reports.evaluate_html import write_evaluation_page
@@ -88,12 +87,13 @@ def evaluate(
         raise typer.Exit(1)
 
 
-def _check_place(path: Path | None) -> None:
+def _check_places(*paths: Path | None) -> None:
     """A report that cannot be written is named before hours of answers, not after them."""
-    if path is not None and not path.parent.is_dir():
-        raise OutputError(
-            "the report cannot be written: there is no such directory",
-            code="write-failed",
-            place=str(path.parent),
-            hint="make the directory first",
-        )
+    for path in paths:
+        if path is not None and not path.parent.is_dir():
+            raise OutputError(
+                "the report cannot be written: there is no such directory",
+                code="write-failed",
+                place=str(path.parent),
+                hint="make the directory first",
+            )
