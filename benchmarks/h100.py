@@ -1,4 +1,4 @@
-"""Everything that one H100 is asked for, in one call of less than ten minutes. No GPU has run it yet.
+"""Everything that one H100 is asked for, in one call of less than ten minutes. README.md has the figures.
 
 python benchmarks/h100.py [--tiny] [--only CASE …]
 
