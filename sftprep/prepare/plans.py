@@ -15,7 +15,7 @@ from sftprep.prepare.chat_templates import ChatTemplates
 from sftprep.stages.render import render
 from sftprep.stages.replay import Refusal, RowPlan, plan_refusal, plan_row
 from sftprep.templates.adapt import adapt_messages, probe_form
-from sftprep.templates.control import typed_tokens
+from sftprep.templates.control import TokenSearch, typed_tokens
 from sftprep.templates.policy import ControlTokens, Mask, Part, RenderPolicy
 from sftprep.templates.shape import shape_of
 from sftprep.templates.symbolic_template import SymbolicTemplate
@@ -44,6 +44,7 @@ class PlanBook:
         self._kwargs = config.template_kwargs
         self._policy = policy
         self._known: dict[Hashable, _Known] = {}
+        self._searches: dict[SymbolicTemplate, TokenSearch] = {}
 
     @staticmethod
     def serves(policy: RenderPolicy) -> bool:
@@ -76,6 +77,10 @@ class PlanBook:
     def _has_typed_tokens(self, conversation: Conversation, template: SymbolicTemplate) -> bool:
         if self._policy.control_tokens is not ControlTokens.ERROR or not template.control_tokens:
             return False
+        if template not in self._searches:
+            self._searches[template] = TokenSearch(template.control_tokens)
+        if self._searches[template].clears(conversation):
+            return False
         return any(True for _ in typed_tokens(conversation, template.control_pattern))
 
     def _adapted(self, conversation: Conversation, template: SymbolicTemplate) -> Conversation:
@@ -103,7 +108,9 @@ class PlanBook:
         self, conversation: Conversation, template: SymbolicTemplate, tracer: SymbolicTracer
     ) -> RowPlan | Refusal | None:
         try:
-            rendered = render(conversation, template=template, policy=self._policy)
+            # It was looked for control tokens before.
+            policy = replace(self._policy, control_tokens=ControlTokens.ALLOW)
+            rendered = render(conversation, template=template, policy=policy)
         except MaskError as error:
             return plan_refusal(error, tracer)
         if set(rendered.classes) - {"packed", "switched", "rewritten"} or not rendered.samples:

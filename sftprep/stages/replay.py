@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
@@ -182,9 +183,10 @@ def _plan_sample(sample: Sample, values: _Values) -> _Pieces:
         borders |= {turn.start, turn.stop}
     found = _Pieces([], [], {})
     position = 0
+    ordered = sorted(borders)
     for run in text.runs:
         stop = position + run.length
-        inside = sorted(border for border in borders if position < border < stop)
+        inside = ordered[bisect_right(ordered, position) : bisect_left(ordered, stop)]
         if text.tracer.is_symbol(run):
             if inside:
                 raise OpaqueError("a turn or a segment begins within a field")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 
+from pydantic_core import PydanticSerializationError, to_json
+
 from sftprep.data import Conversation, Json
 from sftprep.errors import MaskError
 from sftprep.templates.template import TracedText
@@ -26,6 +28,25 @@ def typed_errors(conversation: Conversation, pattern: re.Pattern[str]) -> Iterat
             place=path,
             hint="clean the row; --control-tokens split encodes it as text, allow as a control token, as a server does",
         )
+
+
+class TokenSearch:
+    """Tells quickly of most conversations that nothing in them is the text of a control token."""
+
+    def __init__(self, tokens: Sequence[str]) -> None:
+        # Written as JSON a token is as it is, unless it holds what JSON escapes; and no quote means in one string.
+        self._is_plain = not any(character < " " or character in '"\\\x7f' for token in tokens for character in token)
+        self._pattern = re.compile(b"|".join(re.escape(token.encode("utf-8", "surrogatepass")) for token in tokens))
+
+    def clears(self, conversation: Conversation) -> bool:
+        """True where no text or key holds one for certain; False says nothing."""
+        if not self._is_plain:
+            return False
+        try:
+            written = to_json([conversation.messages, conversation.tools], inf_nan_mode="constants")
+        except (PydanticSerializationError, ValueError):
+            return False
+        return self._pattern.search(written) is None
 
 
 def typed_tokens(conversation: Conversation, pattern: re.Pattern[str]) -> Iterator[tuple[str, re.Match[str]]]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any, Final, SupportsIndex
 
-from sftprep.templates.symbolic_tracer import SymbolicTracer, begins, mentions_symbol, parts_of
+from sftprep.templates.symbolic_tracer import SymbolicTracer, begins, keep_beginning, mentions_symbol, parts_of
 from sftprep.templates.symbols import OpaqueError
 from sftprep.templates.trace import TracedStr
 
@@ -84,7 +84,10 @@ class SymbolicStr(TracedStr):
     def __getitem__(self, key: SupportsIndex | slice) -> TracedStr:
         if self.is_symbolic and (self.tracer.rendering or not isinstance(key, slice)):
             raise OpaqueError("it cuts a field")
-        return TracedStr.__getitem__(self, key)
+        made = TracedStr.__getitem__(self, key)
+        if isinstance(key, slice) and key.start is None and key.step is None:
+            keep_beginning(made, self)
+        return made
 
     def startswith(self, prefix: Any, *span: Any) -> bool:
         """`str.startswith`: of other texts of the conversation as well, piece by piece."""

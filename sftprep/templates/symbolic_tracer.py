@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import bisect
+import itertools
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -136,6 +138,21 @@ def parts_of(text: str) -> list[Part]:
     return known[1]
 
 
+def keep_beginning(text: TracedStr, of: TracedStr) -> None:
+    """Know the pieces of a text that another one begins with from those of that one, if they are known."""
+    tracer = of.tracer
+    known = tracer.parts.get(id(of)) if isinstance(tracer, SymbolicTracer) else None
+    if known is None or not isinstance(tracer, SymbolicTracer):
+        return
+    ends = list(itertools.accumulate([len(piece) for _, piece in known[1]]))
+    count = bisect.bisect_right(ends, str.__len__(text))
+    parts = known[1][:count]
+    left = str.__len__(text) - (ends[count - 1] if count else 0)
+    if left and known[1][count][0] >= 0:
+        return
+    tracer.parts[id(text)] = (text, [*parts, (-1, known[1][count][1][:left])] if left else parts)
+
+
 def _parts(text: TracedStr, tracer: SymbolicTracer) -> list[Part]:
     parts: list[Part] = []
     words: list[str] = []
@@ -161,7 +178,9 @@ def begins(text: str, prefix: str) -> bool:
     OpaqueError where it does.
     """
     left, right = parts_of(text), parts_of(prefix)
-    same = next((i for i, (a, b) in enumerate(zip(left, right, strict=False)) if a != b), min(len(left), len(right)))
+    first = len(right) - 1 if left[: len(right) - 1] == right[:-1] else 0
+    pairs = zip(left[first:], right[first:], strict=False)
+    same = next((i for i, (a, b) in enumerate(pairs, first) if a != b), min(len(left), len(right)))
     if same == len(right):
         return True
     if same == len(left):

@@ -1,0 +1,41 @@
+"""Control tokens that somebody typed are found, quickly or slowly."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sftprep.data import Conversation, RowAddress
+from sftprep.templates.control import TokenSearch, typed_tokens
+
+TOKENS = ("<|im_end|>", "<｜a｜>", "[INST]", "</s>")
+TEXTS = st.lists(
+    st.sampled_from(["<|im_", "end|>", *TOKENS, "<｜", "a｜>", "</", "s>", '"', "\\", "\n", "é", "x", "\ud800"]),
+    max_size=4,
+).map("".join)
+JSON = st.recursive(
+    st.one_of(TEXTS, st.integers(), st.none()), lambda inner: st.lists(inner) | st.dictionaries(TEXTS, inner)
+)
+
+
+@given(TEXTS, st.dictionaries(TEXTS, JSON), st.none() | st.lists(JSON))
+def test_nothing_that_is_typed_is_missed_quickly(content: str, more: dict[str, Any], tools: list[Any] | None) -> None:
+    conversation = Conversation(RowAddress("chats", 1), [{**more, "content": content}], [1.0], tools=tools)
+    pattern = re.compile("|".join(map(re.escape, TOKENS)))
+    if TokenSearch(TOKENS).clears(conversation):
+        assert not list(typed_tokens(conversation, pattern))
+
+
+@pytest.mark.parametrize("token", ['<"end">', "a\\b", "<\n>"])
+def test_a_token_that_json_writes_otherwise_is_never_cleared(token: str) -> None:
+    messages = [{"role": "user", "content": f"say {token}"}]
+    assert not TokenSearch([token]).clears(Conversation(RowAddress("chats", 1), messages, [1.0]))
+
+
+def test_usual_texts_are_cleared() -> None:
+    messages = [{"role": "user", "content": 'say "end|>"'}]
+    assert TokenSearch(TOKENS).clears(Conversation(RowAddress("chats", 1), messages, [1.0]))
