@@ -10,7 +10,7 @@ from typing import Final
 
 WIDTH: Final = 860
 _HEIGHT: Final = 300
-_LEFT: Final = 64
+_LEFT: Final = 92
 _RIGHT: Final = 16
 _TOP: Final = 14
 _BOTTOM: Final = 34
@@ -34,13 +34,28 @@ class Line:
     dotted: bool = False
 
 
-def line_plot(lines: Sequence[Line], *, label: str) -> str:
-    """An SVG with axes and a legend; values that are not finite are left out. Empty where there is nothing to draw."""
+STYLE: Final = """
+svg { width: 100%; height: auto; font-size: 12px; fill: currentColor; }
+polyline { vector-effect: non-scaling-stroke; }
+.grid { stroke: #8884; fill: none; }
+.legend span { margin-right: 1.4rem; overflow-wrap: anywhere; } .legend { margin: 0; font-size: 13px; }
+.legend i { display: inline-block; width: 1.1rem; height: .25rem; margin-right: .4rem; vertical-align: middle; }
+@media (max-width: 640px) { svg { font-size: 21px; } circle { r: 6px; } }
+@media (prefers-color-scheme: dark) { polyline, circle, .legend i { filter: brightness(1.45); } }
+"""
+"""Of a page with plots. Narrow screens shrink a plot as a whole, so its text is written larger there."""
+
+
+def line_plot(lines: Sequence[Line], *, label: str, bounds: Sequence[float] = ()) -> str:
+    """An SVG with axes and a legend; values that are not finite are left out. Empty where there is nothing to draw.
+
+    `bounds` are values that the axis holds whether a line has them or not, such as 0 and 1 of a share.
+    """
     drawn = [line for line in map(_thinned, lines) if line.steps]
     if not drawn:
         return ""
     steps = [step for line in drawn for step in line.steps]
-    ticks = nice_ticks([value for line in drawn for value in line.values])
+    ticks = nice_ticks([*bounds, *(value for line in drawn for value in line.values)])
     frame = _Frame(first=min(steps), last=max(steps), low=ticks[0], high=ticks[-1])
     named = [line for line in drawn if line.name]
     return (
@@ -71,7 +86,8 @@ class _Frame:
     high: float
 
     def x(self, step: float) -> float:
-        return _LEFT + (step - self.first) / max(1, self.last - self.first) * (WIDTH - _LEFT - _RIGHT)
+        share = (step - self.first) / (self.last - self.first) if self.last > self.first else 0.5
+        return _LEFT + share * (WIDTH - _LEFT - _RIGHT)
 
     def y(self, value: float) -> float:
         return _HEIGHT - _BOTTOM - (value - self.low) / (self.high - self.low) * (_HEIGHT - _TOP - _BOTTOM)
@@ -96,7 +112,7 @@ def _shape(line: Line, frame: _Frame) -> str:
     points = [(frame.x(step), frame.y(value)) for step, value in zip(line.steps, line.values, strict=True)]
     dots = "".join(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{line.colour}"/>' for x, y in points)
     path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
-    style = 'stroke-width="1" opacity=".35"' if line.faint else 'stroke-width="2"'
+    style = 'stroke-width="1" opacity=".5"' if line.faint else 'stroke-width="2"'
     stroke = f'<polyline points="{path}" fill="none" stroke="{line.colour}" {style}/>'
     return stroke + (dots if line.dotted or len(points) == 1 else "")
 
@@ -105,12 +121,22 @@ def _tick(value: float, frame: _Frame) -> str:
     y = frame.y(value)
     return (
         f'<path class="grid" d="M{_LEFT},{y:.1f} H{WIDTH - _RIGHT}"/>'
-        f'<text x="{_LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{value:.4g}</text>'
+        f'<text x="{_LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{_number(value)}</text>'
     )
+
+
+def _number(value: float) -> str:
+    """Four digits, and a power of ten in as few characters as there is room for beside the plot."""
+    if value == 0 or 1e-3 <= abs(value) < 1e5:
+        return f"{value:.4g}"
+    mantissa, _, power = f"{value:.3e}".partition("e")
+    return f"{float(mantissa):g}e{int(power)}"
 
 
 def _step_labels(frame: _Frame) -> str:
     y = _HEIGHT - 10
+    if frame.first == frame.last:
+        return f'<text x="{frame.x(frame.first):.1f}" y="{y}" text-anchor="middle">step {frame.first:,}</text>'
     return (
         f'<text x="{_LEFT}" y="{y}">step {frame.first:,}</text>'
         f'<text x="{WIDTH - _RIGHT}" y="{y}" text-anchor="end">step {frame.last:,}</text>'

@@ -8,8 +8,9 @@ from html import escape
 from pathlib import Path
 from typing import Any, Final
 
-from sftprep.reports.answers_by_step import STYLE, answers_section, score_lines
-from sftprep.reports.line_plot import COLOURS, WIDTH, Line, line_plot
+from sftprep.reports.answers_by_step import STYLE as ANSWERS_STYLE
+from sftprep.reports.answers_by_step import answers_section, score_lines
+from sftprep.reports.line_plot import COLOURS, STYLE, WIDTH, Line, line_plot
 
 _SMOOTHING: Final = 0.9
 """Share of the running mean that a new step keeps, in the bold lines."""
@@ -27,12 +28,8 @@ _PAGE: Final = """<!doctype html>
 :root {{ color-scheme: light dark; }}
 body {{ font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: {width}px; padding: 0 1rem; }}
 h1 {{ font-size: 1.5rem; overflow-wrap: anywhere; }} h2 {{ font-size: 1.05rem; margin: 2rem 0 .3rem; }}
-svg {{ width: 100%; height: auto; font-size: 12px; fill: currentColor; }}
-.grid {{ stroke: #8884; fill: none; }}
-.legend span {{ margin-right: 1.4rem; overflow-wrap: anywhere; }} .legend {{ margin: 0; font-size: 13px; }}
-.legend i {{ display: inline-block; width: 1.1rem; height: .25rem; margin-right: .4rem; vertical-align: middle; }}
 table {{ border-collapse: collapse; }} td, th {{ padding: .15rem .9rem .15rem 0; text-align: right; }}
-td:first-child, th:first-child {{ text-align: left; overflow-wrap: anywhere; }}
+td:first-child, th:first-child {{ text-align: left; overflow-wrap: anywhere; min-width: 7rem; }}
 th {{ border-bottom: 1px solid #8888; font-weight: 600; }}
 {style}</style>
 <h1>{title}</h1>
@@ -47,7 +44,11 @@ def write_loss_curve(metrics: Path, page: Path, *, title: str) -> None:
     lines = metrics.read_text(encoding="utf-8").splitlines()
     records = [record for record in map(json.loads, lines) if not record["skipped"]]
     text = _PAGE.format(
-        title=escape(title), width=WIDTH, style=STYLE, summary=escape(_summary(records)), sections=_sections(records)
+        title=escape(title),
+        width=WIDTH,
+        style=STYLE + ANSWERS_STYLE,
+        summary=escape(_summary(records)),
+        sections=_sections(records),
     )
     page.write_text(text, encoding="utf-8")
 
@@ -74,19 +75,23 @@ def _sections(records: Sequence[Record]) -> str:
             "Loss: weighted mean, what is optimised",
             _smoothed(records, [r["loss"] for r in records]) if _differs(records) else [],
         ),
-        *_scores(records),
         ("Learning rate", [Line("", _steps(records), [r["lr"] for r in records])]),
         ("Gradient norm, before clipping", _smoothed(records, [r["grad_norm"] for r in records])),
         ("Tokens a second", _smoothed(records, [r["num_tokens"] / r["seconds"] for r in records])),
     )
-    drawn = [(name, svg) for name, lines in plots if (svg := line_plot(lines, label=name))]
-    sections = [f"<h2>{name}</h2>\n{svg}" for name, svg in drawn]
-    return "\n".join([*sections, *_source_table(records, sources), answers_section(records)])
+    drawn = [_section(name, line_plot(lines, label=name)) for name, lines in plots]
+    sections = [*drawn[:3], *_scores(records), *drawn[3:]]
+    return "\n".join([*filter(None, sections), *_source_table(records, sources), answers_section(records)])
 
 
-def _scores(records: Sequence[Record]) -> list[tuple[str, list[Line]]]:
-    """What the suites' sample scored, a plot a metric."""
-    return [(f"{_SCORES[metric]}, on a sample of the suites", lines) for metric, lines in score_lines(records).items()]
+def _section(name: str, svg: str) -> str:
+    return f"<h2>{name}</h2>\n{svg}" if svg else ""
+
+
+def _scores(records: Sequence[Record]) -> list[str]:
+    """What the suites' sample scored, a plot a metric; all of them are shares."""
+    found = [(f"{_SCORES[metric]}, on a sample of the suites", lines) for metric, lines in score_lines(records).items()]
+    return [_section(name, line_plot(lines, label=name, bounds=(0, 1))) for name, lines in found]
 
 
 def _steps(records: Sequence[Record]) -> list[int]:
@@ -165,7 +170,8 @@ def _summary(records: Sequence[Record]) -> str:
     trained = sum(int(record["num_trained"]) for record in records)
     seconds = sum(record["seconds"] for record in records)
     measured = [record["eval_nll"] for record in records if record.get("eval_nll") is not None]
-    held_out = f" Held out: from {measured[0]:.4f} to {measured[-1]:.4f}." if measured else ""
+    first = f"from {measured[0]:.4f} to " if len(measured) > 1 else ""
+    held_out = f" Held out: {first}{measured[-1]:.4f}." if measured else ""
     return (
         f"{len(records)} steps, {tokens:,} tokens, {trained:,} of them trained, {seconds:.0f} s; "
         f"from {records[0]['nll']:.4f} to {records[-1]['nll']:.4f} nats a trained token.{held_out}"

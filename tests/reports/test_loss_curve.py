@@ -40,7 +40,25 @@ def test_everything_of_a_run_is_drawn(tmp_path: Path) -> None:
     for what in ("Nats a trained token", "by source", "Loss", "Learning rate", "Gradient norm", "Tokens a second"):
         assert what in found
     assert "held out" in text
-    assert "Held out: from 1.5000 to 1.5000" in text
+    assert "nats a trained token. Held out: 1.5000." in text
+    twice = page(tmp_path, [record(step, eval_nll=1.0 + 1 / step) for step in (1, 2)])
+    assert "Held out: from 2.0000 to 1.5000." in twice
+
+
+def test_a_share_is_drawn_between_0_and_1_and_a_single_measurement_in_the_middle(tmp_path: Path) -> None:
+    text = page(tmp_path, [record(1), record(2, eval_scores={"pass-rate": 0.75}, eval_answers=None)])
+    plot = text.partition("Share of cases passed")[2].partition("</svg>")[0]
+    assert re.findall(r'text-anchor="end">([^<]*)<', plot) == ["0", "0.25", "0.5", "0.75", "1"]
+    assert re.findall(r'text-anchor="middle">([^<]*)<', plot) == ["step 2"]
+
+
+@pytest.mark.parametrize("values", [[1e-4, 1.02e-4, 1.5e-5], [2e-5], [0.0, 3e-7], [123456.0, 99e6], [0.5, 12.0]])
+def test_the_numbers_beside_a_plot_have_room_there(values: list[float]) -> None:
+    svg = line_plot([Line("", list(range(len(values))), values)], label="x")
+    numbers = re.findall(r'text-anchor="end">([^<s]*)<', svg)
+    assert max(map(len, numbers)) <= 8
+    assert len(set(numbers)) == len(numbers) >= 2
+    assert [float(number) for number in numbers] == pytest.approx(nice_ticks(values), rel=1e-3)
 
 
 def test_the_loss_by_source_is_weighted_by_tokens_in_the_table(tmp_path: Path) -> None:
