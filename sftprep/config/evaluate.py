@@ -16,6 +16,7 @@ GateKind = Literal[
     "repetition",
     "regression",
     "improvement",
+    "not-worse",
     "nll",
     "nll-regression",
     "contamination",
@@ -25,7 +26,7 @@ GateKind = Literal[
     "harness-regression",
 ]
 _AT_LEAST: Final = frozenset({"pass-rate", "win-rate", "stops", "harness"})
-_AT_MOST: Final = frozenset({"repetition", "nll"})
+_AT_MOST: Final = frozenset({"repetition", "nll", "not-worse"})
 _PLAIN: Final = frozenset(
     {"regression", "improvement", "nll-regression", "contamination", "parity", "provenance", "harness-regression"}
 )
@@ -87,9 +88,9 @@ class EvaluateConfig(BaseModel):
     fail_on: tuple[str, ...] = Field(
         default=(),
         description="A gate: pass-rate=0.8, stops=0.95, repetition=0.2 (each also for one suite or tag: "
-        "pass-rate.safety=1), win-rate=0.5, regression, improvement, nll=2.5, nll-regression, contamination, parity, "
-        "provenance, harness.TASK=0.4, harness-regression. Those that can be checked without a value always are, but "
-        "for improvement.",
+        "pass-rate.safety=1), win-rate=0.5, regression, improvement, not-worse=0.05, nll=2.5, nll-regression, "
+        "contamination, parity, provenance, harness.TASK=0.4, harness-regression. Those that can be checked without "
+        "a value always are, but for improvement.",
     )
     harness: tuple[str, ...] = Field(
         default=(),
@@ -135,6 +136,7 @@ class EvaluateConfig(BaseModel):
         needs = {
             "regression": ("--baseline and --suite", self.baseline is not None and bool(self.suite)),
             "improvement": ("--baseline and --suite", self.baseline is not None and bool(self.suite)),
+            "not-worse": ("--baseline and --suite", self.baseline is not None and bool(self.suite)),
             "win-rate": ("--judge", self.judge is not None),
             "nll": ("--held-out", self.held_out is not None),
             "nll-regression": ("--held-out and --baseline", self.held_out is not None and self.baseline is not None),

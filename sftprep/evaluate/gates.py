@@ -108,6 +108,13 @@ def _improvement(gate: EvaluateGate, measured: Measured) -> tuple[bool, str]:
     return not others, _listed(others or [_told(name, found) for name, found in compared])
 
 
+def _not_worse(gate: EvaluateGate, measured: Measured) -> tuple[bool, str]:
+    """Every suite, or the one that the gate names, is shown to have lost no more than the gate's value."""
+    compared = _compared(gate, measured)
+    others = [_told(name, found) for name, found in compared if not gate.holds(-found.low)]
+    return not others, _listed(others or [_told(name, found) for name, found in compared])
+
+
 def _told(name: str, found: Comparison) -> str:
     return (
         f"{name} {found.difference:+.3f} ({found.confidence:.1%} interval {found.low:+.3f} to {found.high:+.3f}, "
@@ -197,6 +204,7 @@ def _listed(found: Sequence[str]) -> str:
 _JUDGES: Final[Mapping[str, Callable[[EvaluateGate, Measured], tuple[bool, str]]]] = {
     "regression": _regression,
     "improvement": _improvement,
+    "not-worse": _not_worse,
     "nll": _nll,
     "nll-regression": _nll_regression,
     "contamination": _contamination,

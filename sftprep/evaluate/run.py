@@ -89,7 +89,7 @@ def evaluate(config: EvaluateConfig, *, on_progress: OnProgress | None = None) -
 def _placed(gate: str, suite: str) -> str:
     """A suite's gate is of that suite, unless it names a tag."""
     parsed = EvaluateGate.parse(gate)
-    is_of_groups = parsed.kind in {"pass-rate", "stops", "repetition", "regression", "improvement"}
+    is_of_groups = parsed.kind in {"pass-rate", "stops", "repetition", "regression", "improvement", "not-worse"}
     if parsed.where or not is_of_groups:
         return gate
     return gate.replace(parsed.kind, f"{parsed.kind}.{suite}", 1)

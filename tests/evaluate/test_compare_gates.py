@@ -109,6 +109,19 @@ def test_improvement_must_be_shown_and_is_asked_for(*, gained: int, lost: int, w
 
 
 @pytest.mark.parametrize(
+    ("lost", "size", "wanted"), [(0, 40, True), (1, 40, True), (8, 40, False), (1, 4, False), (0, 4, True)]
+)
+def test_a_fall_beyond_the_margin_must_be_ruled_out_where_that_is_asked_for(
+    *, lost: int, size: int, wanted: bool
+) -> None:
+    """Of 40 cases one may be lost; of 4 a loss leaves half of the value in doubt, which `regression` would pass."""
+    found = measured([case(float(number >= lost), 1.0, number=number) for number in range(size)])
+    gates = {one.gate: one.passed for one in judged([EvaluateGate.parse("not-worse=0.1")], found)}
+    assert gates["not-worse=0.1"] is wanted
+    assert gates["regression"] is (lost < 8)
+
+
+@pytest.mark.parametrize(
     ("gate", "wanted"), [("repetition=0.2", False), ("repetition=0.4", True), ("repetition=30%", True)]
 )
 def test_more_repetition_than_allowed_fails_and_less_does_not(gate: str, *, wanted: bool) -> None:
@@ -117,7 +130,7 @@ def test_more_repetition_than_allowed_fails_and_less_does_not(gate: str, *, want
     assert [one.passed for one in judged([EvaluateGate.parse(gate)], measured([repeats]))] == [wanted]
 
 
-@pytest.mark.parametrize("gate", ["regression", "improvement"])
+@pytest.mark.parametrize("gate", ["regression", "improvement", "not-worse=0.1"])
 def test_a_comparison_without_a_baseline_is_refused_and_not_passed(gate: str) -> None:
     with pytest.raises(UsageError, match="--baseline"):
         judged([EvaluateGate.parse(gate)], measured([case(1.0, None)]))

@@ -292,6 +292,11 @@ GATES: dict[str, tuple[Plant, Callable[..., object], Any]] = {
         compared.test_improvement_must_be_shown_and_is_asked_for,
         {"gained": 5, "lost": 0, "wanted": False},
     ),
+    "not-worse": (
+        passing("not-worse"),
+        compared.test_a_fall_beyond_the_margin_must_be_ruled_out_where_that_is_asked_for,
+        {"lost": 1, "size": 4, "wanted": False},
+    ),
     "nll": (passing("nll"), HELD, NOTHING),
     "nll-regression": (passing("nll-regression"), HELD, NOTHING),
     "contamination": (
