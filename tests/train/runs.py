@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import json
 import os
@@ -10,6 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from sftprep.train import run
@@ -56,3 +59,22 @@ def assert_witness_sees(guard: Guard, request: pytest.FixtureRequest, monkeypatc
     monkeypatch.setattr(owner, name, fault)
     with pytest.raises((pytest.fail.Exception, AssertionError)):
         witness(**values)
+
+
+def edit_column(data: Path, column: str, edit: Callable[[list[Any]], list[Any]]) -> None:
+    """A column of every shard's rows, changed; the manifest still tells of the bytes before."""
+    for shard in sorted((data / "shards").iterdir()):
+        table = pq.read_table(shard)
+        number = table.schema.get_field_index(column)
+        field = table.schema.field(number)
+        values = pa.array(edit(table[column].to_pylist()), field.type)
+        pq.write_table(table.set_column(number, field, values), shard, row_group_size=3)
+
+
+def accept_set(data: Path, **changes: Any) -> None:
+    """The manifest as `changes` say, and as the shards now are."""
+    manifest = json.loads((data / "manifest.json").read_text())
+    for record in manifest["shards"]:
+        shard = data / record["file"]
+        record |= {"sha256": hashlib.sha256(shard.read_bytes()).hexdigest(), "num_bytes": shard.stat().st_size}
+    (data / "manifest.json").write_text(json.dumps(manifest | changes))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -124,6 +126,59 @@ def test_rounding_of_a_large_vocabulary_is_no_contamination_and_one_wrong_token_
     moved = exact.clone()
     moved[7, 5] += 0.01
     assert selftest._deviation(moved, exact) > selftest._TOLERANCE[torch.float32]
+
+
+@pytest.fixture
+def attending(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Any], None]]:
+    """Lets models attend by another function under our attention's name."""
+
+    def register(function: Any) -> None:
+        monkeypatch.setattr(attention, "segment_attention", function)
+        attention.register()
+
+    yield register
+    monkeypatch.undo()
+    attention.register()
+
+
+def test_a_layer_that_attends_otherwise_is_found_even_where_it_attends_rightly(
+    attending: Callable[[Any], None],
+) -> None:
+    real = attention.segment_attention
+
+    def uncounted(module: Any, *tensors: Any, **given: Any) -> Any:
+        own = replace(given[attention.ATTENTION_NAME]) if module.layer_idx == 1 else given[attention.ATTENTION_NAME]
+        return real(module, *tensors, **{**given, attention.ATTENTION_NAME: own})
+
+    attending(uncounted)
+    verdict = check_segments(_model("llama", {}), _documents(), dtype=torch.float32)
+    assert not verdict.isolated
+    assert "layers attend through the registered attention" in verdict.reason
+
+
+def test_documents_that_move_others_too_little_to_be_called_wrong_are_found(attending: Callable[[Any], None]) -> None:
+    real = attention.segment_attention
+
+    def leaking(module: Any, query: Any, key: Any, value: Any, *rest: Any, **given: Any) -> Any:
+        output, weights = real(module, query, key, value, *rest, **given)
+        first = given[attention.ATTENTION_NAME].offsets[1]
+        leak = 1e-4 * value[0, :1, :first].mean(dim=1)
+        return torch.cat([output[:, :first], output[:, first:] + leak], dim=1), weights
+
+    attending(leaking)
+    verdict = check_segments(_model("llama", {}), _documents(), dtype=torch.float32)
+    assert verdict.difference <= selftest._TOLERANCE[torch.float32]
+    assert not verdict.isolated
+    assert "moves the others" in verdict.reason
+
+
+def test_a_model_that_sees_padding_is_refused() -> None:
+    model = _model("llama", {})
+    # Every position gets something of the whole row's, as in an encoder.
+    model.get_input_embeddings().register_forward_hook(lambda _, __, found: found + found.mean(dim=1, keepdim=True))
+    with pytest.raises(TrainError) as raised:
+        check_rows(model, _documents(), dtype=torch.float32, pad_id=0)
+    assert raised.value.code == "not-isolated"
 
 
 def test_a_layer_that_does_not_get_the_segments_raises() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 from collections.abc import Callable
@@ -10,8 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -24,6 +21,7 @@ from sftprep.train.rows import RowReader
 from sftprep.train.run import train
 from sftprep.train.stream import Row, Schedule
 from sftprep.train.weighting import reweighted
+from tests.train.runs import accept_set, edit_column
 
 ShardSetFactory = Callable[..., Path]
 
@@ -89,24 +87,6 @@ def test_the_reader_gives_every_token_its_message(shard_set: ShardSetFactory) ->
     assert not len(RowReader(open_shard_set(data)).row(4).messages)
 
 
-def _edit(data: Path, column: str, edit: Callable[[list[Any]], list[Any]]) -> None:
-    for shard in sorted((data / "shards").iterdir()):
-        table = pq.read_table(shard)
-        number = table.schema.get_field_index(column)
-        field = table.schema.field(number)
-        values = pa.array(edit(table[column].to_pylist()), field.type)
-        pq.write_table(table.set_column(number, field, values), shard, row_group_size=3)
-
-
-def _accept(data: Path, **changes: Any) -> None:
-    """The manifest as `changes` say, and as the shards now are."""
-    manifest = json.loads((data / "manifest.json").read_text())
-    for record in manifest["shards"]:
-        shard = data / record["file"]
-        record |= {"sha256": hashlib.sha256(shard.read_bytes()).hexdigest(), "num_bytes": shard.stat().st_size}
-    (data / "manifest.json").write_text(json.dumps(manifest | changes))
-
-
 def _source(name: str) -> dict[str, Any]:
     counts = dict.fromkeys(("num_bytes", "num_rows", "num_taken", "num_documents", "num_left_out"), 0)
     return {"name": name, "path": name, "sha256": "0", "epochs": 1.0, **counts}
@@ -114,14 +94,14 @@ def _source(name: str) -> dict[str, Any]:
 
 def test_the_loss_is_told_by_source_and_adds_up(shard_set: ShardSetFactory, toy_model: Path, tmp_path: Path) -> None:
     data = shard_set()
-    _edit(data, "doc_files", lambda lists: [[number % 2 for number in range(len(line))] for line in lists])
-    _accept(data, sources=[_source("chat"), _source("math"), _source("unused")])
+    edit_column(data, "doc_files", lambda lists: [[number % 2 for number in range(len(line))] for line in lists])
+    accept_set(data, sources=[_source("chat"), _source("math"), _source("unused")])
     for line in _run(data, toy_model, tmp_path / "out"):
         assert set(line["nll_by_source"]) == set(line["trained_by_source"]) == {"chat", "math"}
         assert sum(line["trained_by_source"].values()) == line["num_trained"]
         total = sum(line["nll_by_source"][name] * count for name, count in line["trained_by_source"].items())
         assert total == pytest.approx(line["nll"] * line["num_trained"], rel=1e-6)
-    _accept(data, sources=[_source("chat")])
+    accept_set(data, sources=[_source("chat")])
     with pytest.raises(TrainError) as raised:
         _run(data, toy_model, tmp_path / "none")
     assert raised.value.code == "source-unknown"
@@ -135,11 +115,11 @@ def test_a_step_without_weight_is_skipped_and_said_and_changes_nothing_g5(
     scalars = open_shard_set(data).scalars().weight_sum
     numbers = iter(range(4))
     zeroed = iter(range(4))
-    _edit(data, "weight_sum", lambda sums: [0.0 if next(numbers) in first else value for value in sums])
-    _edit(data, "weights", lambda lists: [[0.0] * len(x) if next(zeroed) in first else x for x in lists])
+    edit_column(data, "weight_sum", lambda sums: [0.0 if next(numbers) in first else value for value in sums])
+    edit_column(data, "weights", lambda lists: [[0.0] * len(x) if next(zeroed) in first else x for x in lists])
     left = float(sum(value for number, value in enumerate(scalars) if number not in first))
     manifest = json.loads((data / "manifest.json").read_text())
-    _accept(data, counts=manifest["counts"] | {"weight_sum": left})
+    accept_set(data, counts=manifest["counts"] | {"weight_sum": left})
     shown = io.StringIO()
     settings: dict[str, Any] = {"grad_accum": 2, "lr": 3e-3, "device": "cpu", "threads": 1}
     config = TrainConfig(data=data, model=str(toy_model), out=tmp_path / "out", **settings)
