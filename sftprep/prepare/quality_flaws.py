@@ -37,6 +37,18 @@ FLAWS: Final = {
     "ungrounded": "the answer says what the context that the prompt gives does not hold",
 }
 OUTLIER: Final = "length-outlier"
+# Of real answers, as met before anything was improved on them: README tells of all that was measured.
+REACH: Final = {
+    "refusal": "9 of 13 that it found were right, it found 9 of 10",
+    "truncated-ending": "11 of 13 that it found were right, it found 11 of 15",
+    "wrong-language": "2 of 3 that it found were right, it found 2 of 2",
+    "leaked-instructions": "9 of 9 that it found were right, it found 9 of 10",
+    "repetition-loop": "the one that it found was right, it found 1 of 3",
+    "repeats-prompt": "0 of 2 that it found were right, it found 0 of 2",
+    "ungrounded": "names, numbers and words of nowhere, not statements turned round: of 7 unsupported answers among 26 "
+    "that were labelled unseen it found none, and one that was fine; half of answers to another row's context",
+    OUTLIER: "all of 144 planted among 5,544 lengths, and 15 others",
+}
 OUTLIER_MEANING: Final = "far shorter or longer than the others"
 _EXCERPT: Final = 160
 
@@ -150,6 +162,7 @@ class FlawTally:
         return Flaw(
             code=code,
             meaning=FLAWS.get(code, OUTLIER_MEANING),
+            reach=REACH[code],
             num_judged=self.judged[code],
             num_answers=self.found[code],
             share=share,

@@ -12,12 +12,11 @@ import numpy.typing as npt
 
 from sftprep.config.quality import QualityConfig
 from sftprep.data import Json
-from sftprep.reports.quality_json import Gap, SourceStats
+from sftprep.reports.quality_json import UNNAMED, Gap, SourceStats
 from sftprep.stages.words import Hashes, ngram_hashes
 
 _MOST_SOURCES: Final = 50
 _OTHER: Final = "(other)"
-_UNNAMED: Final = "(none)"
 # Shares of distinct bigrams compare only where as many were drawn.
 _BIGRAMS: Final = 20_000
 _GAPS: Final = ("mean_words", "share_near_duplicates", "share_stock", "share_flawed", "distinct_bigrams")
@@ -46,7 +45,7 @@ class SourceTally:
     def start_row(self, metadata: Mapping[str, Json]) -> None:
         """The answers added next are of a row with this metadata."""
         value = metadata.get(self.config.source_key)
-        name = str(value) if value is not None else _UNNAMED
+        name = str(value) if value is not None else UNNAMED
         if name not in self.names and len(self.names) >= _MOST_SOURCES:
             name = _OTHER
         number = self.names.setdefault(name, len(self.names))
@@ -69,7 +68,7 @@ class SourceTally:
 
     def stats(self, *, near: npt.NDArray[np.float64]) -> list[SourceStats]:
         """A line a source, the largest first; none where no row names its source."""
-        if not set(self.names) - {_UNNAMED}:
+        if not set(self.names) - {UNNAMED}:
             return []
         lines = [
             self._stats(name, self.sources[number], near=float(near[number])) for name, number in self.names.items()
@@ -93,7 +92,7 @@ class SourceTally:
     def gaps(self, lines: list[SourceStats]) -> list[Gap]:
         """Each measure as the mean over human and over synthetic rows; rows without a source are in neither."""
         human = [line for line in lines if line.human]
-        synthetic = [line for line in lines if not line.human and line.source != _UNNAMED]
+        synthetic = [line for line in lines if not line.human and line.source != UNNAMED]
         if not human or not synthetic:
             return []
         return [Gap(measure=name, human=_mean(human, name), synthetic=_mean(synthetic, name)) for name in _GAPS]

@@ -28,17 +28,19 @@ SECTION: Final = """{% set report, leakage = quality.report, quality.report.leak
 {% endfor %}</svg>
 {% endfor %}<h3>Examples, the worst first</h3>
 {% for ranking in quality.rankings if ranking.entries %}<details><summary>{{ ranking.title }}</summary>
+{% if ranking.reach %}<p class="soft">Measured on answers that were read: {{ ranking.reach }}</p>{% endif %}
 {% for entry in ranking.entries %}<p>{{ entry.rank }}
 {% for example in entry.examples %}<code>{{ example.place }}</code></p><pre>{{ example.excerpt }}</pre><p>
 {%- endfor %}</p>{% endfor %}</details>
 {% endfor %}{% if report.sources %}<h3>Sources</h3>
+<div style="overflow-x: auto">
 <table><thead><tr><th>source</th><th>by</th><th>rows</th><th>words an answer</th><th>near duplicates</th>
 <th>stock phrases</th><th>flawed</th><th>distinct bigrams</th></tr></thead><tbody>
-{% for line in report.sources %}<tr><td>{{ line.source }}</td><td>{{ 'human' if line.human else 'model' }}</td>
+{% for line in report.sources %}<tr><td>{{ line.source }}</td><td>{{ line.author }}</td>
 <td>{{ '{:,}'.format(line.num_rows) }}</td><td>{{ '{:,.0f}'.format(line.mean_words) }}</td>
 <td>{{ '{:.1%}'.format(line.share_near_duplicates) }}</td><td>{{ '{:.1%}'.format(line.share_stock) }}</td>
 <td>{{ '{:.1%}'.format(line.share_flawed) }}</td><td>{{ '{:.1%}'.format(line.distinct_bigrams) }}</td></tr>
-{% endfor %}</tbody></table>
+{% endfor %}</tbody></table></div>
 {% for gap in report.gaps %}<p class="soft">{{ gap.measure }}: human {{ '{:.3g}'.format(gap.human) }}, synthetic
 {{ '{:.3g}'.format(gap.synthetic) }}</p>
 {% endfor %}{% endif %}{% if leakage %}<h3>Leakage into held-out rows</h3>
@@ -75,6 +77,7 @@ class _Entry:
 class _Ranking:
     title: str
     entries: Sequence[_Entry]
+    reach: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +130,7 @@ def _rankings(report: QualityReport) -> list[_Ranking]:
         _Ranking(
             f"{flaw.code}: {flaw.meaning} ({flaw.num_answers:,} of {flaw.num_judged:,})",
             [_Entry(f"{example.score:.2f}", [example]) for example in flaw.examples],
+            flaw.reach,
         )
         for flaw in report.flaws
     ]

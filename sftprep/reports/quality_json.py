@@ -29,6 +29,10 @@ QUALITY_CODES: Final = frozenset(
 """What `by_code` counts, and `--fail-on` may name."""
 
 
+UNNAMED: Final = "(none)"
+"""The source of rows that name none."""
+
+
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -101,6 +105,7 @@ class Flaw(_Frozen):
 
     code: str
     meaning: str
+    reach: str = Field(description="What was measured of the detector, on answers that were read: how far to trust it.")
     num_judged: int = Field(description="Answers that the detector could judge.")
     num_answers: int
     share: float = Field(description="num_answers of num_judged.")
@@ -108,7 +113,7 @@ class Flaw(_Frozen):
 
 
 class SourceStats(_Frozen):
-    """Rows that name the same source."""
+    """Rows that name the same source, or `(none)`."""
 
     source: str
     human: bool
@@ -119,6 +124,13 @@ class SourceStats(_Frozen):
     share_stock: float = Field(description="Answers with a stock phrase.")
     share_flawed: float = Field(description="Answers with any flaw but an outlying length.")
     distinct_bigrams: float = Field(description="Distinct of the first 20,000 bigrams of its answers.")
+
+    @property
+    def author(self) -> str:
+        """Who wrote them, as far as the source says."""
+        if self.source == UNNAMED:
+            return "not said"
+        return "human" if self.human else "model"
 
 
 class Gap(_Frozen):

@@ -80,6 +80,7 @@ def _print_flaws(report: QualityReport, console: Console) -> None:
     for flaw in report.flaws:
         if flaw.examples:
             _line(console, f"{flaw.code}, the worst:", style="bold")
+            _line(console, f"  measured on answers that were read: {flaw.reach}", style="dim")
         for line in _example_lines(flaw.examples):
             _line(console, line)
 
@@ -96,7 +97,7 @@ def _source_table(sources: Sequence[SourceStats]) -> Table:
     for line in sources:
         table.add_row(
             escape(line.source),
-            "human" if line.human else "model",
+            line.author,
             f"{line.num_rows:,}",
             f"{line.mean_words:,.0f}",
             f"{line.share_near_duplicates:.1%}",

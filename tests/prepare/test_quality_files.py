@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -234,6 +235,33 @@ def test_the_terminal_shows_counts_and_places_and_leaves_brackets_alone(tmp_path
     assert f"{tmp_path / 'f'}:1" in text.replace("\n", "")
     assert "[/red] Certainly!" in text
     assert "quality of 6 rows, 6 answers" in text
+
+
+def test_reports_say_of_each_detector_what_the_readme_says_was_measured(tmp_path: Path) -> None:
+    path = write(tmp_path / "f", chat("Why?", "I'm sorry, but I can't help with that."))
+    readme = (Path(__file__).resolve().parent.parent.parent / "README.md").read_text(encoding="utf-8")
+    reach = {flaw.code: flaw.reach for flaw in measured(path).flaws}
+    for code in ("refusal", "truncated-ending", "leaked-instructions", "repeats-prompt", "wrong-language"):
+        met = readme.partition(f"| `{code}` | ")[2].partition(" |")[0]
+        assert re.findall(r"\d+ of \d+", reach[code]) == met.split(", "), code
+    assert "of 7 unsupported answers among 26" in reach["ungrounded"]
+    assert "of 26 answers" in readme
+    console = Console(width=200, record=True, file=(tmp_path / "log").open("w"))
+    print_quality(measured(path), console)
+    assert reach["refusal"] in console.export_text()
+    assert sftprep(path, "--quality", "--html", tmp_path / "r.html", "-q").returncode == 0
+    assert reach["refusal"] in (tmp_path / "r.html").read_text(encoding="utf-8")
+
+
+def test_rows_without_a_source_are_said_to_be_by_nobody_known(tmp_path: Path) -> None:
+    rows = [chat(f"q {i}", prose(i), **({} if i % 3 else {"source": "human"})) for i in range(9)]
+    console = Console(width=200, record=True, file=(tmp_path / "log").open("w"))
+    print_quality(measured(write(tmp_path / "f", *rows)), console)
+    lines = [line for line in console.export_text().splitlines() if line.startswith(("│ (none)", "│ human"))]
+    assert [[cell.strip() for cell in line.split("│")[1:3]] for line in lines] == [
+        ["(none)", "not said"],
+        ["human", "human"],
+    ]
 
 
 def test_thresholds_come_from_a_file_and_wrong_ones_are_named_before_anything_is_read(tmp_path: Path) -> None:
