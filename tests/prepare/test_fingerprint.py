@@ -41,6 +41,7 @@ OPTIONS: dict[str, Any] = {
 }
 NEUTRAL: dict[str, Any] = {
     "out": "elsewhere",
+    "work_dir": Path("elsewhere"),
     "overwrite": True,
     "append": True,
     "rehash": True,
