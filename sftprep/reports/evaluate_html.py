@@ -27,7 +27,7 @@ _PAGE: Final = """<!doctype html>
 .new { background: var(--new); top: 0; height: 10px; } .old { background: var(--old); top: 11px; height: 6px; }
 .track .range { left: auto; top: 4px; height: 2px; min-width: 2px; background: var(--ink); }
 td.gate { overflow-wrap: break-word; min-width: 8.5rem; }
-.wide { overflow-x: auto; } .wide td, .wide th { white-space: nowrap; }
+.wide { overflow-x: auto; } .wide td, .wide th { white-space: nowrap; padding: .25rem .45rem; }
 td.text, th.text { text-align: left; overflow-wrap: anywhere; }
 details { background: var(--card); border: 1px solid var(--line); border-radius: .5rem; padding: .5rem .9rem;
   margin-bottom: .6rem; } summary { overflow-wrap: anywhere; }
@@ -65,16 +65,16 @@ answers that the model ended by itself, <i>repeats</i> the share of 4-word runs 
 {% if report.baseline %} <i>Lost</i> and <i>gained</i> are cases that only the baseline, or only the new model, passes;
 <i>p</i> is McNemar's exact test of them, and <i>difference</i> that of the values, with its interval over cases.
 {% endif %}{% endif %}</p>
-<div class="wide"><table><thead><tr><th>{{ title }}</th><th>cases</th><th>passed</th><th>value</th><th>stops</th>
-<th>repeats</th>{% if report.baseline %}<th>baseline</th><th>lost</th><th>gained</th><th>p</th><th>difference</th>
-<th>verdict</th>{% endif %}</tr></thead><tbody>
-{% for group in groups %}<tr><td>{{ group.name }}</td><td>{{ group.num_cases }}</td>
-<td>{{ '{:.1%}'.format(group.pass_rate) }}</td><td>{{ '{:.3f}'.format(group.mean_value) }}</td>
-<td>{{ '{:.0%}'.format(group.stops) }}</td><td>{{ '{:.1%}'.format(group.repetition) }}</td>
-{% set other = group.against_baseline %}{% if other %}<td>{{ '{:.1%}'.format(other.pass_rate) }}</td>
-<td>{{ other.lost }}</td><td>{{ other.gained }}</td><td>{{ '{:.2g}'.format(other.p_value) }}</td>
-<td>{{ '{:+.3f} ({:+.3f} to {:+.3f})'.format(other.difference, other.low, other.high) }}</td>
-<td class="{{ verdicts[other.verdict] }}">{{ other.verdict }}</td>{% endif %}</tr>
+<div class="wide"><table><thead><tr><th>{{ title }}</th><th>cases</th><th>passed</th>{% if report.baseline
+%}<th>baseline</th><th>verdict</th><th>lost</th><th>gained</th><th>p</th>{% endif %}<th>value</th>{% if report.baseline
+%}<th>difference</th>{% endif %}<th>stops</th><th>repeats</th></tr></thead><tbody>
+{% for group in groups %}{% set other = group.against_baseline %}<tr><td>{{ group.name }}</td>
+<td>{{ group.num_cases }}</td><td>{{ '{:.1%}'.format(group.pass_rate) }}</td>{% if other %}
+<td>{{ '{:.1%}'.format(other.pass_rate) }}</td><td class="{{ verdicts[other.verdict] }}">{{ other.verdict }}</td>
+<td>{{ other.lost }}</td><td>{{ other.gained }}</td><td>{{ '{:.2g}'.format(other.p_value) }}</td>{% endif %}
+<td>{{ '{:.3f}'.format(group.mean_value) }}</td>{% if other %}
+<td>{{ '{:+.3f} ({:+.3f} to {:+.3f})'.format(other.difference, other.low, other.high) }}</td>{% endif %}
+<td>{{ '{:.0%}'.format(group.stops) }}</td><td>{{ '{:.1%}'.format(group.repetition) }}</td></tr>
 {% endfor %}</tbody></table></div>
 {% endfor %}
 {% if report.likelihood %}<h2>Held-out loss</h2>
