@@ -115,7 +115,7 @@ class EvaluateConfig(BaseModel):
         default=None, description="Keep what servers answer in this file; the same command then asks only the rest."
     )
     max_new_tokens: int | None = Field(default=None, ge=1, description="Of every answer, in place of the suites'.")
-    batch_size: int = Field(default=8, ge=1, description="Answers generated together; they do not depend on it.")
+    batch_size: int = Field(default=8, ge=1, description="Answers generated together; greedy ones do not depend on it.")
     temperature: float = Field(default=0.0, ge=0, description="0 takes the most probable token; above, it is sampled.")
     seed: int = Field(default=0, ge=0, lt=2**63, description="Of sampling and of the bootstrap.")
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="Where to generate.")
