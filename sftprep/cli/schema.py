@@ -56,7 +56,7 @@ def _models() -> dict[str, tuple[type[BaseModel], JsonSchemaMode]]:
     from sftprep.config.train import TrainConfig
     from sftprep.config.validate import ValidateConfig
     from sftprep.evaluate.suite import Case, Suite
-    from sftprep.prepare.pack_report import PackReport
+    from sftprep.prepare.pack_report import PackReport, RunReport
     from sftprep.records.openai import ChatRow
     from sftprep.reports.diff_json import DiffReport
     from sftprep.reports.evaluate_json import EvaluateReport
@@ -77,6 +77,7 @@ def _models() -> dict[str, tuple[type[BaseModel], JsonSchemaMode]]:
         "evaluate-report": (EvaluateReport, "serialization"),
         "parity-certificate": (ParityCertificate, "serialization"),
         "pack-report": (PackReport, "serialization"),
+        "run-report": (RunReport, "serialization"),
         "quality-report": (QualityReport, "serialization"),
         "split-report": (SplitReport, "serialization"),
         "validation-report": (ValidationReport, "serialization"),

@@ -34,7 +34,7 @@ from sftprep.prepare.inputs import InputChunk, InputFile, input_chunks, input_fi
 from sftprep.prepare.ledger import Ledger
 from sftprep.prepare.left_out import LEFT_OUT_NAME
 from sftprep.prepare.mix import planning_order, wanted_rows
-from sftprep.prepare.pack_report import REPORT_NAME, build_report
+from sftprep.prepare.pack_report import REPORT_NAME, RUN_NAME, build_report, build_run
 from sftprep.prepare.publish import Packed, build_manifest
 from sftprep.prepare.refusal import OnLeftOut, refusal, refuse_failed, tell
 from sftprep.prepare.spool import Spool
@@ -212,6 +212,7 @@ def _write(packed: Packed, spool: Spool, run: _Run) -> PackResult:
             writer.add_file(name, content)
         writer.add_file(LEFT_OUT_NAME, chain(() if run.base is None else run.base.left_out(), spool.left_out()))
         writer.add_file(REPORT_NAME, json_bytes(report))
+        writer.add_file(RUN_NAME, json_bytes(build_run(ledger.rendering, engine_differed=run.differed)))
         writer.publish(manifest)
     return PackResult(shards=ShardSet(config.out, manifest), report=report, unchanged=False)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Final
 
@@ -15,6 +16,9 @@ from sftprep.stages.lengths import COMMON_MAX_LENGTHS, DropAt, Quantiles, drops,
 
 REPORT_NAME: Final = "report.json"
 """Beside the manifest."""
+
+RUN_NAME: Final = "run.json"
+"""Beside it, and of no fingerprint: how the rows were made decides no byte of them."""
 
 
 class _Frozen(BaseModel):
@@ -45,6 +49,35 @@ class PackReport(_Frozen):
     over_length_tokens: int = Field(description="Tokens of the conversations that are exact and too long.")
     audit: AuditReport = Field(description="Of every row, as it was read back from the shards before publishing.")
     warnings: dict[str, int] = Field(description="Warnings of validation by code; their rows are kept.")
+
+
+class RunReport(_Frozen):
+    """`run.json` of a shard set: how this run came to its rows. Another run of the same call may say otherwise."""
+
+    num_rows: int = Field(description="Rows that have no error of validation.")
+    num_planned: int = Field(description="Rows that a plan of their shape rendered.")
+    num_opaque: int = Field(description="Rows that went through the template by themselves: their shape has no plan.")
+    planned_share: float
+    opaque_share: float
+    num_checked: int = Field(description="Rows that were encoded or compiled again in another way, and agreed.")
+    rows_by_engine: dict[str, int] = Field(description="Planned rows by the tokenizer engine that encoded them.")
+    engine_differed: str = Field(description="The row for which a fast engine gave other ids, empty where none did.")
+
+
+def build_run(rendering: Mapping[str, int], *, engine_differed: str) -> RunReport:
+    """What is told of a run: `rendering` as chunks count it."""
+    planned, opaque = rendering.get("replayed", 0), rendering.get("traced", 0)
+    engines = {name.removeprefix("engine "): n for name, n in rendering.items() if name.startswith("engine ")}
+    return RunReport(
+        num_rows=planned + opaque,
+        num_planned=planned,
+        num_opaque=opaque,
+        planned_share=planned / max(1, planned + opaque),
+        opaque_share=opaque / max(1, planned + opaque),
+        num_checked=rendering.get("checked", 0),
+        rows_by_engine=dict(sorted(engines.items())),
+        engine_differed=engine_differed,
+    )
 
 
 def build_report(manifest: Manifest, ledger: Ledger, *, audit: AuditReport) -> PackReport:

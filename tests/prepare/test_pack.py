@@ -22,6 +22,7 @@ from sftprep.engines.load import load_model
 from sftprep.engines.model import ModelFiles
 from sftprep.errors import DataError, SftprepError
 from sftprep.prepare.pack import PackResult, pack
+from sftprep.prepare.pack_report import RunReport
 from sftprep.prepare.publish import _model_record
 from sftprep.shards.manifest import ModelRecord
 from sftprep.shards.read import open_shard_set
@@ -76,7 +77,9 @@ def left_out_of(out: Path) -> list[dict[str, Any]]:
 
 
 def bytes_of(out: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(out)): path.read_bytes() for path in sorted(out.rglob("*")) if path.is_file()}
+    """Of all files but the one that is of the run, which tells how it came to them."""
+    files = (path for path in sorted(out.rglob("*")) if path.is_file() and path.name != "run.json")
+    return {str(path.relative_to(out)): path.read_bytes() for path in files}
 
 
 @dataclass(frozen=True)
@@ -174,6 +177,23 @@ def test_text_of_a_message_is_never_trained_unless_an_assistant_wrote_it(bench: 
     tokenizer = Tokenizer.from_file(str(bench.model / "tokenizer.json"))
     trained = [i for i in doc.labels if i != IGNORE_INDEX]
     assert tokenizer.decode(trained, skip_special_tokens=False) == "ok<|im_end|>ok<|im_end|>"
+
+
+def test_what_share_of_the_rows_had_plans_is_told_beside_the_set(bench: Bench) -> None:
+    rows = [*GOOD, INJECTED]
+    told = []
+    for name, plans in (("planned", True), ("opaque", False)):
+        result = bench.pack(rows, out=name, max_drop="1", plans=plans)
+        run = RunReport.model_validate_json((bench.folder / name / "run.json").read_bytes())
+        assert run.num_rows == run.num_planned + run.num_opaque == len(rows)
+        assert run.planned_share + run.opaque_share == 1
+        assert result.rendering.get("replayed", 0) == run.num_planned
+        told.append(run)
+    planned, opaque = told
+    assert planned.planned_share > 0.9
+    assert planned.rows_by_engine == {"tokenizers": planned.num_planned}, "so few rows are not worth a fast engine"
+    assert (opaque.opaque_share, opaque.rows_by_engine, opaque.engine_differed) == (1.0, {}, "")
+    assert bytes_of(bench.folder / "planned") == bytes_of(bench.folder / "opaque")
 
 
 def test_the_same_call_writes_the_same_bytes_and_the_worker_count_is_not_in_them(bench: Bench) -> None:

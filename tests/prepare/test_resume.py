@@ -76,7 +76,9 @@ def long_call(tmp_path: Path) -> dict[str, Any]:
 
 
 def bytes_of(out: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(out)): path.read_bytes() for path in sorted(out.rglob("*")) if path.is_file()}
+    """Of all files but the one that is of the run, which tells how it came to them."""
+    files = (path for path in sorted(out.rglob("*")) if path.is_file() and path.name != "run.json")
+    return {str(path.relative_to(out)): path.read_bytes() for path in files}
 
 
 def spool_of(folder: Path) -> Path:
