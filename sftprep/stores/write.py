@@ -37,7 +37,10 @@ class StoreFolder:
 
         def listed() -> dict[str, int]:
             self._store.invalidate_cache()
-            found = self._store.find(self._root, detail=True)
+            try:
+                found = self._store.find(self._root, detail=True)
+            except FileNotFoundError:  # some stores say so of a prefix that nothing has; of a bucket, the first write
+                return {}
             return {name.removeprefix(self._root): int(info["size"]) for name, info in found.items()}
 
         return self._tried(listed)
@@ -93,7 +96,7 @@ class StoreFolder:
             except Exception as error:  # each store has exceptions of its own for a line that is down
                 if is_refused(error):
                     raise no_access(self.place, error) from error
-                if attempt == TRIES - 1:
+                if attempt == TRIES - 1 or isinstance(error, FileNotFoundError):
                     raise self._failed(error) from error
                 time.sleep(_FIRST_PAUSE_SECONDS * 2**attempt)
         raise AssertionError("the last try returns or raises")

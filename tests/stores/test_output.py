@@ -328,6 +328,15 @@ def test_a_store_that_refuses_the_credentials_is_named_at_once(
     assert time.monotonic() - started < 20
 
 
+def test_a_bucket_that_is_not_there_is_named_at_once(
+    call: dict[str, Any], store: Any, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(write, "_FIRST_PAUSE_SECONDS", 60)
+    with pytest.raises(OutputError, match="bucket does not exist") as caught:
+        pack(PackConfig(**{**call, "out": "s3://another/sets/one"}))
+    assert (caught.value.code, caught.value.place) == ("store-failed", "s3://another/sets/one")
+
+
 def test_a_url_that_became_a_path_and_an_append_to_a_url_are_refused() -> None:
     with pytest.raises(ValidationError, match="rest of a URL"):
         PackConfig(files=("a",), model="m", out=Path(URL), max_length=8)
