@@ -133,11 +133,10 @@ def _tokenizer(name: str, content: bytes, config: Mapping[str, Any]) -> tuple[To
         raise ModelFilesError(
             f"not a tokenizer: {error}", code="bad-model-file", place=f"{name}/tokenizer.json"
         ) from error
-    known = tokenizer.get_vocab(with_added_tokens=True)
     missing = [
         (int(token_id), token)
         for token_id, token in sorted(config.get("added_tokens_decoder", {}).items(), key=lambda item: int(item[0]))
-        if token["content"] not in known
+        if tokenizer.token_to_id(token["content"]) is None
     ]
     for token_id, token in missing:
         tokenizer.add_tokens([AddedToken(**{key: token[key] for key in token if not key.startswith("_")})])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -69,14 +70,15 @@ def compiler(model: ModelFiles, config: PackConfig, *, engine: Engine | None = N
     """
     templates = ChatTemplates.of(model, config.now, ChatTemplate)
     policy = _policy(config)
-    own = ReferenceEngine(model.tokenizer_json) if engine is None else engine
+    # Who only asks whether the template compiles does not wait for the tokenizer.
+    loaded = functools.cache(lambda: ReferenceEngine(model.tokenizer_json) if engine is None else engine)
     stop_ids = frozenset(model.stop_ids)
 
     def compile_row(conversation: Conversation) -> CompiledRow:
         template = templates.for_tools(conversation.tools)
         kwargs = {**config.template_kwargs, **conversation.template_kwargs}
         rendered = render(replace(conversation, template_kwargs=kwargs), template=template, policy=policy)
-        documents = encode(rendered.samples, engine=own, stop_ids=stop_ids)
+        documents = encode(rendered.samples, engine=loaded(), stop_ids=stop_ids)
         return CompiledRow(tuple(documents), rendered.classes, _remarks(rendered, documents))
 
     return compile_row

@@ -42,12 +42,15 @@ class SymbolicSession:
     def source_of(self, field: Field) -> int:
         """The number of the source that a field is here."""
         source = self._by_keys[field.message, field.keys]
-        for name, argument in field.ops:
-            if name == "json":
-                made = self.tracer.as_json(source, argument)
-            else:
-                made = getattr(self.tracer.of_field(source), name)(argument)
-            source = made.runs[0].source if made else self.tracer.derived_sources[source, (name, argument)]
+        derived = self.tracer.derived_sources
+        for op in field.ops:
+            name, argument = op
+            if (source, op) not in derived:
+                if name == "json":
+                    self.tracer.as_json(source, argument)
+                else:
+                    getattr(self.tracer.of_field(source), name)(argument)
+            source = derived[source, op]
         return source
 
     def agrees(self, guards: Mapping[Guard, Any]) -> bool:

@@ -117,12 +117,11 @@ class ChatTemplate:
         self._tracing = TracingEnvironment(now)
         try:
             self._plain = self._environment.from_string(text)
-            self._traced = self._tracing.from_string(text)
             self.variables = frozenset(jinja2.meta.find_undeclared_variables(self._environment.parse(text)))
         except jinja2.TemplateSyntaxError as error:
             raise _does_not_compile(error.message or "", f"chat_template:{error.lineno}") from error
         except (RecursionError, MemoryError, SyntaxError) as error:
-            raise _does_not_compile(f"it is nested too deeply ({type(error).__name__})", "chat_template") from error
+            raise _too_deep(error) from error
 
     def render(
         self,
@@ -192,6 +191,14 @@ class ChatTemplate:
             raise raised(str(error) or type(error).__name__) from error
 
     @functools.cached_property
+    def _traced(self) -> jinja2.Template:
+        """Compiled when it is first asked for: replayed rows do without."""
+        try:
+            return self._tracing.from_string(self.text)
+        except (RecursionError, MemoryError, SyntaxError) as error:
+            raise _too_deep(error) from error
+
+    @functools.cached_property
     def control_pattern(self) -> re.Pattern[str]:
         """Matches any control token, longer ones first."""
         return re.compile("|".join(re.escape(token) for token in sorted(self.control_tokens, key=len, reverse=True)))
@@ -245,6 +252,10 @@ def _size(value: Json) -> int:
     if isinstance(value, Mapping):
         return sum(_size(key) + _size(item) for key, item in value.items())
     return sum(map(_size, value)) if isinstance(value, (list, tuple)) else 1
+
+
+def _too_deep(error: BaseException) -> TemplateError:
+    return _does_not_compile(f"it is nested too deeply ({type(error).__name__})", "chat_template")
 
 
 def _does_not_compile(what: str, place: str) -> TemplateError:
