@@ -25,7 +25,7 @@ from pydantic import TypeAdapter, ValidationError
 from sftprep.config.pack import PackConfig
 from sftprep.errors import DataError, OutputError, SftprepError, ShardError
 from sftprep.prepare.left_out import LEFT_OUT_NAME
-from sftprep.prepare.pack_report import REPORT_NAME
+from sftprep.prepare.pack_report import REPORT_NAME, RUN_NAME
 from sftprep.reports.parity_json import CERTIFICATE_NAME
 from sftprep.shards.cache import open_set
 from sftprep.shards.claim import OutputClaim
@@ -38,7 +38,7 @@ CLAIM_NAME: Final = "packing.json"
 """The object that says who is writing a set."""
 
 _CACHE_GB: Final = 10.0
-_OF_SETS: Final = ("shards/part-", "model/", "reports/part-", CERTIFICATE_NAME)
+_OF_SETS: Final = ("shards/part-", "model/", "reports/part-", CERTIFICATE_NAME, RUN_NAME)
 _KEPT_IN_SPITE_OF: Final = frozenset({"worker-died"})
 """Errors of the machine that come as errors of the data."""
 

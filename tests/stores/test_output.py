@@ -47,8 +47,14 @@ def published(call: dict[str, Any], tmp_path: Path) -> dict[str, bytes]:
 
 
 def objects(store: Any) -> dict[str, bytes]:
+    """What is there, as `bytes_of` tells it of a directory: without the file that is of the run."""
+    names = [name for name in everything(store) if name != "run.json"]
+    return {name: store.cat_file(f"bucket/sets/one/{name}") for name in names}
+
+
+def everything(store: Any) -> list[str]:
     store.invalidate_cache()
-    return {name.removeprefix("bucket/sets/one/"): store.cat_file(name) for name in store.find("bucket/sets/one")}
+    return [name.removeprefix("bucket/sets/one/") for name in store.find("bucket/sets/one")]
 
 
 def uploads(server: Server) -> list[str]:
@@ -74,6 +80,7 @@ def test_the_bytes_are_those_of_a_directory_and_the_manifest_comes_last(
     result = pack(PackConfig(**call))
     assert objects(store) == published
     order = uploads(server)
+    assert sorted(order) == sorted([*everything(store), "packing.json"])
     assert len(order) == len(set(order)), "each object is put once"
     assert order[0] == "packing.json"
     assert order[-1] == "manifest.json"
@@ -289,7 +296,7 @@ def test_objects_that_are_no_set_are_neither_replaced_nor_joined(call: dict[str,
 def test_what_the_data_is_refused_for_leaves_nothing_in_the_store(call: dict[str, Any], store: Any) -> None:
     with pytest.raises(DataError):
         pack(PackConfig(**{**call, "max_drop": "0"}))
-    assert objects(store) == {}
+    assert everything(store) == []
 
 
 def test_an_audit_that_fails_leaves_nothing_in_the_store(
@@ -302,7 +309,7 @@ def test_an_audit_that_fails_leaves_nothing_in_the_store(
     with pytest.raises(DataError):
         pack(PackConfig(**call))
     assert any(name.startswith("shards/") for name in uploads(server))
-    assert objects(store) == {}
+    assert everything(store) == []
 
 
 def test_a_published_set_that_lost_a_shard_is_named_and_mended_by_overwrite(
