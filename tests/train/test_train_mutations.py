@@ -14,14 +14,16 @@ import numpy as np
 import pytest
 
 from sftprep.shards.manifest import Manifest
-from sftprep.train import checkpoint, heldout, loop, optim, run, setup, stream
+from sftprep.train import checkpoint, estimate, heldout, loop, optim, run, selftest, setup, stream
 from sftprep.train.stream import Schedule
 from tests import test_mutations
 from tests.test_mutations import NOTHING, Plant, changed, constant, wrapped
 from tests.train import (
+    test_estimate,
     test_expectations,
     test_loss,
     test_model_mutations,
+    test_out_of_memory,
     test_processes,
     test_stop_and_resume,
     test_stream,
@@ -29,7 +31,7 @@ from tests.train import (
 )
 
 VALIDATE, AHEAD, TOKEN_LOSS, RATE = Manifest.model_validate, loop.ahead, loop.token_loss, optim.learning_rate
-BATCH_NLL, LOAD = heldout._batch_nll, checkpoint.load_checkpoint
+BATCH_NLL, LOAD, PRUNE = heldout._batch_nll, checkpoint.load_checkpoint, checkpoint.prune_checkpoints
 
 
 def stamped(data: Any) -> Manifest:
@@ -84,6 +86,14 @@ def from_the_start(directory: Any, state: Any, *, wanted: Any) -> Any:
     return replace(LOAD(directory, state, wanted=wanted), step=0, epoch_trained=0)
 
 
+def only_the_last(workspace: Any, *, keep_last: int, best_step: int) -> None:
+    PRUNE(workspace, keep_last=keep_last, best_step=0)
+
+
+def one_too_few(workspace: Any, *, keep_last: int, best_step: int) -> None:
+    PRUNE(workspace, keep_last=keep_last - 1, best_step=best_step)
+
+
 def averaging(patch: pytest.MonkeyPatch) -> None:
     """Processes average their gradients, as they do unless told otherwise."""
     fault = "from torch.distributed.fsdp import FSDPModule\nFSDPModule.set_gradient_divide_factor = lambda *_: None\n"
@@ -125,6 +135,15 @@ LENGTH = test_expectations.test_the_length_of_a_run_and_its_learning_rates_follo
 OWN_ORDER = test_stream.test_the_steps_of_the_second_epoch_take_its_own_order_j6
 FORM = test_expectations.test_the_form_of_what_a_template_gives_is_asked_for_and_never_the_version_s_own_choice_n3
 
+KEPT = test_stop_and_resume.test_the_last_checkpoints_and_the_best_are_kept
+LARGEST = test_estimate.test_what_is_measured_is_the_step_with_the_longest_forward_pass
+SELF_TEST = partial(
+    test_out_of_memory.test_wherever_memory_ends_the_error_says_where_and_what_to_turn,
+    owner=selftest,
+    name="_packed",
+    place="before the first step",
+)
+
 MUTATIONS: list[tuple[str, str, Plant, Callable[..., object]]] = [
     ("a set may not say what its mask is", "A4", changed(Manifest, "model_validate", stamped), STAMP),
     ("nobody counts an epoch's tokens", "A5", changed(loop, "_advance", counting_nothing), EPOCH),
@@ -154,6 +173,10 @@ MUTATIONS: list[tuple[str, str, Plant, Callable[..., object]]] = [
     ("what is skipped is read", "J3", changed(loop, "ahead", reading_all_before), NO_SKIPPING),
     ("only --max-steps ends a run", "J5", changed(Schedule, "num_steps", lambda *_, **__: 20), LENGTH),
     ("rows come as they lie", "J6", changed(Schedule, "order_of", as_they_lie), OWN_ORDER),
+    ("the best checkpoint goes", "best", changed(run, "prune_checkpoints", only_the_last), KEPT),
+    ("one checkpoint too few is kept", "best", changed(run, "prune_checkpoints", one_too_few), KEPT),
+    ("a dry run measures the first step", "dry run", constant(estimate, "_largest_step", 0), LARGEST),
+    ("no memory passes for no isolation", "memory", constant(selftest, "is_out_of_memory", False), SELF_TEST),
     ("the form is the version's choice", "N3", changed(test_expectations, "sources", without_a_form), FORM),
 ]
 SLOW: list[tuple[str, str, Plant, Callable[..., object]]] = [("gradients are averaged", "I2", averaging, PROCESSES)]
