@@ -36,6 +36,17 @@ def test_a_set_of_other_counts_than_its_manifest_s_is_refused_before_the_first_s
     assert not (data / "out.running").exists()
 
 
+def test_shards_of_other_ids_and_the_same_counts_are_refused_before_the_first_step_a5(
+    shard_set: ShardSetFactory, toy_model: Path
+) -> None:
+    data = shard_set()
+    edit_column(data, "input_ids", lambda rows: [[number ^ 1 for number in ids] for ids in rows])
+    with pytest.raises(ShardError) as raised:
+        _run(data, toy_model)
+    assert raised.value.code == "shard-checksum"
+    assert not (data / "out.running").exists()
+
+
 def test_a_step_whose_tokens_do_not_weigh_what_their_rows_say_ends_the_run(
     shard_set: ShardSetFactory, toy_model: Path
 ) -> None:
