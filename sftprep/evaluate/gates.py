@@ -156,7 +156,8 @@ def _win_rate(gate: EvaluateGate, measured: Measured) -> tuple[bool, str]:
     if not found.num_cases:
         return False, f"no verdict of {found.judge} could be read"
     what = f"{found.win_rate:.1%} against {found.against} (95 % interval {found.low:.1%} to {found.high:.1%})"
-    return gate.holds(found.win_rate), what
+    unread = f", {found.num_unreadable} more pairs cannot be read" if found.num_unreadable else ""
+    return gate.holds(found.win_rate), what + unread
 
 
 def _faults(gate: EvaluateGate, measured: Measured) -> tuple[bool, str]:

@@ -29,7 +29,10 @@ point, then well put. Length is no merit. Reply with one word on the first line:
 {second}
 
 [end]"""
-_VERDICT: Final = re.compile(r"\A\W*(?:answer\s+)?(A|B|tie)\b", re.IGNORECASE)
+# Alone on its line, or before a reason: "A better answer" and "A, B or tie" are no verdicts.
+_VERDICT: Final = re.compile(
+    r"\A\W*(?:answer\s+)?(A|B|tie)(?=\W*(?:\n|\Z)|\W*[.:]\s|\s+[-\u2013\u2014]\s)", re.IGNORECASE
+)
 _RIDGE: Final = 1.0
 _STEPS: Final = 50
 

@@ -38,6 +38,27 @@ def test_a_pair_scores_the_mean_of_both_orders(first: str, second: str, points: 
     assert (found.wins, found.ties, found.losses) == (points > 0.5, points == 0.5, points < 0.5)
 
 
+@pytest.mark.parametrize(
+    ("text", "is_read"),
+    [
+        ("A", True),
+        (" **A**\nIt is correct.", True),
+        ("A. It is correct, B is not.", True),
+        ("Answer A: it is correct.", True),
+        ("A - it is correct", True),
+        ("A, B or tie.", False),
+        ("A better answer is B.", False),
+        ("A cautious answer", False),
+        ("Both are fine.", False),
+        ("", False),
+    ],
+)
+def test_a_verdict_stands_alone_or_before_its_reason(text: str, *, is_read: bool) -> None:
+    """The ones that are not read are by a real model that was asked to judge, or begin with an article."""
+    found = rated((text, "B"))
+    assert (found.num_cases, found.wins) == (is_read, is_read)
+
+
 def test_a_win_rate_by_hand() -> None:
     readable = [("A", "B"), ("answer A", "**B**"), ("A", "tie"), ("TIE.", "tie"), ("B", "A"), ("A", "A")]
     found = rated(*readable, ("A", "?"), ("", "B"))
