@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import time
-import tracemalloc
+import weakref
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,8 +21,9 @@ from sftprep.config import pack as options
 from sftprep.engines.load import load_model
 from sftprep.prepare import pack as pack_module
 from sftprep.prepare import workers
+from sftprep.prepare.chunk import Chunk
 from sftprep.prepare.inputs import InputChunk
-from sftprep.shards import gather
+from sftprep.prepare.ledger import Ledger
 from sftprep.shards.schema import SHARD_SCHEMA
 from sftprep.sources import lines
 from sftprep.sources.blocks import LineBlock
@@ -81,32 +82,23 @@ def test_ids_are_small_and_compressed_and_nothing_is_stored_that_lengths_tell_h7
     assert {group.column(index).compression for index in range(group.num_columns)} == {"ZSTD"}
 
 
-def held(config: Any) -> tuple[int, int]:
-    """Tokens packed, and the bytes that Python, numpy and Arrow held at most meanwhile."""
-    own, before = pa.proxy_memory_pool(pa.default_memory_pool()), pa.default_memory_pool()
-    pa.set_memory_pool(own)
-    tracemalloc.start()
-    try:
-        manifest = pack_module.pack(config).shards.manifest
-        peak = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
-        pa.set_memory_pool(before)
-    return manifest.counts.num_tokens, peak + int(own.max_memory())
-
-
-@pytest.mark.slow
-def test_memory_does_not_grow_with_the_rows_f10_h2(
+def test_no_chunk_is_held_once_it_is_counted_f10_h2(
     tmp_path: Path, samples: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Chunks and batches so small that few rows are several of them.
-    monkeypatch.setattr(lines, "BLOCK_BYTES", 1 << 16)
-    monkeypatch.setattr(gather, "BATCH_TOKENS", 1 << 14)
-    few_tokens, few = held(call(tmp_path, samples, 2000))  # caches are full by then
-    many_tokens, many = held(call(tmp_path, samples, 4000))
-    assert many_tokens - few_tokens > 1_000_000
-    # A row may cost some hundred bytes; its ids alone are four bytes a token.
-    assert many - few < 0.5 * (many_tokens - few_tokens)
+    # So memory is bounded by chunks, however many rows there are; batches of shards are bounded by their tokens (D9).
+    monkeypatch.setattr(lines, "BLOCK_BYTES", 1 << 12)
+    add, seen, alive = Ledger.add, [], []
+
+    def counted(ledger: Ledger, chunk: Chunk) -> None:
+        seen.append(weakref.ref(chunk.times))
+        alive.append(sum(times() is not None for times in seen))
+        add(ledger, chunk)
+
+    monkeypatch.setattr(Ledger, "add", counted)
+    pack_module.pack(call(tmp_path, samples, 150))
+    assert len(seen) > 8
+    assert max(alive) <= 2
+    assert not any(times() is not None for times in seen)
 
 
 def test_a_shape_is_rendered_once_and_not_once_a_row_h1(

@@ -91,8 +91,8 @@ class Dropping(options.PackConfig):
 
 
 def kept_in_memory(self: Ledger, chunk: Any) -> None:
-    """Documents are held until all are known."""
-    self.__dict__.setdefault("kept", []).append(chunk.documents)
+    """Chunks are held until all are known."""
+    self.__dict__.setdefault("kept", []).append(chunk)
     ADD(self, chunk)
 
 
@@ -182,7 +182,7 @@ TOLD = test_pack.test_rows_beyond_max_drop_are_all_told_and_nothing_is_published
 PIECES = test_over_length.test_each_piece_is_what_the_model_s_own_template_makes_of_its_turns_f5_g3
 LOST = test_over_length.test_trained_tokens_in_are_trained_tokens_packed_and_lost_f5_g4
 COLUMNS = test_pack_demands.test_all_columns_of_a_row_have_its_length_f9
-MEMORY = test_pack_demands.test_memory_does_not_grow_with_the_rows_f10_h2
+HELD = test_pack_demands.test_no_chunk_is_held_once_it_is_counted_f10_h2
 NAMED = test_pack_demands.test_nothing_is_cut_or_dropped_by_a_length_that_nobody_named_g1
 ONCE = test_pack_demands.test_a_shape_is_rendered_once_and_not_once_a_row_h1
 FREE = test_pack_demands.test_a_slow_chunk_holds_up_one_worker_and_no_other_h1
@@ -204,6 +204,7 @@ MUTATIONS: list[tuple[str, str, Plant, Callable[..., object], Any]] = [
     ("rows follow length", "F7", changed(planner, "_shuffle_rows", by_their_size), LENGTH, NOTHING),
     ("sources follow each other", "F7", changed(test_mix, "planning_order", as_they_come), SOURCES, NOTHING),
     ("masks end early", "F9", wrapped(gather, "_batch", with_short_masks), COLUMNS, NOTHING),
+    ("chunks are held", "F10 H2", changed(Ledger, "add", kept_in_memory), HELD, NOTHING),
     ("a length by default", "G1", changed(options, "PackConfig", Bounded), NAMED, NOTHING),
     ("rows are dropped by default", "G1", changed(options, "PackConfig", Dropping), NAMED, NOTHING),
     ("what lengths drop is told wrong", "G1", wrapped(pack_report, "drops", foretold_wrong), GAIN, NOTHING),
@@ -240,7 +241,6 @@ MUTATIONS: list[tuple[str, str, Plant, Callable[..., object], Any]] = [
     ("nothing is compressed", "H7", changed(write, "parquet_writer", uncompressed), SMALL, NOTHING),
 ]
 SLOW: list[tuple[str, str, Plant, Callable[..., object], Any]] = [
-    ("documents are held", "F10 H2", changed(Ledger, "add", kept_in_memory), MEMORY, NOTHING),
     ("chunks are dealt out", "H1", changed(workers._Children, "_new_pool", dealt_out), FREE, NOTHING),
     ("a dead child's rows are others", "H4", changed(workers._Children, "_begin_again", first_again), DEAD, NOTHING),
 ]
