@@ -87,17 +87,23 @@ class BatchCompiler:
         return all(self._opening(turn) is not None for sample in plan.samples for turn in sample.turns)
 
     def _compiled(self, candidates: Sequence[Candidate]) -> Replayed:
-        """Encode and prove; where a sample fails, the rest is done again without its row."""
+        """Encode and prove; where a sample fails, the rest is proven again without its row."""
         owners = [candidate for candidate in candidates for _ in candidate.plan.samples]
         samples = [sample for candidate in candidates for sample in candidate.plan.samples]
         pieces = [sample.take(owner.values) for owner, sample in zip(owners, samples, strict=True)]
         texts = [b"".join(own) for own in pieces]
         encoded = self.choice.encode_batch(texts)
         ok, spans = prove_batch(self._batch(samples, pieces, texts), encoded, self.table)
-        if not ok.all():
-            bad = {owner.number for owner, is_exact in zip(owners, ok, strict=True) if not is_exact}
-            return self._compiled([candidate for candidate in candidates if candidate.number not in bad])
-        return _replayed(candidates, (owners, samples), encoded, spans)
+        bad: set[int] = set()
+        while not ok.all():
+            bad |= {owner.number for owner, is_exact in zip(owners, ok, strict=True) if not is_exact}
+            kept = [number for number, owner in enumerate(owners) if owner.number not in bad]
+            owners, samples = [owners[n] for n in kept], [samples[n] for n in kept]
+            pieces, texts = [pieces[n] for n in kept], [texts[n] for n in kept]
+            encoded = encoded.only(kept)
+            ok, spans = prove_batch(self._batch(samples, pieces, texts), encoded, self.table)
+        exact = [candidate for candidate in candidates if candidate.number not in bad]
+        return _replayed(exact, (owners, samples), encoded, spans)
 
     def _batch(self, samples: Sequence[SamplePlan], pieces: Sequence[Sequence[bytes]], texts: Sequence[bytes]) -> Batch:
         first = flat_offsets([sample.num_pieces for sample in samples])

@@ -94,5 +94,8 @@ class Chunk:
     remarks: Counter[str]
     """What is exact and worth knowing, with repetition."""
     rendering: Counter[str] = field(default_factory=Counter)
-    """Rows that were `replayed` from a plan and those that were `traced`, the encodes `checked`; by `engine …`."""
+    """Rows that a plan decided (`replayed`, those that it refuses among them) and those that were `traced`.
+
+    Further the encodes that were `checked`, and by `engine …` the rows that it encoded and that were proven.
+    """
     read: RowsRead = field(default_factory=RowsRead)

@@ -27,6 +27,11 @@ class EncodedTexts(NamedTuple):
     ids: npt.NDArray[np.int32]
     offsets: Ints
 
+    def only(self, numbers: Sequence[int]) -> EncodedTexts:
+        """Some of the texts."""
+        kept = [self.ids[self.offsets[number] : self.offsets[number + 1]] for number in numbers]
+        return EncodedTexts(np.concatenate([np.zeros(0, np.int32), *kept]), flat_offsets([len(own) for own in kept]))
+
 
 @dataclass(frozen=True, slots=True)
 class TokenTable:
