@@ -93,22 +93,23 @@ class _Tasks:
         while True:
             try:
                 done: Chunk = self._ray.get(waiting.result)
-            except self._ray.exceptions.RayTaskError as error:
-                raise _of_worker(error.cause) from error
-            except self._lost as error:
-                if waiting.num_tries == TRIES:
-                    raise worker_died(waiting.chunk, hint=_DIED_HINT) from error
-                waiting.num_tries += 1
-                waiting.result = self._compile.remote(self._job, waiting.chunk)
+            except self._ray.exceptions.RayError as error:
+                self._again(waiting, error)
             else:
                 self._waiting.popleft()
                 return done
 
-    @property
-    def _lost(self) -> tuple[type[Exception], ...]:
-        """What Ray raises where a worker, its node, or the memory with what it gave back is gone."""
+    def _again(self, waiting: _Waiting, error: Any) -> None:
+        """Give a chunk away once more, where what was lost is not of its own making."""
         named = self._ray.exceptions
-        return (named.WorkerCrashedError, named.NodeDiedError, named.OutOfMemoryError, named.ObjectLostError)
+        cause = error.cause if isinstance(error, named.RayTaskError) else error
+        lost = (named.WorkerCrashedError, named.NodeDiedError, named.OutOfMemoryError, named.ObjectLostError)
+        if not isinstance(cause, (*lost, _NotFetchedError)):
+            raise _of_worker(cause) from error
+        if waiting.num_tries == TRIES:
+            raise worker_died(waiting.chunk, hint=_DIED_HINT) from error
+        waiting.num_tries += 1
+        waiting.result = self._compile.remote(self._job, waiting.chunk)
 
 
 class _Worker:
@@ -121,12 +122,25 @@ class _Worker:
 
 def _compile_in_worker(job: list[Any], chunk: InputChunk) -> Chunk:
     if _Worker.job != job[0].hex():
-        found: _Job = _ray().get(job[0])
+        found = _fetched(job[0])
         _refuse_other(found.versions)
         _Worker.compile_row = staticmethod(batch_compiler(found.model, found.config))
         _Worker.config = found.config
         _Worker.job = job[0].hex()
     return compiled(chunk, compile_row=_Worker.compile_row, config=_Worker.config)
+
+
+class _NotFetchedError(Exception):
+    """The job could not be fetched: a worker's own Ray errors do not survive the way to the driver."""
+
+
+def _fetched(job: Any) -> _Job:
+    ray = _ray()
+    try:
+        found: _Job = ray.get(job)
+    except ray.exceptions.RayError as error:
+        raise _NotFetchedError(str(error)) from None
+    return found
 
 
 def _refuse_other(wanted: dict[str, str]) -> None:

@@ -213,6 +213,31 @@ def test_a_chunk_that_ends_every_worker_is_an_error_that_names_its_rows(
 
 @pytest.mark.slow
 @pytest.mark.timeout(240)
+def test_a_chunk_whose_worker_could_not_fetch_what_it_needs_is_given_away_again(
+    nodes: TwoNodes, job: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = tmp_path / "gone"
+
+    def lost(chunk: InputChunk, sleep: Callable[[float], None]) -> None:
+        import ray  # this runs in another process
+
+        from sftprep.prepare.ray_runner import _Worker  # this runs in another process
+
+        def failing(*_: object) -> None:
+            ray.get = get
+            raise ray.exceptions.ObjectLostError("0" * 56, owner_address=None, call_site="")
+
+        if chunk.block.first == 2 and not gone.exists():
+            gone.touch()
+            get, ray.get, _Worker.job = ray.get, failing, ""
+
+    diary = Diary(tmp_path / "diary", monkeypatch, fault=lost)
+    assert lines_of(compile_chunks(chunks(4), **on(nodes, job))) == [[1], [2], [3], [4]]
+    assert diary.begun() == Counter({2: 2, 1: 1, 3: 1, 4: 1})
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(240)
 def test_what_the_data_deserves_is_told_once_and_no_worker_tries_it_again(
     nodes: TwoNodes, job: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
