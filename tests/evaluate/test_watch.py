@@ -115,6 +115,10 @@ def test_processes_that_share_a_model_answer_as_one_does(
     one, two = (metrics_of(tmp_path / name / "metrics.jsonl") for name in ("one", "two"))
     assert [line["eval_answers"] for line in two] == [line["eval_answers"] for line in one]
     assert two[-1]["eval_answers"] is not None
+    for name in ("one", "two"):
+        kept = json.loads((tmp_path / name / "train.json").read_bytes())["model_step"]
+        assert kept < len(one), "the last step was the best: nothing is seen of it"
+        assert weights(tmp_path / name) == weights(tmp_path / name / "checkpoints" / f"step-{kept:08d}")
 
 
 def test_the_sample_is_drawn_by_the_seed_from_every_suite(
