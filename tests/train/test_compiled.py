@@ -21,14 +21,14 @@ from torch.nn import functional
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from sftprep.config.train import TrainConfig
-from sftprep.errors import SftprepError, TrainError
-from sftprep.train import packed_op, setup
+from sftprep.errors import SftprepError, StoppedError, TrainError
+from sftprep.train import packed_op, run, setup
 from sftprep.train.compiled import compile_layers
 from sftprep.train.filling import filled_up
 from sftprep.train.packed_op import packed_attention
 from sftprep.train.run import train
 from sftprep.train.stream import Row, collate_packed
-from tests.train.runs import metrics_of
+from tests.train.runs import metrics_of, stopping_after
 
 ShardSetFactory = Callable[..., Path]
 
@@ -121,6 +121,25 @@ def test_generated_code_gives_the_same_steps_too(
     assert counters["stats"]["unique_graphs"] == 1
     assert counters["inductor"]
     _assert_same_steps(found, wanted)
+
+
+@pytest.mark.slow
+def test_a_resumed_run_of_compiled_layers_ends_in_the_same_bytes_j1(
+    shard_set: ShardSetFactory, toy_model: Path, tmp_path: Path, one_graph: None
+) -> None:
+    data = shard_set(num_rows=9)
+    whole = _config(data, toy_model, tmp_path / "whole", compile_layers=True)
+    train(whole, console=Console(quiet=True))
+    torch.compiler.reset()
+    parts = whole.model_copy(update={"out": tmp_path / "parts"})
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(run, "run_steps", stopping_after(4))
+        with pytest.raises(StoppedError):
+            train(parts, console=Console(quiet=True))
+    torch.compiler.reset()
+    train(parts.model_copy(update={"resume": True}), console=Console(quiet=True))
+    found, wanted = (tmp_path / name / "model.safetensors" for name in ("parts", "whole"))
+    assert found.read_bytes() == wanted.read_bytes()
 
 
 def _noisy(graph: torch.fx.GraphModule, _: list[torch.Tensor]) -> Callable[..., Any]:
