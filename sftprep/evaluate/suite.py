@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -50,7 +50,9 @@ class Case(BaseModel):
     messages: list[dict[str, Any]] = Field(min_length=1, description="As in a chat row, up to the answer.")
     tools: list[dict[str, Any]] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
-    tags: tuple[str, ...] = ()
+    tags: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
+        min_length=1, description="What the case is about, one at least: results are broken down by it."
+    )
     source: Literal["human", "synthetic"] | None = Field(
         default=None, description="Who wrote the case: results are told apart by it."
     )

@@ -24,7 +24,10 @@ QUESTIONS = [f"How deep is berth {number}?" for number in range(6)]
 
 
 def cases() -> list[dict[str, Any]]:
-    return [{**asked(text), "id": text, "scorers": [{"kind": "exact", "expected": [text]}]} for text in QUESTIONS]
+    return [
+        {**asked(text), "id": text, "tags": ["asked"], "scorers": [{"kind": "exact", "expected": [text]}]}
+        for text in QUESTIONS
+    ]
 
 
 def report(place: Path) -> list[str]:
@@ -83,9 +86,16 @@ def test_what_a_server_says_of_waiting_holds_for_all_requests() -> None:
     def reply(body: dict[str, Any]) -> Any:
         return next(told, None) or completion(said(body))
 
+    def busy(body: dict[str, Any]) -> Any:
+        if len(served.asked) == 8:
+            return 429, {"Retry-After": "0.8"}, b""
+        # Long enough for the thread that was told to wait to tell the other one.
+        time.sleep(0.2)
+        return completion("x")
+
     with serving(reply) as (url, served):
         found = Endpoint(url, concurrency=1, first_wait=0.01).answers("m", [asked(text) for text in QUESTIONS])
-        served.reply = lambda body: (429, {"Retry-After": "0.8"}, b"") if len(served.asked) == 8 else completion("x")
+        served.reply = busy
         Endpoint(url, concurrency=2, first_wait=0.01).answers("m", [asked(text) for text in QUESTIONS])
     assert [answer.text for answer in found] == QUESTIONS
     assert served.times[1] - served.times[0] >= 0.8

@@ -29,7 +29,12 @@ def test_the_audit_of_the_set_that_a_model_was_trained_on_is_a_gate(
     rows = samples / "good" / "tools.jsonl"
     pack(PackConfig(files=(rows,), model=str(tiny_model), out=tmp_path / "set", max_length=512))
     damaged = remasked(tmp_path / "set", tmp_path / "damaged", mask)
-    ask = {"id": "a", "messages": [{"role": "user", "content": "Open?"}], "scorers": [{"kind": "repetition"}]}
+    ask = {
+        "id": "a",
+        "tags": ["harbour"],
+        "messages": [{"role": "user", "content": "Open?"}],
+        "scorers": [{"kind": "repetition"}],
+    }
     config = EvaluateConfig(
         model=str(tiny_model), suite=(write_suite([ask]),), trained_on=damaged, max_new_tokens=2, threads=1
     )

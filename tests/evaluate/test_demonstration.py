@@ -67,7 +67,12 @@ def rows(corpus: Path) -> list[Row]:
 def suite(rows: list[Row], tmp_path_factory: pytest.TempPathFactory) -> str:
     place = tmp_path_factory.mktemp("suite")
     cases = [
-        {"id": f"q{number}", "messages": row["messages"][:-1], "reference": row["messages"][-1]["content"]}
+        {
+            "id": f"q{number}",
+            "tags": ["plain"],
+            "messages": row["messages"][:-1],
+            "reference": row["messages"][-1]["content"],
+        }
         for number, row in enumerate(rows[NUM_TRAINED:])
     ]
     (place / "brief.jsonl").write_text("".join(json.dumps(case) + "\n" for case in cases), encoding="utf-8")

@@ -216,7 +216,12 @@ def test_length_control_takes_away_what_length_alone_won() -> None:
 
 def test_a_whole_evaluation_by_servers(write_suite: Callable[..., str], tmp_path: Path) -> None:
     cases = [
-        {**asked(f"Say {i}"), "id": f"c{i}", "scorers": [{"kind": "exact", "expected": [f"re: Say {i}"]}]}
+        {
+            **asked(f"Say {i}"),
+            "id": f"c{i}",
+            "tags": ["asked"],
+            "scorers": [{"kind": "exact", "expected": [f"re: Say {i}"]}],
+        }
         for i in range(6)
     ]
     suite = write_suite(cases)

@@ -33,7 +33,8 @@ STOPS = [{"kind": "stops"}]
 
 
 def ask(text: str, **more: Any) -> dict[str, Any]:
-    return {"id": text[:20], "messages": [{"role": "user", "content": text}], "scorers": STOPS, **more}
+    asked = [{"role": "user", "content": text}]
+    return {"id": text[:20], "tags": ["long"], "messages": asked, "scorers": STOPS, **more}
 
 
 CASES = [ask("Is the pier open?", tags=["short"]), ask("When does the last boat leave for Skarv on Sunday?")]
@@ -306,6 +307,7 @@ def test_a_gate_that_cannot_be_judged_is_refused(options: dict[str, Any], what: 
     [
         ({**CASES[0], "scorers": []}, "nothing judges the case"),
         ({**CASES[0], "mesages": []}, "/mesages"),
+        ({**CASES[0], "tags": []}, "/tags"),
         ({**CASES[0], "messages": [{"role": "usr", "content": "x"}]}, "usr"),
         (CASES[1], "twice"),
     ],

@@ -29,7 +29,7 @@ NAMES = {
     "mlp.down_proj": "ffn_down",
 }
 CASES = [
-    {"id": text, "messages": [{"role": "user", "content": text}], "scorers": [{"kind": "stops"}]}
+    {"id": text, "tags": ["harbour"], "messages": [{"role": "user", "content": text}], "scorers": [{"kind": "stops"}]}
     for text in ("Is the pier open?", "When does the last boat leave?", "Who lights the lamp?")
 ]
 

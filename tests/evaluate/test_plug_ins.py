@@ -100,7 +100,7 @@ def test_an_evaluation_asks_the_plug_in_and_its_verdict_decides(
 ) -> None:
     for most, exit_code in ((10_000, 0), (-1, 1)):
         scorer = {"kind": "plug-in", "name": "short", "options": {"most": most}}
-        case = {"id": "a", "messages": [{"role": "user", "content": "Open?"}], "scorers": [scorer]}
+        case = {"id": "a", "tags": ["harbour"], "messages": [{"role": "user", "content": "Open?"}], "scorers": [scorer]}
         options = ["--model", str(tiny_model), "--suite", write_suite([case]), "--threads", "1"]
         report = tmp_path / "report.json"
         found = CliRunner().invoke(
@@ -130,7 +130,7 @@ def test_a_plug_in_that_is_not_there_is_named_with_its_case_before_a_model_is_op
     name: str, write_suite: Callable[..., str]
 ) -> None:
     scorer = {"kind": "plug-in", "name": name}
-    case = {"id": "a", "messages": [{"role": "user", "content": "Open?"}], "scorers": [scorer]}
+    case = {"id": "a", "tags": ["harbour"], "messages": [{"role": "user", "content": "Open?"}], "scorers": [scorer]}
     with pytest.raises(SourceError, match=f"scorer.*{name}") as caught:
         read_suite(write_suite([case]))
     assert (caught.value.code, caught.value.place[-16:]) == ("bad-case", "/harbour.jsonl:1")

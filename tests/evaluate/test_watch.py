@@ -32,7 +32,12 @@ QUESTIONS = ["Is the pier open?", "When does the last boat leave for Skarv on Su
 def cases(count: int = 3) -> list[dict[str, Any]]:
     asked = QUESTIONS[:count]
     return [
-        {"id": text[:9], "messages": [{"role": "user", "content": text}], "scorers": [{"kind": "stops"}]}
+        {
+            "id": text[:9],
+            "tags": ["harbour"],
+            "messages": [{"role": "user", "content": text}],
+            "scorers": [{"kind": "stops"}],
+        }
         for text in asked
     ]
 
