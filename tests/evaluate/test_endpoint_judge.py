@@ -158,8 +158,9 @@ def test_an_interrupted_run_asks_only_what_is_missing(tmp_path: Path) -> None:
 
 def test_requests_are_no_faster_than_allowed() -> None:
     with serving(lambda body: completion("x")) as (url, served):
-        Endpoint(url, concurrency=8, per_second=20).answers("m", [asked(f"q{i}") for i in range(8)])
-    assert max(served.times) - min(served.times) >= 7 / 20 - 0.03
+        Endpoint(url, concurrency=8, per_second=4).answers("m", [asked(f"q{i}") for i in range(8)])
+    # A slow rate: a busy machine takes a while for eight requests without any limit.
+    assert max(served.times) - min(served.times) >= 7 / 4 - 0.1
 
 
 def test_calls_and_a_cut_answer_are_read_as_the_server_tells_them() -> None:
