@@ -18,11 +18,8 @@ from sftprep.shards.schema import FORMAT_VERSION
 if TYPE_CHECKING:
     from sftprep.prepare.inputs import InputFile
 
-NOT_IN_BYTES: Final = frozenset(
+NOT_IN_MANIFEST: Final = frozenset(
     {
-        "files",
-        "sources",
-        "model",
         "out",
         "work_dir",
         "overwrite",
@@ -30,12 +27,14 @@ NOT_IN_BYTES: Final = frozenset(
         "workers",
         "runner",
         "ray_address",
-        "max_drop",
         "tokenizer_engine",
         "plans",
         "rehash",
     }
 )
+"""Options that the shards know nothing of: the same set has the same manifest wherever and however it was made."""
+
+NOT_IN_BYTES: Final = NOT_IN_MANIFEST | {"files", "sources", "model", "max_drop"}
 """Options that decide where, how fast or whether, but no byte; inputs and model count by their contents."""
 
 _LIBRARIES: Final = ("jinja2", "numpy", "pyarrow", "tokenizers")

@@ -10,7 +10,7 @@ from sftprep.config.pack import PackConfig
 from sftprep.config.places import shown
 from sftprep.data import PackPlan
 from sftprep.engines.model import ModelFiles
-from sftprep.prepare.fingerprint import versions
+from sftprep.prepare.fingerprint import NOT_IN_MANIFEST, versions
 from sftprep.prepare.inputs import InputFile
 from sftprep.prepare.ledger import Ledger, SourceAccount
 from sftprep.shards.manifest import (
@@ -25,22 +25,6 @@ from sftprep.shards.manifest import (
     Waste,
 )
 from sftprep.stages.lengths import quantiles, waste
-
-NOT_IN_MANIFEST = frozenset(
-    {
-        "out",
-        "work_dir",
-        "overwrite",
-        "append",
-        "workers",
-        "runner",
-        "ray_address",
-        "tokenizer_engine",
-        "plans",
-        "rehash",
-    }
-)
-"""Options that the shards know nothing of: the same set has the same manifest wherever and however it was made."""
 
 
 @dataclass(frozen=True, slots=True)
