@@ -189,33 +189,6 @@ def report(
     print(json.dumps(line), flush=True)
 
 
-def kernel(setting: Setting) -> None:
-    """The variable-length kernel against the loop over documents, at the real shapes, forward and backward."""
-    if setting.tiny:
-        print(json.dumps({"case": "kernel", "skipped": "needs CUDA"}))
-        return
-    lengths = [700, 3000, 1, 1500, 2991]
-    offsets = (0, *torch.tensor(lengths).cumsum(0).tolist())
-    cu_seqlens = torch.tensor(offsets, dtype=torch.int32, device="cuda")
-    for heads, key_heads, dim, window in ((12, 2, 128, 0), (32, 8, 128, 0), (8, 4, 256, 512)):
-        shapes = [(1, count, offsets[-1], dim) for count in (heads, key_heads, key_heads)]
-        torch.manual_seed(0)
-        found = []
-        wide = [torch.randn(shape, device="cuda") for shape in shapes]
-        for dtype in (torch.bfloat16, torch.float32):
-            parts = [tensor.to(dtype).detach().requires_grad_() for tensor in wide]
-            segments = Segments(offsets=offsets, cu_seqlens=cu_seqlens, max_length=max(lengths))
-            output, _ = attention.segment_attention(
-                torch.nn.Module(), *parts, sliding_window=window or None, **segments.keywords()
-            )
-            output.float().square().sum().backward()
-            found.append([output.float(), *(part.grad.float() for part in parts if part.grad is not None)])
-        errors = [float((low - high).norm() / high.norm()) for low, high in zip(*found, strict=True)]
-        print(json.dumps({"case": f"kernel {heads}/{key_heads}x{dim} window {window}", "relative errors": errors}))
-        if max(errors) > 0.02:
-            raise SystemExit("the kernel disagrees with the loop")
-
-
 @contextmanager
 def weights_on_the_device(setting: Setting, shape: dict[str, Any]) -> Iterator[list[StepRecord]]:
     """`train` without what is no training: weights are drawn on the card, and none are written; its steps' records."""
@@ -414,7 +387,6 @@ def trl(implementation: str, **options: Any) -> Callable[[Setting], None]:
 
 
 CASES: dict[str, Callable[[Setting], None]] = {
-    "kernel": kernel,
     "ours": trained("1.5B full, sftprep train, compiled, products kept", **COMPILED),
     "ours-all": trained("1.5B full, sftprep train, compiled", compile_layers=True),
     "ours-eager": trained("1.5B full, sftprep train, not compiled"),

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from rich.console import Console
-from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from sftprep.config.train import TrainConfig
 from sftprep.errors import StoppedError, TrainError
@@ -24,10 +24,10 @@ from sftprep.train.forward import find_head, inputs, to_device, token_loss
 from sftprep.train.loss import HeadTransform, linear_cross_entropy
 from sftprep.train.recompute import recompute_activations
 from sftprep.train.run import TrainResult, train
-from sftprep.train.selftest import check_segments, probe_documents
+from sftprep.train.selftest import check_segments
 from sftprep.train.stream import MicroBatch, Row, collate_packed
 from tests.train.runs import metrics_of, stopping_after
-from tests.train.test_selftest import FALLBACK, ISOLATED, SMALL
+from tests.train.test_selftest import FALLBACK, ISOLATED, small_documents, small_model
 
 pytestmark = pytest.mark.gpu
 
@@ -80,28 +80,17 @@ def test_the_kernel_computes_what_the_loop_over_documents_does_f1(
 
 
 def _model(kind: str, extra: dict[str, Any]) -> PreTrainedModel:
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **SMALL | extra), dtype=torch.float32)
-    for parameter in model.parameters():
-        if parameter.ndim > 1:
-            torch.nn.init.normal_(parameter, std=0.2)
+    model = small_model(kind, extra)
     if kind == "gemma2":
         # What transformers 5.17 takes by itself forgets the soft cap.
         model.set_attn_implementation("eager")
     return model.to("cuda")
 
 
-def _documents() -> list[Row]:
-    lengths = [20, 33, 5, 40]
-    ids = np.random.default_rng(0).integers(3, 128, sum(lengths)).astype(np.int32)
-    ones = np.ones(len(ids), np.float32)
-    return probe_documents([Row(0, ids, np.zeros(len(ids), bool), np.array(lengths, np.int32), ones)], window=8)
-
-
 @pytest.mark.parametrize("kind", ISOLATED)
 def test_packed_is_per_document_in_float32_f1(kind: str) -> None:
     attention.register()
-    verdict = check_segments(_model(kind, ISOLATED[kind]), _documents(), dtype=torch.float32)
+    verdict = check_segments(_model(kind, ISOLATED[kind]), small_documents(), dtype=torch.float32)
     assert (verdict.reason, verdict.isolated) == ("", True)
     assert verdict.difference < 1e-5
     assert verdict.moved < 1e-5
@@ -114,7 +103,7 @@ def test_the_self_test_passes_with_the_kernel_in_bfloat16_f2(kind: str, monkeypa
     real = attention._varlen
     monkeypatch.setattr(attention, "_varlen", lambda *a, **k: called.append(1) or real(*a, **k))
     with torch.autocast("cuda", dtype=torch.bfloat16):
-        verdict = check_segments(_model(kind, ISOLATED[kind]), _documents(), dtype=torch.bfloat16)
+        verdict = check_segments(_model(kind, ISOLATED[kind]), small_documents(), dtype=torch.bfloat16)
     assert (verdict.reason, verdict.isolated) == ("", True)
     # Sinks, soft caps and values of another width than keys have no kernel here.
     assert bool(called) == (kind not in {"gemma2", "gpt_oss", "deepseek_v3"})
@@ -123,7 +112,7 @@ def test_the_self_test_passes_with_the_kernel_in_bfloat16_f2(kind: str, monkeypa
 @pytest.mark.parametrize("kind", [kind for kind in FALLBACK if kind != "qwen3_next"])
 def test_models_that_mix_documents_are_found_f3(kind: str) -> None:
     attention.register()
-    assert not check_segments(_model(kind, FALLBACK[kind]), _documents(), dtype=torch.float32).isolated
+    assert not check_segments(_model(kind, FALLBACK[kind]), small_documents(), dtype=torch.float32).isolated
 
 
 def test_the_self_test_sees_a_kernel_that_mixes_documents(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,7 +125,7 @@ def test_the_self_test_sees_a_kernel_that_mixes_documents(monkeypatch: pytest.Mo
     monkeypatch.setattr(attention, "varlen_attn", mixing)
     attention.register()
     with torch.autocast("cuda", dtype=torch.bfloat16):
-        verdict = check_segments(_model("llama", {}), _documents(), dtype=torch.bfloat16)
+        verdict = check_segments(_model("llama", {}), small_documents(), dtype=torch.bfloat16)
     assert not verdict.isolated
 
 

@@ -61,7 +61,7 @@ FALLBACK: dict[str, dict[str, Any]] = {
 }
 
 
-def _model(kind: str, extra: dict[str, Any]) -> PreTrainedModel:
+def small_model(kind: str, extra: dict[str, Any]) -> PreTrainedModel:
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **SMALL | extra), dtype=torch.float32)
     for parameter in model.parameters():
@@ -70,7 +70,7 @@ def _model(kind: str, extra: dict[str, Any]) -> PreTrainedModel:
     return model
 
 
-def _documents() -> list[Row]:
+def small_documents() -> list[Row]:
     generator = np.random.default_rng(0)
     lengths = [20, 33, 5, 40]
     ids = generator.integers(3, 128, sum(lengths)).astype(np.int32)
@@ -82,7 +82,7 @@ def _documents() -> list[Row]:
 @pytest.mark.parametrize("kind", ISOLATED)
 def test_packed_logits_are_each_document_s_own_f1(kind: str) -> None:
     attention.register()
-    verdict = check_segments(_model(kind, ISOLATED[kind]), _documents(), dtype=torch.float32)
+    verdict = check_segments(small_model(kind, ISOLATED[kind]), small_documents(), dtype=torch.float32)
     assert verdict.isolated, verdict.reason
     assert verdict.difference <= 1e-5
     assert verdict.moved <= 1e-5
@@ -91,12 +91,12 @@ def test_packed_logits_are_each_document_s_own_f1(kind: str) -> None:
 @pytest.mark.parametrize("kind", FALLBACK)
 def test_models_that_mix_documents_are_found_and_rows_of_their_own_are_exact_f2(kind: str) -> None:
     attention.register()
-    model = _model(kind, FALLBACK[kind])
-    verdict = check_segments(model, _documents(), dtype=torch.float32)
+    model = small_model(kind, FALLBACK[kind])
+    verdict = check_segments(model, small_documents(), dtype=torch.float32)
     assert not verdict.isolated
     assert verdict.reason
     assert model.config._attn_implementation != attention.ATTENTION_NAME
-    check_rows(model, _documents(), dtype=torch.float32, pad_id=0)
+    check_rows(model, small_documents(), dtype=torch.float32, pad_id=0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -109,7 +109,7 @@ def test_attention_over_the_whole_row_is_found(dtype: torch.dtype, monkeypatch: 
         return inputs(whole)
 
     monkeypatch.setattr(selftest, "inputs", joined)
-    verdict = check_segments(_model("llama", {}).to(dtype), _documents(), dtype=dtype)
+    verdict = check_segments(small_model("llama", {}).to(dtype), small_documents(), dtype=dtype)
     assert not verdict.isolated
     assert "differ" in verdict.reason
 
@@ -151,7 +151,7 @@ def test_a_layer_that_attends_otherwise_is_found_even_where_it_attends_rightly(
         return real(module, *tensors, **{**given, attention.ATTENTION_NAME: own})
 
     attending(uncounted)
-    verdict = check_segments(_model("llama", {}), _documents(), dtype=torch.float32)
+    verdict = check_segments(small_model("llama", {}), small_documents(), dtype=torch.float32)
     assert not verdict.isolated
     assert "layers attend through the registered attention" in verdict.reason
 
@@ -166,24 +166,24 @@ def test_documents_that_move_others_too_little_to_be_called_wrong_are_found(atte
         return torch.cat([output[:, :first], output[:, first:] + leak], dim=1), weights
 
     attending(leaking)
-    verdict = check_segments(_model("llama", {}), _documents(), dtype=torch.float32)
+    verdict = check_segments(small_model("llama", {}), small_documents(), dtype=torch.float32)
     assert verdict.difference <= selftest._TOLERANCE[torch.float32]
     assert not verdict.isolated
     assert "moves the others" in verdict.reason
 
 
 def test_a_model_that_sees_padding_is_refused() -> None:
-    model = _model("llama", {})
+    model = small_model("llama", {})
     # Every position gets something of the whole row's, as in an encoder.
     model.get_input_embeddings().register_forward_hook(lambda _, __, found: found + found.mean(dim=1, keepdim=True))
     with pytest.raises(TrainError) as raised:
-        check_rows(model, _documents(), dtype=torch.float32, pad_id=0)
+        check_rows(model, small_documents(), dtype=torch.float32, pad_id=0)
     assert raised.value.code == "not-isolated"
 
 
 def test_a_layer_that_does_not_get_the_segments_raises() -> None:
     attention.register()
-    model = _model("llama", {})
+    model = small_model("llama", {})
     model.set_attn_implementation(attention.ATTENTION_NAME)
     with pytest.raises(TrainError) as raised:
         model(input_ids=torch.arange(4)[None], use_cache=False)
@@ -191,7 +191,7 @@ def test_a_layer_that_does_not_get_the_segments_raises() -> None:
 
 
 def test_neither_a_mask_nor_a_cache_is_ever_passed() -> None:
-    given = inputs(collate_packed(_documents()))
+    given = inputs(collate_packed(small_documents()))
     assert given["use_cache"] is False
     assert "attention_mask" not in given
     assert {"cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "position_ids"} <= set(given)
