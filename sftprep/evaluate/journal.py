@@ -6,9 +6,13 @@ import json
 import threading
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Final
 
 from sftprep.data import Json
 from sftprep.errors import OutputError, UsageError
+
+_BEGINNING: Final = b'{"request": "'
+"""Of every line: what is cut short and begins otherwise is somebody else's, and is not ours to take away."""
 
 
 @dataclass(slots=True)
@@ -34,6 +38,9 @@ class Journal:
                 content = file.read()
                 whole = content[: content.rfind(b"\n") + 1]
                 self._known = dict(_entry(line, self.path) for line in whole.splitlines() if line.strip())
+                cut_short = content[len(whole) :]
+                if not cut_short.startswith(_BEGINNING[: len(cut_short)]):
+                    raise _bad_answers(self.path)
                 file.truncate(len(whole))
         except OSError as error:
             raise _unwritten(self.path, error) from error
@@ -60,12 +67,16 @@ def _entry(line: bytes, place: Path) -> tuple[str, Json]:
         entry = json.loads(line)
         return str(entry["request"]), entry["answer"]
     except (ValueError, KeyError, TypeError) as error:
-        raise UsageError(
-            "the file holds something else than answers of servers",
-            code="bad-answers",
-            place=str(place),
-            hint="name a new file for --answers",
-        ) from error
+        raise _bad_answers(place) from error
+
+
+def _bad_answers(place: Path) -> UsageError:
+    return UsageError(
+        "the file holds something else than answers of servers",
+        code="bad-answers",
+        place=str(place),
+        hint="name a new file for --answers",
+    )
 
 
 def _unwritten(place: Path, error: OSError) -> OutputError:

@@ -66,7 +66,7 @@ def test_a_command_that_was_interrupted_asks_only_what_is_missing_and_reports_al
 
 def test_a_file_of_something_else_is_named_and_left_as_it_is(tmp_path: Path) -> None:
     other = tmp_path / "chats.jsonl"
-    for content in (b'{"messages": []}\n', b"no JSON\n", b"[1]\n"):
+    for content in (b'{"messages": []}\n', b"no JSON\n", b"[1]\n", b"a note without a line end"):
         other.write_bytes(content)
         with pytest.raises(UsageError) as caught:
             Journal(other)
