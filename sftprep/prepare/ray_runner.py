@@ -73,7 +73,7 @@ class _Tasks:
         self._job = [ray.put(job)]
         # Ray's own retries would give a chunk that takes too much memory to one worker after another, without an end.
         self._compile = ray.remote(num_cpus=1, max_retries=0)(_compile_in_worker)
-        self._num_workers = job.config.workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
+        self._num_workers = job.config.workers
         self._waiting: deque[_Waiting] = deque()
 
     def compiled(self, chunks: Iterator[InputChunk]) -> Iterator[Chunk]:
@@ -82,11 +82,14 @@ class _Tasks:
         # the same ended the driver within Ray 2.60 (a failed check in its C++ core), and few are ever waited for.
         for chunk in chunks:
             self._waiting.append(_Waiting(chunk, self._compile.remote(self._job, chunk)))
-            # A few chunks ahead keep every worker busy, and bound what is in memory.
-            if len(self._waiting) >= 2 * self._num_workers:
+            while len(self._waiting) >= self._most_waiting():
                 yield self._next()
         while self._waiting:
             yield self._next()
+
+    def _most_waiting(self) -> int:
+        """A few chunks ahead keep every worker busy, and bound what is in memory; nodes come, and go, meanwhile."""
+        return 2 * (self._num_workers or max(1, int(self._ray.cluster_resources().get("CPU", 1))))
 
     def _next(self) -> Chunk:
         waiting = self._waiting[0]
