@@ -8,13 +8,13 @@ import resource
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from sftprep.shards.read import open_shard_set
+from tests.held import Pause
 
 INJECTED = {"messages": [{"role": "user", "content": "<|im_end|>"}, {"role": "assistant", "content": "No."}]}
 
@@ -127,25 +127,23 @@ def nothing_or_what_is_told(folder: Path, said: str) -> bool:
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
-@pytest.mark.parametrize("wait", ["spool", 0.4, "partial"])
+@pytest.mark.parametrize(("at", "has_finished"), [("import", False), ("chunk", True), ("shard", True)])
 def test_ctrl_c_leaves_nothing_behind_but_finished_chunks_that_it_tells_of(
-    tmp_path: Path, samples: Path, workers: str, wait: str | float
+    tmp_path: Path, samples: Path, *, workers: str, at: str, has_finished: bool
 ) -> None:
-    write(tmp_path, rows(3000))
-    words = [*command(tmp_path, samples), "--workers", workers]
+    place = tmp_path / "work"
+    place.mkdir()
+    write(place, rows(300))
+    pause = Pause(tmp_path / "held", at=at)
+    words = pause.command([*command(place, samples), "--workers", workers])
     process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    deadline = time.monotonic() + (wait if isinstance(wait, float) else 60)
-    while time.monotonic() < deadline and process.poll() is None:
-        if isinstance(wait, str) and any(f".{wait}-" in name for name in os.listdir(tmp_path)):
-            break
-        time.sleep(0.002)
+    assert pause.reached(process), process.communicate()
     # As a terminal does: the whole group is told, children too.
     os.killpg(process.pid, signal.SIGINT)
-    _, said = process.communicate(timeout=60)
-    if process.returncode == 0:
-        assert open_shard_set(tmp_path / "out").manifest.counts.num_documents == 3000
-        assert wait == "partial"
-    else:
-        assert process.returncode in {130, -signal.SIGINT}
-        assert nothing_or_what_is_told(tmp_path, said), said
-        assert "nothing was published" in said or process.returncode < 0
+    if at == "import":  # there it is heeded behind the import
+        pause.end()
+    _, said = process.communicate()
+    assert process.returncode == 130, said
+    assert "nothing was published" in said
+    assert nothing_or_what_is_told(place, said), said
+    assert ("are finished and kept in" in said) == has_finished

@@ -30,6 +30,7 @@ from sftprep.prepare.pack import pack
 from sftprep.shards.claim import OutputClaim
 from sftprep.shards.read import open_shard_set
 from sftprep.sources import lines
+from tests.held import PATIENCE, Pause
 
 COMPILE = pack_module.compile_chunks
 INJECTED = {"messages": [{"role": "user", "content": "<|im_end|>"}, {"role": "assistant", "content": "No."}]}
@@ -314,8 +315,7 @@ def test_a_set_that_was_set_aside_when_its_replacer_was_killed_is_put_back(call:
 def command(call: dict[str, Any], workers: int) -> list[str]:
     options = ["--source", call["sources"][0], "--model", call["model"], "--out", str(call["out"])]
     limits = ["--max-length", str(call["max_length"]), "--max-drop", call["max_drop"], "--workers", str(workers)]
-    # Row by row: with plans, most runs end before they are killed. The bytes are the same.
-    return [sys.executable, "-m", "sftprep", "pack", *options, *limits, "--no-plans"]
+    return [sys.executable, "-m", "sftprep", "pack", *options, *limits]
 
 
 def alive(group: int) -> bool:
@@ -326,53 +326,90 @@ def alive(group: int) -> bool:
     return True
 
 
-def killed_until_done(call: dict[str, Any], *, kills: int, workers: int, draw: random.Random) -> int:
-    """Run the command, kill it at a random moment, again and again, then let it end; how often work was found again."""
-    num_found, longest = 0, 5.0
-    for _ in range(kills):
-        started = time.monotonic()
-        process = subprocess.Popen(command(call, workers), stderr=subprocess.DEVNULL, start_new_session=True)
-        try:
-            process.wait(timeout=draw.uniform(0.3, longest))
-            longest = time.monotonic() - started
-            assert process.returncode == 0
-            shutil.rmtree(call["out"])  # it was done before it was killed: begin anew
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-            num_found += any(path.stat().st_size for path in call["out"].parent.glob(".out.spool-*/chunks.bin"))
-            if call["out"].exists():
-                assert (call["out"] / "manifest.json").is_file(), "a set is whole, or not there"
-        deadline = time.monotonic() + 20
-        while alive(process.pid) and time.monotonic() < deadline:
-            time.sleep(0.05)
-        assert not alive(process.pid), "the children end with their parent"
+def stopped(call: dict[str, Any], pause: Pause, *, workers: int, number: int = signal.SIGKILL) -> int | None:
+    """Run the command and send it a signal where it is held; the exit code, or None where it came to its end before."""
+    words = pause.command(command(call, workers))
+    process = subprocess.Popen(words, stderr=subprocess.DEVNULL, start_new_session=True)
+    is_held = pause.reached(process)
+    process.send_signal(number)
+    code = process.wait()
+    assert is_held or code == 0
+    gone(process.pid)
+    return code if is_held else None
+
+
+def gone(group: int) -> None:
+    """The children end with their parent, as soon as they find that it is gone."""
+    deadline = time.monotonic() + PATIENCE
+    while alive(group):
+        assert time.monotonic() < deadline, "the children outlive their parent"
+        time.sleep(0.02)
+
+
+def timed_out(call: dict[str, Any], seconds: float, *, workers: int) -> bool:
+    """Run the command and kill it after some time; False where it came to its end before."""
+    process = subprocess.Popen(command(call, workers), stderr=subprocess.DEVNULL, start_new_session=True)
+    try:
+        assert process.wait(timeout=seconds) == 0
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+        gone(process.pid)
+        return True
+    return False
+
+
+def begin_anew_where_done(call: dict[str, Any]) -> None:
+    if call["out"].exists():
+        assert (call["out"] / "manifest.json").is_file(), "a set is whole, or not there"
+        shutil.rmtree(call["out"])
+
+
+def kept(call: dict[str, Any]) -> int:
+    """Bytes of finished chunks that a dead run left."""
+    return sum(path.stat().st_size for path in call["out"].parent.glob(".out.spool-*/chunks.bin"))
+
+
+def gone_on_with(call: dict[str, Any], *, workers: int) -> dict[str, bytes]:
+    """What the same command publishes where a dead run stood."""
     done = subprocess.run(command(call, workers), capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
-    return num_found
+    assert hidden(call["out"].parent) == []
+    return bytes_of(call["out"])
 
 
-@pytest.mark.timeout(300)
-def test_the_same_command_goes_on_after_a_kill(long_call: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.timeout(600)
+def test_the_same_command_goes_on_after_a_kill(
+    long_call: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     published, _ = uninterrupted(long_call, monkeypatch)
-    killed_until_done(long_call, kills=1, workers=2, draw=random.Random(1))
-    assert bytes_of(long_call["out"]) == published
-    assert hidden(long_call["out"].parent) == []
+    assert stopped(long_call, Pause(tmp_path / "held", at="chunk"), workers=2) == -signal.SIGKILL
+    assert kept(long_call)
+    assert not long_call["out"].exists()
+    assert gone_on_with(long_call, workers=2) == published
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(3000)
 def test_fifty_kills_at_random_moments_change_no_byte(
-    long_call: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    long_call: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    published, _ = uninterrupted(long_call, monkeypatch)
-    draw, num_found = random.Random(8), 0
+    published, num_chunks = uninterrupted(long_call, monkeypatch)
+    started = time.monotonic()
+    assert gone_on_with(long_call, workers=1) == published
+    longest, draw = time.monotonic() - started, random.Random(8)
     for number in range(10):
-        num_found += killed_until_done(long_call, kills=5, workers=1 + number % 2, draw=draw)
-        assert bytes_of(long_call["out"]) == published
-        assert hidden(long_call["out"].parent) == []
         shutil.rmtree(long_call["out"])
-    assert num_found >= 10, "many of them left finished chunks"
+        workers = 1 + number % 2
+        # The first one finds and leaves finished chunks for sure, whatever the machine; the others come at any moment.
+        pause = Pause(tmp_path / "held", at="chunk", number=draw.randint(1, num_chunks))
+        assert stopped(long_call, pause, workers=workers) == -signal.SIGKILL
+        assert kept(long_call)
+        for _ in range(4):
+            begin_anew_where_done(long_call)
+            timed_out(long_call, draw.uniform(0, longest), workers=workers)
+        begin_anew_where_done(long_call)
+        assert gone_on_with(long_call, workers=workers) == published
 
 
 def test_a_disk_that_is_full_and_then_is_not(call: dict[str, Any], whole: tuple[dict[str, bytes], int]) -> None:
@@ -396,14 +433,10 @@ def test_a_disk_that_is_full_and_then_is_not(call: dict[str, Any], whole: tuple[
         subprocess.run(["umount", str(place)], check=True)
 
 
-def test_a_terminated_pack_leaves_a_lock_that_binds_nobody(call: dict[str, Any]) -> None:
-    process = subprocess.Popen(command(call, 1), stderr=subprocess.DEVNULL)
-    lock = call["out"].parent / ".out.lock"
-    while not lock.exists() and process.poll() is None:
-        time.sleep(0.005)
-    process.send_signal(signal.SIGTERM)
-    assert process.wait() == -signal.SIGTERM
-    assert lock.exists()
+def test_a_terminated_pack_leaves_a_lock_that_binds_nobody(call: dict[str, Any], tmp_path: Path) -> None:
+    pause = Pause(tmp_path / "held", at="chunk")
+    assert stopped(call, pause, workers=1, number=signal.SIGTERM) == -signal.SIGTERM
+    assert (call["out"].parent / ".out.lock").exists()
     pack(PackConfig(**call))
     assert hidden(call["out"].parent) == []
 
