@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
+from sftprep.arrow import pieces
 from sftprep.engines.model import ModelFiles
 from sftprep.stages.encode_batch import TokenTable
 
@@ -24,12 +24,12 @@ def token_table(model: ModelFiles) -> TokenTable | None:
         return None
     table = {number: piece for piece, number in parts["model"]["vocab"].items()}
     size = max([*table, *(token["id"] for token in parts["added_tokens"])]) + 1
-    pieces = _all_bytes([table.get(number, "") for number in range(size)])
+    found = _all_bytes([table.get(number, "") for number in range(size)])
     for token in parts["added_tokens"]:
-        pieces[token["id"]] = token["content"].encode("utf-8", "surrogatepass")
+        found[token["id"]] = token["content"].encode("utf-8", "surrogatepass")
     return TokenTable(
-        pieces=pa.array(pieces, pa.binary()),
-        lengths=np.array([len(piece) for piece in pieces], dtype=np.int64),
+        pieces=pieces(found),
+        lengths=np.array([len(piece) for piece in found], dtype=np.int64),
         stop_ids=np.array(sorted(model.stop_ids), dtype=np.int32),
     )
 

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from sftprep.arrow import lists, numbers, texts
 from sftprep.data import TOKEN_BATCH_SCHEMA, TRAINED_KINDS, span_stops
 from sftprep.engines.fast import EngineChoice
 from sftprep.errors import MaskError
@@ -183,20 +184,18 @@ def _replayed(
     return Replayed(rows, token_batch(list(_columns(owners, samples, numbers)), encoded, spans))
 
 
-def _columns(owners: Sequence[Candidate], samples: Sequence[SamplePlan], numbers: Sequence[int]) -> Iterator[pa.Array]:
-    yield pa.array([owner.source for owner in owners], pa.int32())
-    yield pa.array([owner.line for owner in owners], pa.int64())
-    yield pa.array(numbers, pa.int32())
-    yield pa.array([sample.kwargs for sample in samples], pa.string())
+def _columns(owners: Sequence[Candidate], samples: Sequence[SamplePlan], of_row: Sequence[int]) -> Iterator[pa.Array]:
+    yield numbers(np.array([owner.source for owner in owners], np.int32))
+    yield numbers(np.array([owner.line for owner in owners], np.int64))
+    yield numbers(np.array(of_row, np.int32))
+    yield texts([sample.kwargs for sample in samples])
 
 
 def token_batch(columns: Sequence[pa.Array], encoded: EncodedTexts, spans: Spans) -> pa.RecordBatch:
     """Of TOKEN_BATCH_SCHEMA; `columns` are those of the documents, from `doc_file` on."""
-    offsets, span_offsets = (pa.array(o.astype(np.int32)) for o in (encoded.offsets, spans.offsets))
-    values = (spans.starts, spans.kinds, spans.messages, spans.weights)
-    lists = [pa.ListArray.from_arrays(span_offsets, pa.array(value)) for value in values]
-    ids = pa.ListArray.from_arrays(offsets, pa.array(encoded.ids))
-    return pa.RecordBatch.from_arrays([ids, *lists, *columns], schema=TOKEN_BATCH_SCHEMA)
+    of_spans = [lists(own, spans.offsets) for own in (spans.starts, spans.kinds, spans.messages, spans.weights)]
+    ids = lists(encoded.ids, encoded.offsets)
+    return pa.RecordBatch.from_arrays([ids, *of_spans, *columns], schema=TOKEN_BATCH_SCHEMA)
 
 
 def _joined(arrays: Sequence[npt.NDArray[Scalar]], dtype: type[Scalar]) -> npt.NDArray[Scalar]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pyarrow as pa
 
+from sftprep.arrow import numbers, texts
 from sftprep.config.pack import PackConfig
 from sftprep.data import TOKEN_BATCH_SCHEMA, Document, Severity
 from sftprep.errors import MaskError, TemplateError
@@ -129,7 +130,7 @@ class _Made:
             return replayed.documents
         order = [number if number >= 0 else num_replayed - 1 - number for number in self.order]
         both = pa.Table.from_batches([replayed.documents, _batch(self.traced)], schema=TOKEN_BATCH_SCHEMA)
-        chosen = both.take(pa.array(order, pa.int64())).combine_chunks().to_batches()
+        chosen = both.take(numbers(np.array(order, np.int64))).combine_chunks().to_batches()
         return chosen[0] if chosen else _batch([])
 
 
@@ -167,10 +168,10 @@ def _batch(documents: Sequence[tuple[InputRow, Document]]) -> pa.RecordBatch:
     spans = [span for document in docs for span in document.spans]
     ids = np.concatenate([np.empty(0, np.int32), *(document.ids for document in docs)])
     columns = [
-        pa.array([row.source for row, _ in documents], pa.int32()),
-        pa.array([document.address.line for document in docs], pa.int64()),
-        pa.array([document.sample for document in docs], pa.int32()),
-        pa.array([json.dumps(document.template_kwargs, sort_keys=True) for document in docs], pa.string()),
+        numbers(np.array([row.source for row, _ in documents], np.int32)),
+        numbers(np.array([document.address.line for document in docs], np.int64)),
+        numbers(np.array([document.sample for document in docs], np.int32)),
+        texts([json.dumps(document.template_kwargs, sort_keys=True) for document in docs]),
     ]
     laid_out = Spans(
         starts=np.array([span.start for span in spans], np.int32),

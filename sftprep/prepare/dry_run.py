@@ -22,6 +22,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from sftprep.arrow import flat
 from sftprep.config.pack import PackConfig
 from sftprep.data import TOKEN_BATCH_SCHEMA, TRAINED_KINDS
 from sftprep.engines.load import load_model
@@ -234,7 +235,7 @@ def _compiled(chunks: Iterator[Chunk], sample: Sequence[_Drawn]) -> _Compiled:
 
 def _lengths(documents: pa.RecordBatch) -> tuple[Array, Array]:
     """Tokens and trained tokens of each document."""
-    lengths = np.diff(documents["input_ids"].offsets.to_numpy())
+    lengths = np.diff(flat(documents["input_ids"].offsets))
     spans = zip(documents["span_starts"].to_pylist(), documents["span_kinds"].to_pylist(), strict=True)
     trained = []
     for (starts, kinds), length in zip(spans, lengths.tolist(), strict=True):
@@ -254,7 +255,7 @@ class _Written:
 
 def _write(compiled: _Compiled, config: PackConfig) -> _Written:
     """Plan the sample's documents, drawn again until there are many, and write them to memory once."""
-    lengths = pc.list_value_length(compiled.documents["input_ids"]).to_numpy().astype(np.int64)
+    lengths = flat(pc.list_value_length(compiled.documents["input_ids"])).astype(np.int64)
     if not len(lengths):
         return _Written(0.0, 0.0, 1.0)
     taken = np.repeat(lengths, compiled.times)

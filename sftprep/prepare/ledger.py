@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from sftprep.arrow import flat
 from sftprep.data import TRAINED_KINDS, SpanKind, span_stops
 from sftprep.prepare.chunk import OVER_LENGTH, Chunk, ExactRow, LeftOutRow, RowsRead
 
@@ -161,15 +162,15 @@ class Ledger:
             column.append(value)
 
     def _add_documents(self, documents: pa.RecordBatch, times: Array) -> None:
-        offsets = documents["span_starts"].offsets.to_numpy()
-        starts = documents["span_starts"].values.to_numpy()
-        kinds = documents["span_kinds"].values.to_numpy()
-        lengths = np.diff(documents["input_ids"].offsets.to_numpy())
+        offsets = flat(documents["span_starts"].offsets)
+        starts = flat(documents["span_starts"].values)
+        kinds = flat(documents["span_kinds"].values)
+        lengths = np.diff(flat(documents["input_ids"].offsets))
         sizes = span_stops(starts, offsets, lengths) - starts
         trained = np.where(_TRAINED[kinds], sizes, 0)
         repeated = sizes * np.repeat(times, np.diff(offsets))
         self._by_kind += np.bincount(kinds, weights=repeated, minlength=len(SpanKind)).astype(np.int64)
-        weights = documents["span_weights"].values.to_numpy()
+        weights = flat(documents["span_weights"].values)
         self.has_weights |= bool(np.any(_TRAINED[kinds] & (weights != 1)))
         columns = (times, lengths, np.add.reduceat(trained, offsets[:-1]))
         for column, values in zip(self._documents, columns, strict=True):

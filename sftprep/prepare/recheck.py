@@ -8,6 +8,7 @@ from typing import Final, Protocol
 import numpy as np
 import pyarrow as pa
 
+from sftprep.arrow import flat
 from sftprep.data import Conversation, Document
 from sftprep.engines.fast import EngineChoice
 from sftprep.errors import DataError, EngineDiffersError, MaskError
@@ -68,7 +69,7 @@ def _is_drawn(row: InputRow, *, one_in: int) -> bool:
 def _check_ids(row: InputRow, ids: pa.Array, choice: EngineChoice, table: TokenTable) -> None:
     # The bytes of the ids are those of the text: that was proven.
     text = b"".join(table.pieces.take(ids).to_pylist())
-    if not np.array_equal(choice.reference.encode_batch([text]).ids, ids.to_numpy()):
+    if not np.array_equal(choice.reference.encode_batch([text]).ids, flat(ids)):
         raise EngineDiffersError(
             f"{choice.engine.name} gives other ids than the reference",
             code="engine-differs",

@@ -15,6 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from sftprep.arrow import flat, lists, numbers, texts
 from sftprep.data import TRAINED_KINDS, PackPlan
 from sftprep.shards.schema import SHARD_SCHEMA, WEIGHTS_FIELD
 
@@ -29,7 +30,8 @@ _TRAINED: Final = np.isin(np.arange(128), [int(kind) for kind in TRAINED_KINDS])
 def needs_weights(documents: pa.Table) -> bool:
     """Whether any trained span weighs other than 1, so that the data set needs the `weights` column."""
     batches = documents.select(["span_kinds", "span_weights"]).to_batches()
-    return any(np.any(_TRAINED[_flat(batch["span_kinds"])] & (_flat(batch["span_weights"]) != 1)) for batch in batches)
+    pairs = ((flat(batch["span_kinds"].flatten()), flat(batch["span_weights"].flatten())) for batch in batches)
+    return any(np.any(_TRAINED[kinds] & (weights != 1)) for kinds, weights in pairs)
 
 
 def distinct_kwargs(documents: pa.Table) -> list[str]:
@@ -38,11 +40,6 @@ def distinct_kwargs(documents: pa.Table) -> list[str]:
     for chunk in documents["doc_kwargs"].chunks:
         found.update(dict.fromkeys(pc.unique(chunk).to_pylist()))
     return list(found)
-
-
-def _flat(column: pa.ListArray) -> Array:
-    values: Array = column.flatten().to_numpy()
-    return values
 
 
 def gather(
@@ -83,10 +80,10 @@ class _Lists:
 
     @classmethod
     def of(cls, column: pa.ChunkedArray) -> _Lists:
-        offsets = [chunk.offsets.to_numpy() for chunk in column.chunks]
+        offsets = [flat(chunk.offsets) for chunk in column.chunks]
         counts = [len(chunk) for chunk in column.chunks]
         return cls(
-            values=[chunk.values.to_numpy() for chunk in column.chunks],
+            values=[flat(chunk.values) for chunk in column.chunks],
             chunks=np.repeat(np.arange(len(counts), dtype=np.int32), counts),
             starts=np.concatenate([np.empty(0, np.int32), *(part[:-1] for part in offsets)]),
             lengths=np.concatenate([np.empty(0, np.int32), *(np.diff(part) for part in offsets)]),
@@ -119,17 +116,16 @@ class _Source:
 
     @classmethod
     def of(cls, documents: pa.Table, kwargs: Sequence[str]) -> _Source:
-        known = pa.array(kwargs, pa.string())
         return cls(
             ids=_Lists.of(documents["input_ids"]),
             span_starts=_Lists.of(documents["span_starts"]),
             span_kinds=_Lists.of(documents["span_kinds"]),
             span_messages=_Lists.of(documents["span_messages"]),
             span_weights=_Lists.of(documents["span_weights"]),
-            files=documents["doc_file"].to_numpy(),
-            lines=documents["doc_line"].to_numpy(),
-            samples=documents["doc_sample"].to_numpy(),
-            kwargs=pc.index_in(documents["doc_kwargs"], value_set=known).to_numpy(),
+            files=flat(documents["doc_file"]),
+            lines=flat(documents["doc_line"]),
+            samples=flat(documents["doc_sample"]),
+            kwargs=flat(pc.index_in(documents["doc_kwargs"], value_set=texts(kwargs))),
         )
 
 
@@ -170,24 +166,24 @@ def _batch(
     mask = np.repeat(spans.trained, spans.lengths).astype(np.int8)
     mask[doc_starts[:-1]] = 0
     columns = [
-        _lists(source.ids.take(docs), row_starts),
-        _lists(mask, row_starts),
-        _lists(lengths.astype(np.int32), doc_offsets),
-        _lists((spans.starts - row_starts[row_of_span]).astype(np.int32), span_offsets),
-        _lists(source.span_kinds.take(docs), span_offsets),
-        _lists(source.span_messages.take(docs), span_offsets),
-        _lists(source.files[docs], doc_offsets),
-        _lists(source.lines[docs], doc_offsets),
-        _lists(source.samples[docs], doc_offsets),
-        _lists(source.kwargs[docs], doc_offsets),
+        lists(source.ids.take(docs), row_starts),
+        lists(mask, row_starts),
+        lists(lengths.astype(np.int32), doc_offsets),
+        lists((spans.starts - row_starts[row_of_span]).astype(np.int32), span_offsets),
+        lists(source.span_kinds.take(docs), span_offsets),
+        lists(source.span_messages.take(docs), span_offsets),
+        lists(source.files[docs], doc_offsets),
+        lists(source.lines[docs], doc_offsets),
+        lists(source.samples[docs], doc_offsets),
+        lists(source.kwargs[docs], doc_offsets),
         *_scalars(spans, row_of_span=row_of_span, span_weights=span_weights, num_rows=len(per_row)),
-        pa.array(np.add.reduceat(lengths * lengths, doc_offsets[:-1])),
+        numbers(np.add.reduceat(lengths * lengths, doc_offsets[:-1])),
     ]
     if not weights:
         return pa.RecordBatch.from_arrays(columns, schema=SHARD_SCHEMA)
     token_weights = np.repeat(span_weights, spans.lengths) * mask
     return pa.RecordBatch.from_arrays(
-        [*columns, _lists(token_weights, row_starts)], schema=SHARD_SCHEMA.append(WEIGHTS_FIELD)
+        [*columns, lists(token_weights, row_starts)], schema=SHARD_SCHEMA.append(WEIGHTS_FIELD)
     )
 
 
@@ -199,8 +195,4 @@ def _scalars(
     weight_sum = np.bincount(
         row_of_span, weights=spans.num_trained * span_weights.astype(np.float64), minlength=num_rows
     )
-    return pa.array(num_trained.astype(np.int32)), pa.array(weight_sum)
-
-
-def _lists(values: Array, offsets: npt.NDArray[np.int64]) -> pa.Array:
-    return pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), pa.array(values))
+    return numbers(num_trained.astype(np.int32)), numbers(weight_sum)

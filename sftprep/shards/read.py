@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import ValidationError
 
+from sftprep.arrow import flat
 from sftprep.errors import ShardError
 from sftprep.shards.manifest import Manifest, ShardRecord
 from sftprep.shards.schema import FORMAT_VERSION, MANIFEST_NAME, SHARD_SCHEMA, WEIGHTS_FIELD
@@ -252,8 +253,8 @@ def _check_digest(path: Path, shard: ShardRecord) -> None:
 
 def _row_sums(column: pa.ListArray) -> npt.NDArray[np.int64]:
     """The sum of each row's list; rows are never empty."""
-    offsets = column.offsets.to_numpy()
-    totals = np.concatenate([[0], np.cumsum(column.flatten().to_numpy(), dtype=np.int64)])
+    offsets = flat(column.offsets)
+    totals = np.concatenate([[0], np.cumsum(flat(column.flatten()), dtype=np.int64)])
     sums: npt.NDArray[np.int64] = np.diff(totals[offsets - offsets[0]])
     return sums
 

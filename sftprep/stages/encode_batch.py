@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from sftprep.arrow import numbers
 from sftprep.data import span_stops
 
 Ints = npt.NDArray[np.int64]
@@ -108,7 +109,7 @@ def _decoded(batch: Batch, encoded: EncodedTexts, tokens: tuple[Ints, TokenTable
     ends, table = tokens
     bounds = np.concatenate([[0], ends])[encoded.offsets]
     expected = np.concatenate([[0], np.cumsum(batch.sample_bytes)])
-    buffer = table.pieces.take(pa.array(encoded.ids)).buffers()[2]
+    buffer = table.pieces.take(numbers(encoded.ids)).buffers()[2]
     written = pa.py_buffer(b"") if buffer is None else buffer.slice(0, int(bounds[-1]))
     text = pa.py_buffer(batch.text)
     if np.array_equal(bounds, expected) and written.equals(text):

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from sftprep.arrow import flat
 from sftprep.data import TRAINED_KINDS, SpanKind
 
 IntArray = npt.NDArray[np.int64]
@@ -123,7 +124,7 @@ def audit_batch(batch: pa.RecordBatch, *, facts: AuditFacts) -> BatchAudit:
         num_rows=len(rows.row_starts),
         num_tokens=len(rows.ids),
         num_trained=int(rows.trained_before[-1]),
-        weight_sum=float(np.sum(_array(readable["weight_sum"]))),
+        weight_sum=float(np.sum(flat(readable["weight_sum"]))),
         kind_tokens=_sums(source_kinds, rows.span_lengths, facts.num_sources * NUM_KINDS).reshape(-1, NUM_KINDS),
         kind_trained=_sums(rows.span_kinds, trained, NUM_KINDS),
         document_lengths=rows.doc_lengths,
@@ -144,17 +145,12 @@ def _sums(groups: npt.NDArray[np.integer[Any]], values: IntArray, size: int) -> 
 
 
 def _lengths(column: pa.ListArray) -> IntArray:
-    lengths: IntArray = np.diff(_array(column.offsets)).astype(np.int64)
+    lengths: IntArray = np.diff(flat(column.offsets)).astype(np.int64)
     return lengths
 
 
 def _values(column: pa.ListArray) -> npt.NDArray[Any]:
-    return _array(column.flatten())
-
-
-def _array(column: pa.Array) -> npt.NDArray[Any]:
-    # Unlike to_numpy, this does not import pandas (0.3 s) where it is installed.
-    return np.asarray(np.from_dlpack(column))
+    return flat(column.flatten())
 
 
 def readable_rows(batch: pa.RecordBatch, facts: AuditFacts) -> tuple[pa.RecordBatch, IntArray, list[Fault]]:
@@ -284,9 +280,9 @@ def _scalar_faults(batch: pa.RecordBatch, rows: _Rows) -> Iterator[tuple[str, In
     """Rows whose scalar columns are not what their tokens say: the trainer schedules and normalises by them (A5)."""
     trained = rows.trained_in(rows.row_starts, rows.row_lengths)
     squares = _sums(rows.doc_rows, rows.doc_lengths**2, batch.num_rows)
-    wrong = (trained != _array(batch["num_trained"])) | (squares != _array(batch["sum_len2"]))
+    wrong = (trained != flat(batch["num_trained"])) | (squares != flat(batch["sum_len2"]))
     if "weights" not in batch.schema.names:
-        wrong |= ~np.isclose(trained, _array(batch["weight_sum"]), rtol=1e-6, atol=1e-6)
+        wrong |= ~np.isclose(trained, flat(batch["weight_sum"]), rtol=1e-6, atol=1e-6)
     yield ("scalar-mismatch", rows.numbers[wrong])
 
 
@@ -294,6 +290,6 @@ def _weight_faults(batch: pa.RecordBatch, rows: _Rows) -> Iterator[tuple[str, In
     weights = _values(batch["weights"])
     token_rows = np.repeat(np.arange(batch.num_rows), rows.row_lengths)
     sums = np.bincount(token_rows, weights=weights, minlength=batch.num_rows)
-    wrong = ~np.isclose(sums, _array(batch["weight_sum"]), rtol=1e-6, atol=1e-6)
+    wrong = ~np.isclose(sums, flat(batch["weight_sum"]), rtol=1e-6, atol=1e-6)
     yield ("scalar-mismatch", rows.numbers[wrong])
     yield ("weight-mismatch", rows.at(np.flatnonzero((weights > 0) != (rows.masks != 0))))

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from sftprep.arrow import flat
 from sftprep.data import TRAINED_KINDS, SpanKind
 
 TURN: Final = np.dtype(
@@ -95,9 +96,9 @@ def _turn_spans(
 
 
 def _lengths(column: pa.ListArray) -> npt.NDArray[np.int64]:
-    lengths: npt.NDArray[np.int64] = np.diff(np.from_dlpack(column.offsets)).astype(np.int64)
+    lengths: npt.NDArray[np.int64] = np.diff(flat(column.offsets)).astype(np.int64)
     return lengths
 
 
 def _values(column: pa.ListArray) -> npt.NDArray[Any]:
-    return np.asarray(np.from_dlpack(column.flatten()))
+    return flat(column.flatten())

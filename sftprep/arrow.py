@@ -1,0 +1,64 @@
+"""Arrow arrays of flat numpy arrays, and back, where the bytes lie.
+
+`pa.array` and `to_numpy` import pandas wherever it is installed, which costs a command 0.2 s that needs none of it:
+what `sftprep pack` runs through goes this way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+
+def numbers(values: npt.NDArray[Any]) -> pa.Array:
+    """Whole or floating numbers `[n]` as an array of the same type, without nulls; the memory is shared."""
+    flat = np.ascontiguousarray(values)
+    return pa.Array.from_buffers(pa.from_numpy_dtype(flat.dtype), len(flat), [None, pa.py_buffer(flat)])
+
+
+def lists(values: npt.NDArray[Any], offsets: npt.NDArray[Any]) -> pa.ListArray:
+    """A list array: list `i` is `values[offsets[i]:offsets[i + 1]]`; `offsets` `[n + 1]` from 0, below 2^31."""
+    return pa.ListArray.from_arrays(numbers(offsets.astype(np.int32, copy=False)), numbers(values))
+
+
+def texts(values: Sequence[str]) -> pa.StringArray:
+    """Texts as UTF-8, less than 2 GiB of them; UnicodeEncodeError where one holds half a character."""
+    return _pieces([value.encode() for value in values], pa.string())
+
+
+def pieces(values: Sequence[bytes]) -> pa.BinaryArray:
+    """Byte strings, less than 2 GiB of them."""
+    return _pieces(values, pa.binary())
+
+
+def _pieces(values: Sequence[bytes], kind: pa.DataType) -> pa.Array:
+    offsets = np.zeros(len(values) + 1, dtype=np.int64)
+    np.cumsum(np.fromiter(map(len, values), np.int64, len(values)), out=offsets[1:])
+    if offsets[-1] >= 1 << 31:
+        raise ValueError("an array of texts holds less than 2 GiB")
+    buffers = [None, pa.py_buffer(offsets.astype(np.int32)), pa.py_buffer(b"".join(values))]
+    return pa.Array.from_buffers(kind, len(values), buffers)
+
+
+def flat(array: pa.Array | pa.ChunkedArray) -> npt.NDArray[Any]:
+    """The numbers of an array that has no nulls, `[n]`, where they lie, so that they cannot be written.
+
+    Those of several chunks are copied behind each other.
+
+    ValueError where it has nulls; TypeError where its values are no whole or floating numbers.
+    """
+    if not (pa.types.is_integer(array.type) or pa.types.is_floating(array.type)):
+        raise TypeError(f"{array.type} is no type of numbers")
+    if array.null_count:
+        raise ValueError(f"{array.null_count} of {len(array)} values are null")
+    dtype = np.dtype(array.type.to_pandas_dtype())
+    if isinstance(array, pa.ChunkedArray):
+        return np.concatenate([np.zeros(0, dtype), *map(flat, array.chunks)])
+    data = array.buffers()[1]
+    if data is None or not len(array):
+        return np.zeros(0, dtype)
+    return np.frombuffer(data, dtype, count=len(array), offset=array.offset * dtype.itemsize)
