@@ -25,8 +25,8 @@ def audit(
     where: Annotated[str | None, _option("where", metavar="EXPR")] = None,
     seed: Annotated[int, _option("seed", min=0)] = _FIELDS["seed"].default,
     ids: Annotated[bool, _option("ids")] = False,
-    json_file: Annotated[Path | None, _option("json_file", "--json")] = None,
-    html: Annotated[Path | None, _option("html")] = None,
+    json_file: Annotated[str | None, _option("json_file", "--json")] = None,
+    html: Annotated[str | None, _option("html")] = None,
     html_rows: Annotated[int, _option("html_rows", min=0)] = _FIELDS["html_rows"].default,
     checksums: Annotated[bool, _option("checksums", "--checksums/--no-checksums")] = _FIELDS["checksums"].default,
     allow: Annotated[list[str] | None, _option("allow", metavar="CODE")] = None,
@@ -35,7 +35,7 @@ def audit(
     model: Annotated[str | None, _option("model", metavar="DIR_OR_HUB_ID")] = None,
     cache_dir: Annotated[Path, _option("cache_dir")] = _FIELDS["cache_dir"].default,
     cache_gb: Annotated[float, _option("cache_gb")] = _FIELDS["cache_gb"].default,
-    diff: Annotated[Path | None, _option("diff", metavar="OTHER")] = None,
+    diff: Annotated[str | None, _option("diff", metavar="DIR_OR_URL")] = None,
 ) -> None:
     """Show which tokens of a shard set are trained and why, and check every row. Exit code 1 when a check fails.
 
@@ -74,11 +74,12 @@ def _run(config: AuditConfig) -> None:
 def _compare(config: AuditConfig, other: Path) -> None:
     # As above.
     from sftprep.prepare.diff import diff
+    from sftprep.prepare.diff_sides import Copies
     from sftprep.reports.diff_terminal import print_diff
     from sftprep.reports.mask_json import write_report
     from sftprep.reports.mask_terminal import terminal_console
 
-    report = diff(config.directory, other)
+    report = diff(config.directory, other, copies=Copies(config.cache_dir, config.cache_gb))
     if config.json_file is not None:
         write_report(report, config.json_file)
     print_diff(report, terminal_console())

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from sftprep.cli.options import read_config
 from sftprep.config.demo import DemoConfig
 
 _FIELDS = DemoConfig.model_fields
@@ -21,7 +22,8 @@ def demo(
 
     Example: sftprep demo --out demo --steps 120
     """
+    config = read_config(DemoConfig, {"out": out, "steps": steps, "overwrite": overwrite}, command="demo")
     # torch, transformers and polars take seconds to import, which `sftprep --help` must not wait for.
     from sftprep.demo import run_demo
 
-    run_demo(DemoConfig(out=out, steps=steps, overwrite=overwrite))
+    run_demo(config)

@@ -10,6 +10,7 @@ import typer
 
 from sftprep.cli.options import option_of, read_config
 from sftprep.config.evaluate import EvaluateConfig
+from sftprep.config.places import is_remote
 from sftprep.errors import OutputError
 
 _FIELDS = EvaluateConfig.model_fields
@@ -30,9 +31,9 @@ def evaluate(
     model: Annotated[str, _option("model", metavar="DIR_OR_HUB_ID")],
     baseline: Annotated[str | None, _option("baseline", metavar="DIR_OR_HUB_ID")] = None,
     suite: Annotated[list[str] | None, _option("suite", metavar="FILE")] = None,
-    held_out: Annotated[Path | None, _option("held_out", metavar="DIR")] = None,
-    trained_on: Annotated[Path | None, _option("trained_on", metavar="DIR")] = None,
-    against: Annotated[list[Path] | None, _option("against", metavar="FILE")] = None,
+    held_out: Annotated[str | None, _option("held_out", metavar="DIR_OR_URL")] = None,
+    trained_on: Annotated[str | None, _option("trained_on", metavar="DIR_OR_URL")] = None,
+    against: Annotated[list[str] | None, _option("against", metavar="FILE")] = None,
     fail_on: Annotated[list[str] | None, _option("fail_on", metavar="GATE")] = None,
     harness: Annotated[list[str] | None, _option("harness", metavar="TASK")] = None,
     harness_limit: Annotated[int | None, _option("harness_limit", min=1)] = None,
@@ -49,8 +50,10 @@ def evaluate(
     seed: Annotated[int, _option("seed", min=0)] = _FIELDS["seed"].default,
     device: Annotated[_Device, _option("device")] = _Device.AUTO,
     threads: Annotated[int | None, _option("threads", min=1)] = None,
-    json_file: Annotated[Path | None, _option("json_file", "--json")] = None,
-    html: Annotated[Path | None, _option("html")] = None,
+    cache_dir: Annotated[Path, _option("cache_dir")] = _FIELDS["cache_dir"].default,
+    cache_gb: Annotated[float, _option("cache_gb")] = _FIELDS["cache_gb"].default,
+    json_file: Annotated[str | None, _option("json_file", "--json")] = None,
+    html: Annotated[str | None, _option("html")] = None,
 ) -> None:
     """Judge a model on suites and held-out rows, compare it with a baseline, and fail where a gate does not hold.
 
@@ -90,7 +93,7 @@ def evaluate(
 def _check_places(*paths: Path | None) -> None:
     """A report that cannot be written is named before hours of answers, not after them."""
     for path in paths:
-        if path is not None and not path.parent.is_dir():
+        if path is not None and not is_remote(path) and not path.parent.is_dir():
             raise OutputError(
                 "the report cannot be written: there is no such directory",
                 code="write-failed",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from sftprep.config.places import on_this_machine
 from sftprep.errors import UsageError
 
 if TYPE_CHECKING:
@@ -25,6 +26,10 @@ def schema(
     """
     texts = schema_texts()
     if out is not None:
+        try:
+            on_this_machine(out)
+        except ValueError as error:
+            raise UsageError(f"--out: {error}", code="bad-option", hint="see sftprep schema --help") from error
         out.mkdir(parents=True, exist_ok=True)
         for key, text in texts.items():
             (out / f"{key}.schema.json").write_text(text, encoding="utf-8")

@@ -18,7 +18,7 @@ def _option(field: str, *names: str, **settings: Any) -> Any:
 
 
 def split(
-    files: Annotated[list[Path], typer.Argument(help=_FIELDS["files"].description, metavar="FILE...")],
+    files: Annotated[list[str], typer.Argument(help=_FIELDS["files"].description, metavar="FILE...")],
     *,
     out: Annotated[Path, _option("out")],
     held_out: Annotated[str, _option("held_out", "--eval", metavar="COUNT|PERCENT%")] = _FIELDS["held_out"].default,
@@ -40,7 +40,8 @@ def split(
     from sftprep.prepare.split import split as run
     from sftprep.reports.findings import byte_progress
     from sftprep.reports.quality_split import print_split
+    from sftprep.sources.paths import total_bytes
 
-    with byte_progress(config.files, quiet=quiet) as on_bytes:
+    with byte_progress(lambda: total_bytes(config.files), quiet=quiet) as on_bytes:
         report = run(config, on_bytes=on_bytes)
     print_split(report, Console(highlight=False))

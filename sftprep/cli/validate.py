@@ -19,21 +19,21 @@ _HELP = {name: field.description for name, field in ValidateConfig.model_fields.
 
 
 def validate(
-    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help=_HELP["files"])],
+    files: Annotated[list[str], typer.Argument(metavar="FILE...", help=_HELP["files"])],
     *,
     row_format: Annotated[str | None, typer.Option("--format", help=_HELP["format"])] = None,
     model: Annotated[str | None, typer.Option("--model", help=_HELP["model"])] = None,
     max_length: Annotated[int | None, typer.Option("--max-length", min=1, help=_HELP["max_length"])] = None,
     max_errors: Annotated[int, typer.Option("--max-errors", min=0, help=_HELP["max_errors"])] = 100,
     fail_on: Annotated[list[str] | None, typer.Option("--fail-on", metavar="CODE", help=_HELP["fail_on"])] = None,
-    json_file: Annotated[Path | None, typer.Option("--json", help=_HELP["json_file"])] = None,
-    html: Annotated[Path | None, typer.Option("--html", help=_HELP["html"])] = None,
-    good: Annotated[Path | None, typer.Option("--good", help=_HELP["good"])] = None,
-    bad: Annotated[Path | None, typer.Option("--bad", help=_HELP["bad"])] = None,
-    fix_to: Annotated[Path | None, typer.Option("--fix-to", help=_HELP["fix_to"])] = None,
+    json_file: Annotated[str | None, typer.Option("--json", help=_HELP["json_file"])] = None,
+    html: Annotated[str | None, typer.Option("--html", help=_HELP["html"])] = None,
+    good: Annotated[str | None, typer.Option("--good", help=_HELP["good"])] = None,
+    bad: Annotated[str | None, typer.Option("--bad", help=_HELP["bad"])] = None,
+    fix_to: Annotated[str | None, typer.Option("--fix-to", help=_HELP["fix_to"])] = None,
     quality: Annotated[bool, typer.Option("--quality", help=_HELP["quality"])] = False,
-    against: Annotated[list[Path] | None, typer.Option("--against", help=_HELP["against"])] = None,
-    quality_json: Annotated[Path | None, typer.Option("--quality-json", help=_HELP["quality_json"])] = None,
+    against: Annotated[list[str] | None, typer.Option("--against", help=_HELP["against"])] = None,
+    quality_json: Annotated[str | None, typer.Option("--quality-json", help=_HELP["quality_json"])] = None,
     quality_config: Annotated[Path | None, typer.Option("--quality-config", help=_HELP["quality_config"])] = None,
     source_key: Annotated[str, typer.Option("--source-key", help=_HELP["source_key"])] = "source",
     workers: Annotated[int, typer.Option("--workers", min=1, help=_HELP["workers"])] = 1,
@@ -69,9 +69,9 @@ def _run(config: ValidateConfig, *, quiet: bool) -> ValidationReport:
     # pyarrow comes with the nouns, 0.3 s that `sftprep --help` must not wait for.
     from sftprep.prepare.validate import validate_files
     from sftprep.reports.findings import byte_progress, print_report, write_report
-    from sftprep.sources.paths import expand
+    from sftprep.sources.paths import total_bytes
 
-    with byte_progress(expand(config.files), quiet=quiet) as on_progress:
+    with byte_progress(lambda: total_bytes(config.files), quiet=quiet) as on_progress:
         report = validate_files(config, on_progress=on_progress)
     if config.json_file is not None:
         write_report(report, path=config.json_file)
@@ -106,9 +106,9 @@ def _measure(measures: QualityConfig, *, quiet: bool) -> QualityReport:
     from sftprep.prepare.quality import measure_quality
     from sftprep.reports.findings import byte_progress
     from sftprep.reports.quality_terminal import print_quality
-    from sftprep.sources.paths import expand
+    from sftprep.sources.paths import total_bytes
 
-    with byte_progress(expand(measures.files), quiet=quiet) as on_bytes:
+    with byte_progress(lambda: total_bytes(measures.files), quiet=quiet) as on_bytes:
         found = measure_quality(measures, on_bytes=on_bytes)
     if not quiet:
         print_quality(found, Console(highlight=False))

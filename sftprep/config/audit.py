@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Final, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from sftprep.config.places import CACHE_DIR, CACHE_GB, Place, is_remote
+from sftprep.config.places import CACHE_DIR, CACHE_GB, LocalPath, ModelName, Place
 
 PLAIN_GATES: Final = (
     "stop-untrained",
@@ -76,8 +75,8 @@ class AuditConfig(BaseModel):
     )
     seed: int = Field(default=0, ge=0, description="Draws the rows to show.")
     ids: bool = Field(default=False, description="Show each token's id behind its text.")
-    json_file: Path | None = Field(default=None, description="Write the report as JSON to this file.")
-    html: Path | None = Field(default=None, description="Write one self-contained page with the report and rows.")
+    json_file: Place | None = Field(default=None, description="Write the report as JSON to this file or URL.")
+    html: Place | None = Field(default=None, description="Write one self-contained page with the report and rows.")
     html_rows: int = Field(
         default=20, ge=0, description="Rows that the page shows: the most notable, and as many drawn by the seed."
     )
@@ -97,17 +96,18 @@ class AuditConfig(BaseModel):
         description="Read the sources again and compare the tokens before every trained turn with those that a server "
         "would send. Writes the certificate parity.json into the set; exit code 1 unless all are proven.",
     )
-    model: str | None = Field(
+    model: ModelName | None = Field(
         default=None, description="Model directory or hub id of the server for --prove; without it, the set's own."
     )
 
-    cache_dir: Path = Field(default=CACHE_DIR, description="Where shards of a URL are copied.")
+    cache_dir: LocalPath = Field(default=CACHE_DIR, description="Where shards of a URL are copied.")
     cache_gb: float = Field(default=CACHE_GB, gt=0, description="Gigabytes that the copies may take.")
 
-    diff: Path | None = Field(
+    diff: Place | None = Field(
         default=None,
         description="Compare with another shard set, or with a dataset that another trainer prepared (a directory that "
-        "`datasets` saved, or Parquet, with input_ids and labels or a mask), document by document; nothing is audited.",
+        "`datasets` saved, or Parquet, with input_ids and labels or a mask; or the URL of one), document by document; "
+        "nothing is audited.",
     )
 
     @model_validator(mode="after")
@@ -116,8 +116,6 @@ class AuditConfig(BaseModel):
             raise ValueError("--fail-on parity needs --prove")
         if self.model is not None and not self.prove:
             raise ValueError("--model needs --prove")
-        if self.diff is not None and is_remote(self.directory):
-            raise ValueError("--diff compares sets on this machine: copy the set here")
         if self.diff is not None and (self.prove or self.html is not None or self.fail_on):
             raise ValueError("--diff compares and nothing else: it takes --json, and not --html, --prove or --fail-on")
         if self.row is not None and self.where is not None:

@@ -6,12 +6,14 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from sftprep.config.places import LocalPath
+
 
 class DemoConfig(BaseModel):
     """Where the tour writes, and how long it trains. Each field's description is the help text of its option."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    out: Path = Field(default=Path("demo"), description="Where everything that the tour makes is written.")
+    out: LocalPath = Field(default=Path("demo"), description="Where everything that the tour makes is written.")
     steps: int = Field(default=120, ge=1, description="Optimizer steps of the training.")
     overwrite: bool = Field(default=False, description="Replace what an earlier tour wrote in the same place.")

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from sftprep.config.places import CACHE_DIR, CACHE_GB, LocalPath, ModelName, Place
 
 GateKind = Literal[
     "pass-rate",
@@ -69,20 +70,23 @@ class EvaluateConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    model: str = Field(description="The model to judge: a directory, a hub id, a GGUF file, or a directory with one.")
-    baseline: str | None = Field(default=None, description="The model to compare with, case by case.")
+    model: ModelName = Field(
+        description="The model to judge: a directory, a hub id, a GGUF file, or a directory with one."
+    )
+    baseline: ModelName | None = Field(default=None, description="The model to compare with, case by case.")
     suite: tuple[str, ...] = Field(
-        default=(), description="A suite's YAML file, or the name of one that comes with sftprep; again for more."
+        default=(),
+        description="A suite's YAML file or its URL, or the name of one that comes with sftprep; again for more.",
     )
-    held_out: Path | None = Field(
-        default=None, description="A packed set of held-out rows: their loss per token, byte and category."
+    held_out: Place | None = Field(
+        default=None, description="A packed set of held-out rows, or its URL: their loss per token, byte and category."
     )
-    trained_on: Path | None = Field(
+    trained_on: Place | None = Field(
         default=None,
-        description="The packed set that the model was trained on: its audit, its template and stop tokens, and "
-        "whether its rows hold the suites' cases.",
+        description="The packed set that the model was trained on, or its URL: its audit, template and stop tokens, "
+        "and whether its rows hold the suites' cases.",
     )
-    against: tuple[Path, ...] = Field(
+    against: tuple[Place, ...] = Field(
         default=(), description="Files of training rows in which to look for the suites' cases; again for more."
     )
     fail_on: tuple[str, ...] = Field(
@@ -111,7 +115,7 @@ class EvaluateConfig(BaseModel):
     judge_endpoint: str | None = Field(default=None, description="The judge's OpenAI-compatible server.")
     concurrency: int = Field(default=8, ge=1, description="Requests to a server at a time.")
     requests_per_second: float = Field(default=0.0, ge=0, description="At most so many; 0 sets no limit.")
-    answers: Path | None = Field(
+    answers: LocalPath | None = Field(
         default=None, description="Keep what servers answer in this file; the same command then asks only the rest."
     )
     max_new_tokens: int | None = Field(default=None, ge=1, description="Of every answer, in place of the suites'.")
@@ -120,8 +124,10 @@ class EvaluateConfig(BaseModel):
     seed: int = Field(default=0, ge=0, lt=2**63, description="Of sampling and of the bootstrap.")
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="Where to generate.")
     threads: int | None = Field(default=None, ge=1, description="CPU threads (default: torch's own choice).")
-    json_file: Path | None = Field(default=None, description="Write the report as JSON.")
-    html: Path | None = Field(default=None, description="Write the report as one page, answers side by side.")
+    cache_dir: LocalPath = Field(default=CACHE_DIR, description="Where shards of a URL are copied.")
+    cache_gb: float = Field(default=CACHE_GB, gt=0, description="Gigabytes that the copies may take.")
+    json_file: Place | None = Field(default=None, description="Write the report as JSON to this file or URL.")
+    html: Place | None = Field(default=None, description="Write the report as one page, answers side by side.")
 
     @field_validator("fail_on")
     @classmethod

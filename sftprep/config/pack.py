@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections import Counter
 from datetime import datetime
 from enum import StrEnum
-from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from sftprep.config.places import CACHE_DIR, Place, is_remote, place_of, shown
+from sftprep.config.places import CACHE_DIR, LocalPath, ModelName, Place, is_remote, place_of, shown
 
 PINNED_NOW: Final = datetime(2026, 1, 1)
 """What `strftime_now` shows in a template, unless told: the same file packed on two days gives the same bytes."""
@@ -102,7 +100,7 @@ class PackConfig(BaseModel):
         description="NAME=FILE[:weight], repeatable: mix files; the weight is the epochs of that file, whole or "
         "fractional (2.5: every row twice, and a seeded half of them a third time); FILE may be a pattern or a URL.",
     )
-    model: str = Field(
+    model: ModelName = Field(
         min_length=1,
         description="Model directory or Hugging Face hub id: its tokenizer, chat template and stop tokens.",
     )
@@ -188,7 +186,7 @@ class PackConfig(BaseModel):
     )
 
     shard_tokens: int = Field(default=1 << 26, ge=1, description="Tokens after which a new shard file is begun.")
-    work_dir: Path = Field(
+    work_dir: LocalPath = Field(
         default=CACHE_DIR / "packing",
         description="Where a set for a URL is made: about four times its bytes, until it is uploaded.",
     )
@@ -230,14 +228,6 @@ class PackConfig(BaseModel):
         description="HOST:PORT of the cluster; without it the one that RAY_ADDRESS names or that runs on this machine, "
         "else one that is started here for this run.",
     )
-
-    @field_validator("out")
-    @classmethod
-    def _url(cls, out: Path) -> Path:
-        # A URL that went through a path has one slash where it had two; a drive of Windows has one letter.
-        if not is_remote(out) and re.match(r"[a-z][a-z0-9+.-]+:/", out.as_posix()):
-            raise ValueError("--out is the rest of a URL: give it as text, not as a path")
-        return out
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

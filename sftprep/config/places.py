@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Final, cast
 
-from pydantic import PlainSerializer, PlainValidator
+from pydantic import AfterValidator, PlainSerializer, PlainValidator
 
 from sftprep.errors import UsageError
 
@@ -15,31 +15,46 @@ CACHE_DIR: Final = Path("~/.cache/sftprep")
 
 CACHE_GB: Final = 100.0
 
-REMOTE_HINT = "pip install 'sftprep[remote]' for s3://; another scheme needs the package that fsspec names for it"
-
+_EXTRAS: Final = {"gs": "gcs", "gcs": "gcs", "abfs": "azure", "abfss": "azure", "az": "azure", "adl": "azure"}
+"""Extras of schemes that need more than the extra `remote`."""
 
 _ESCAPED: Final = re.compile(r"\\udc([89a-f][0-9a-f])")
+# A URL that went through a path has one slash where it had two; a drive of Windows has one letter.
+_WAS_URL: Final = re.compile(r"[a-z][a-z0-9+.-]+:/")
 
 
 def place_of(text: str | Path) -> Path:
     """The path, or where the text has a scheme (`s3://bucket/chats.jsonl`) what stands for the URL as a path would.
 
     Raises:
-        UsageError: `missing-extra`, `no-such-scheme`.
+        UsageError: `missing-extra`, `no-such-scheme`. ValueError: a URL that went through a path.
     """
     if "://" not in str(text):
+        if _WAS_URL.match(str(text)):
+            raise ValueError(f"{text} is the rest of a URL: give it as text, not as a path")
         return Path(text)
+    scheme = str(text).partition("://")[0]
     try:
         # An extra of its own, and 0.1 s that runs on files do without.
+        from fsspec import get_filesystem_class
         from upath import UPath
 
-        return cast(Path, UPath(text))
+        found = UPath(text)
+        get_filesystem_class(scheme)  # else it is met where the first byte is asked for
     except ImportError as error:
         what = f"reading or writing there needs a package that is not installed: {error}"
-        raise UsageError(what, code="missing-extra", place=str(text), hint=REMOTE_HINT) from error
+        raise UsageError(what, code="missing-extra", place=str(text), hint=_to_install(scheme)) from error
     except ValueError as error:
         hint = "s3://bucket/key, hf://datasets/owner/name/file, or another URL that fsspec knows"
         raise UsageError("nothing reads such URLs", code="no-such-scheme", place=str(text), hint=hint) from error
+    return cast(Path, found)
+
+
+def _to_install(scheme: str) -> str:
+    extra = _EXTRAS.get(scheme, "remote")
+    if extra != "remote" or scheme in {"s3", "s3a", "hf"}:
+        return f"pip install 'sftprep[{extra}]'"
+    return "pip install 'sftprep[remote]', and the package that fsspec names for the scheme"
 
 
 def shown(place: Path) -> str:
@@ -60,5 +75,25 @@ def is_remote(place: str | Path) -> bool:
     return "://" in str(place)
 
 
+def on_this_machine(path: Path) -> Path:
+    """The path. ValueError where it is a URL, or what is left of one."""
+    if is_remote(path) or _WAS_URL.match(path.as_posix()):
+        raise ValueError(f"{path} is a URL, and must be a path of this machine: name one, and copy from or to there")
+    return path
+
+
+def _model_name(name: str) -> str:
+    if is_remote(name):
+        what = f"{name} is a URL, and a model is a directory on this machine or a hub id: copy it here"
+        raise ValueError(f"{what}, or name it owner/name" if name.startswith("hf://") else what)
+    return name
+
+
 Place = Annotated[Path, PlainValidator(place_of, json_schema_input_type=Path), PlainSerializer(shown)]
 """A path that may be a URL. What it is built from is text, never a Path: that would make one slash of the two."""
+
+LocalPath = Annotated[Path, AfterValidator(on_this_machine)]
+"""A path of this machine; a URL is refused by name."""
+
+ModelName = Annotated[str, AfterValidator(_model_name)]
+"""A model's directory on this machine, or its hub id; a URL is refused by name."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from pydantic import BaseModel, ConfigDict, Field
+
+from sftprep.config.places import Place
 
 
 class QualityConfig(BaseModel):
@@ -12,12 +12,12 @@ class QualityConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    files: tuple[Path, ...] = Field(min_length=1, description="Files of chat rows.")
+    files: tuple[Place, ...] = Field(min_length=1, description="Files of chat rows.")
     format: str | None = Field(default=None, description="As for validate: without it, each file's is detected.")
-    against: tuple[Path, ...] = Field(
+    against: tuple[Place, ...] = Field(
         default=(), description="Held-out rows: report what the files share with them, by both addresses."
     )
-    json_file: Path | None = Field(default=None, description="Write the quality report as JSON into this file.")
+    json_file: Place | None = Field(default=None, description="Write the quality report as JSON into this file.")
     examples: int = Field(default=5, ge=0, description="Examples of each ranking, the worst first.")
     near_duplicate: float = Field(
         default=0.8, ge=0.7, le=1, description="Jaccard similarity of 3-word shingles from which two texts are alike."

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from sftprep.config.places import LocalPath, Place
 
 
 class SplitConfig(BaseModel):
@@ -13,8 +14,8 @@ class SplitConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    files: tuple[Path, ...] = Field(min_length=1, description="Files of chat rows, one JSON object a line.")
-    out: Path = Field(description="New directory for train.jsonl, eval.jsonl and split.json.")
+    files: tuple[Place, ...] = Field(min_length=1, description="Files of chat rows, one JSON object a line.")
+    out: LocalPath = Field(description="New directory for train.jsonl, eval.jsonl and split.json.")
     held_out: str = Field(default="5%", description="Rows held out for evaluation, a number or a percentage.")
     seed: int = Field(default=0, ge=0, description="Draws the held-out rows; the same seed gives the same files.")
     near_duplicate: float = Field(

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from sftprep.config.places import CACHE_DIR, CACHE_GB, Place
+from sftprep.config.places import CACHE_DIR, CACHE_GB, LocalPath, ModelName, Place
 
 
 def _parted(value: Any) -> Any:
@@ -21,8 +20,8 @@ class TrainConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     data: Place = Field(description="The shard set that `sftprep pack` wrote, or its URL (s3://…, extra `remote`).")
-    model: str = Field(description="A model directory, a hub id, a GGUF file, or a directory with one.")
-    out: Path = Field(description="Where the trained model is written; it appears when it is whole.")
+    model: ModelName = Field(description="A model directory, a hub id, a GGUF file, or a directory with one.")
+    out: LocalPath = Field(description="Where the trained model is written; it appears when it is whole.")
     init: Literal["pretrained", "random"] = Field(
         default="pretrained", description="`random` builds the model from its config.json with seeded random weights."
     )
@@ -107,7 +106,7 @@ class TrainConfig(BaseModel):
         default=(),
         description="Beside metrics.jsonl: tensorboard, wandb (extras of these names); repeatable, or with commas.",
     )
-    cache_dir: Path = Field(
+    cache_dir: LocalPath = Field(
         default=CACHE_DIR, description="Where shards of a URL are copied; shared by all processes here."
     )
     cache_gb: float = Field(

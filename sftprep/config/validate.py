@@ -7,6 +7,8 @@ from typing import Final, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from sftprep.config.places import LocalPath, ModelName, Place
+
 _STDIN: Final = Path("-")
 
 
@@ -15,16 +17,16 @@ class ValidateConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    files: tuple[Path, ...] = Field(
+    files: tuple[Place, ...] = Field(
         min_length=1,
         description="JSONL or JSON arrays, plain, gzip or zstd; Parquet, Arrow, saved `datasets` directories; patterns "
-        "such as 'data/**/*.jsonl'; - for standard input.",
+        "such as 'data/**/*.jsonl'; URLs (s3://…, extra `remote`); - for standard input.",
     )
     format: str | None = Field(
         default=None,
         description="openai, sharegpt, alpaca or prompt-response; without it, each row's format is detected.",
     )
-    model: str | None = Field(
+    model: ModelName | None = Field(
         default=None,
         description="Model directory or hub id: every row is rendered with its chat template and encoded with its "
         "tokenizer, as `pack` does.",
@@ -39,11 +41,14 @@ class ValidateConfig(BaseModel):
         default=("error",),
         description="What makes the exit code 1: `error`, `warning` (either), or a finding's code; repeatable.",
     )
-    json_file: Path | None = Field(default=None, description="Write the report as JSON into this file.")
-    html: Path | None = Field(default=None, description="Write the report as one HTML page into this file.")
-    good: Path | None = Field(default=None, description="Write the rows without errors into this file, as they came.")
-    bad: Path | None = Field(default=None, description="Write each row with errors into this file, with its findings.")
-    fix_to: Path | None = Field(
+    json_file: Place | None = Field(
+        default=None,
+        description="Write the report as JSON into this file, or to this URL, as every file that is written.",
+    )
+    html: Place | None = Field(default=None, description="Write the report as one HTML page into this file.")
+    good: Place | None = Field(default=None, description="Write the rows without errors into this file, as they came.")
+    bad: Place | None = Field(default=None, description="Write each row with errors into this file, with its findings.")
+    fix_to: Place | None = Field(
         default=None,
         description="Write the rows without errors into this file, each as a row of the format openai.",
     )
@@ -51,14 +56,14 @@ class ValidateConfig(BaseModel):
         default=False,
         description="Measure quality too: duplicates, diversity, low-quality answers; needs the extra `quality`.",
     )
-    against: tuple[Path, ...] = Field(
+    against: tuple[Place, ...] = Field(
         default=(),
         description="Held-out rows: report what the files share with them, by both addresses; implies --quality.",
     )
-    quality_json: Path | None = Field(
+    quality_json: Place | None = Field(
         default=None, description="Write the quality report as JSON into this file; implies --quality."
     )
-    quality_config: Path | None = Field(
+    quality_config: LocalPath | None = Field(
         default=None, description="TOML file with thresholds of quality, such as loop_share = 0.3; implies --quality."
     )
     source_key: str = Field(

@@ -122,12 +122,12 @@ def held_out_loss(
     check_same_files(
         model.files,
         shards.manifest,
-        place=str(shards.directory),
+        place=str(shards.place),
         hint="pack the held-out rows with the model that you evaluate",
     )
     documents = list(held_out_documents(shards))
     if not documents:
-        raise ShardError("the set has no trained token", code="no-samples", place=str(shards.directory))
+        raise ShardError("the set has no trained token", code="no-samples", place=str(shards.place))
     names, said = [source.name for source in shards.manifest.sources], origins or Origins()
     losses: dict[int, DocumentLoss] = {}
     order = sorted(range(len(documents)), key=lambda i: len(documents[i].ids))

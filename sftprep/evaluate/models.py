@@ -20,8 +20,9 @@ from sftprep.evaluate.prompts import prompt_ids
 from sftprep.evaluate.provenance import parity_faults
 from sftprep.evaluate.suite import LoadedCase
 from sftprep.reports.evaluate_json import ModelRecord
+from sftprep.shards.cache import open_set
 from sftprep.shards.manifest import SourceRecord
-from sftprep.shards.read import ShardSet, open_shard_set
+from sftprep.shards.read import ShardSet
 
 OnProgress = Callable[[str], None]
 
@@ -64,7 +65,7 @@ class Run:
         loss = None
         if config.held_out is not None:
             self.tell(f"{name} reads {config.held_out}")
-            shards = open_shard_set(config.held_out)
+            shards = open_set(config.held_out, cache_dir=config.cache_dir, cache_gb=config.cache_gb)
             shards.verify()
             origins = read_origins(shards, state=self.state)
             loss = held_out_loss(model, shards, batch_size=config.batch_size, origins=origins)

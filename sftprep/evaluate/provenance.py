@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from sftprep.config.audit import AuditConfig
 from sftprep.engines.model import ModelFiles
-from sftprep.prepare.audit import audit
+from sftprep.prepare.audit import summarise
 from sftprep.shards.read import ShardSet
 
 _TRAIN_REPORT = "train.json"
@@ -18,9 +17,9 @@ def parity_faults(model: ModelFiles, directory: Path, shards: ShardSet) -> list[
     packed = shards.manifest.model
     faults = []
     if model.tokenizer_sha256 != packed.tokenizer_sha256:
-        faults.append(f"the tokenizer is not the one that {shards.directory} was packed with")
+        faults.append(f"the tokenizer is not the one that {shards.place} was packed with")
     if model.template_sha256 != packed.template_sha256:
-        faults.append(f"the chat template is not the one that {shards.directory} was packed with")
+        faults.append(f"the chat template is not the one that {shards.place} was packed with")
     if not set(packed.stop_ids) <= set(model.stop_ids):
         faults.append(f"a server of the model would not stop on all of {', '.join(packed.stop_tokens)}")
     report = directory / _TRAIN_REPORT
@@ -33,7 +32,9 @@ def parity_faults(model: ModelFiles, directory: Path, shards: ShardSet) -> list[
 
 def provenance_faults(shards: ShardSet) -> list[str]:
     """Why the set's rows are not fit to have trained a model: what its audit finds."""
-    found = audit(AuditConfig(directory=shards.directory, sample=0)).report
+    if shards.copies is None:  # what is copied is verified on the way
+        shards.verify()
+    found = summarise(shards)
     if found.passed:
         return []
     return [

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
+from pathlib import Path
 
 import torch
 
@@ -27,7 +28,7 @@ from sftprep.evaluate.loss_records import likelihood_record
 from sftprep.evaluate.models import OnProgress, Run, Seen, server
 from sftprep.evaluate.provenance import provenance_faults
 from sftprep.evaluate.suite import LoadedCase, read_suite
-from sftprep.prepare.recorded_sources import source_state
+from sftprep.prepare.recorded_sources import bytes_name, source_state
 from sftprep.reports.evaluate_json import (
     CaseRecord,
     Contamination,
@@ -35,8 +36,10 @@ from sftprep.reports.evaluate_json import (
     LikelihoodRecord,
     WinRate,
 )
-from sftprep.shards.read import ShardSet, open_shard_set
-from sftprep.sources.lines import file_sha256
+from sftprep.shards.cache import open_set
+from sftprep.shards.read import ShardSet
+from sftprep.sources.lines import content_name
+from sftprep.sources.paths import expand
 
 
 def evaluate(config: EvaluateConfig, *, on_progress: OnProgress | None = None) -> EvaluateReport:
@@ -52,7 +55,7 @@ def evaluate(config: EvaluateConfig, *, on_progress: OnProgress | None = None) -
     cases = [case for suite in suites for case in suite.cases]
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    trained_on = None if config.trained_on is None else open_shard_set(config.trained_on)
+    trained_on = None if config.trained_on is None else _trained_on(config, config.trained_on)
     run = Run(config, cases, datetime.now(), on_progress or (lambda what: None), source_state)
     new = run.see(config.model, trained_on)
     old = None if config.baseline is None else run.see(config.baseline, None)
@@ -84,6 +87,10 @@ def evaluate(config: EvaluateConfig, *, on_progress: OnProgress | None = None) -
         gates=gates,
         cases=records,
     )
+
+
+def _trained_on(config: EvaluateConfig, place: Path) -> ShardSet:
+    return open_set(place, cache_dir=config.cache_dir, cache_gb=config.cache_gb)
 
 
 def _placed(gate: str, suite: str) -> str:
@@ -122,10 +129,11 @@ def _contamination(
     config: EvaluateConfig, cases: Sequence[LoadedCase], trained_on: ShardSet | None
 ) -> Contamination | None:
     """Over the files given, and the sources of the set that the model was trained on; those that are gone are named."""
-    given = {file_sha256(path) for path in config.against if path.is_file()}
+    against = expand(config.against)
+    given = {content_name(path) for path in against}
     sources = [] if trained_on is None else trained_on.manifest.sources
-    states = {source.path: source_state(source) for source in sources if source.sha256 not in given}
-    files = [*config.against, *(recorded(path) for path, state in states.items() if state == "read")]
+    states = {source.path: source_state(source) for source in sources if bytes_name(source) not in given}
+    files = [*against, *(recorded(path) for path, state in states.items() if state == "read")]
     unread = [f"{path} ({state})" for path, state in states.items() if state != "read"]
     return contamination(cases, files, unread=unread) if cases and (files or unread) else None
 

@@ -13,10 +13,12 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from sftprep.config.evaluate import EvaluateGate
+from sftprep.config.places import is_remote, place_of
 from sftprep.data import Conversation, RowAddress, Severity
 from sftprep.errors import SourceError
 from sftprep.evaluate.scorer_specs import ScorerSpec
 from sftprep.stages.validate import validate_row
+from sftprep.stores.read import read_whole
 
 _SUITES: Final = files("sftprep.evaluate") / "suites"
 
@@ -84,18 +86,13 @@ def read_suite(name: str) -> LoadedSuite:
     """A suite by its YAML file, or by the name of one that comes with sftprep.
 
     Raises:
-        SourceError: `bad-suite`, `bad-case`: by file and line.
+        SourceError: `bad-suite`, `bad-case`: by file and line; `read-failed`. UsageError: `missing-file`, `no-access`
+            where it is at a URL.
     """
-    place = Path(name)
-    if not place.is_file():
-        own = Path(str(_SUITES / f"{name}.yaml"))
-        if not own.is_file():
-            known = ", ".join(own_suites())
-            raise _bad_suite("there is no such file", place=name, hint=f"name a YAML file, or one of: {known}")
-        place = own
+    place = _place(name)
     try:
-        suite = Suite.model_validate(yaml.safe_load(place.read_text(encoding="utf-8")))
-        lines = (place.parent / suite.cases).read_bytes().split(b"\n")
+        suite = Suite.model_validate(yaml.safe_load(_read(place).decode("utf-8")))
+        lines = _read(place.parent / suite.cases).split(b"\n")
     except (OSError, UnicodeDecodeError, yaml.YAMLError, ValidationError) as error:
         raise _bad_suite(_said(error), place=str(place), hint="sftprep schema suite shows what it may hold") from error
     file = str(place.parent / suite.cases)
@@ -103,6 +100,21 @@ def read_suite(name: str) -> LoadedSuite:
     if not cases:
         raise _bad_suite("the suite has no cases", place=file, hint="write one JSON object a line")
     return LoadedSuite(suite, place, cases)
+
+
+def _place(name: str) -> Path:
+    place = place_of(name)
+    if is_remote(place) or place.is_file():
+        return place
+    own = Path(str(_SUITES / f"{name}.yaml"))
+    if not own.is_file():
+        known = ", ".join(own_suites())
+        raise _bad_suite("there is no such file", place=name, hint=f"name a YAML file, or one of: {known}")
+    return own
+
+
+def _read(file: Path) -> bytes:
+    return read_whole(file) if is_remote(file) else file.read_bytes()
 
 
 def own_suites() -> list[str]:

@@ -13,7 +13,6 @@ from typing import Final
 import numpy as np
 from transformers import PreTrainedModel
 
-from sftprep.config.places import is_remote
 from sftprep.config.train import TrainConfig
 from sftprep.engines.load import load_model
 from sftprep.engines.reference import ReferenceEngine
@@ -23,9 +22,8 @@ from sftprep.evaluate.local import LocalModel
 from sftprep.evaluate.prompts import prompt_ids
 from sftprep.evaluate.suite import LoadedCase, LoadedSuite, read_suite
 from sftprep.reports.evaluate_json import AnswerRecord
-from sftprep.shards.read import open_shard_set
+from sftprep.shards.cache import open_set
 from sftprep.train.samples import Sample, ShownAnswer, Watcher
-from sftprep.train.shard_cache import open_set
 
 METRICS: Final = ("pass-rate", "value", "stops", "repetition")
 
@@ -42,7 +40,7 @@ def watcher(config: TrainConfig) -> Watcher:
     if len(set(names)) < len(names):
         raise UsageError("--eval names a suite twice", code="bad-option", hint=f"they are called {', '.join(names)}")
     cases = [case for loaded in suites for case in _drawn(loaded, config)]
-    shards = open_set(config.data, config) if is_remote(config.data) else open_shard_set(config.data)
+    shards = open_set(config.data, cache_dir=config.cache_dir, cache_gb=config.cache_gb)
     directory = shards.directory / "model"
     files = load_model(str(directory))
     prompts = prompt_ids(files, directory, [case.conversation for case in cases], now=datetime.now())

@@ -163,7 +163,7 @@ def _row(shards: ShardSet, index: int) -> pa.RecordBatch:
     if index < shards.num_rows:
         return shards.row(index)
     raise ShardError(
-        f"row {index} of {shards.num_rows}", code="no-such-row", place=str(shards.directory), hint="count from 0"
+        f"row {index} of {shards.num_rows}", code="no-such-row", place=str(shards.place), hint="count from 0"
     )
 
 

@@ -35,7 +35,7 @@ def report(shards: ShardSet, total: Tally) -> AuditReport:
     findings = _findings(total)
     return AuditReport(
         passed=not findings,
-        directory=str(shards.directory),
+        directory=str(shards.place),
         fingerprint=manifest.fingerprint,
         model=manifest.model.name,
         num_rows=total.num_rows,

@@ -19,7 +19,7 @@ from tokenizers import Tokenizer
 
 from sftprep.data import SpanKind
 from sftprep.prepare.diff_rules import Kinds, Rule, id_rule, mask_rule
-from sftprep.prepare.diff_sides import Side, read_side, temporary_folder
+from sftprep.prepare.diff_sides import Copies, Side, read_side, temporary_folder
 from sftprep.reports.diff_json import Difference, DiffReport, RuleCount, SideCount
 from sftprep.shards.schema import MANIFEST_NAME
 from sftprep.stages.align import Alignment, align, first_difference
@@ -32,11 +32,11 @@ Pair = Sequence[int]
 """Numbers of a document on the left and of its partner on the right."""
 
 
-def diff(left_path: Path, right_path: Path) -> DiffReport:
+def diff(left_path: Path, right_path: Path, *, copies: Copies | None = None) -> DiffReport:
     """Align the documents of two sets by content, and name the first difference of each pair.
 
     The tokens of both lie in files of the temporary directory meanwhile (six bytes a token); what is in memory grows
-    with the documents.
+    with the documents. Shards of a URL are copied as `copies` says, a dataset at a URL into the temporary directory.
 
     Raises:
         UsageError, SourceError: as `read_prepared`, where a side is no shard set.
@@ -47,11 +47,12 @@ def diff(left_path: Path, right_path: Path) -> DiffReport:
         folders = place / "left", place / "right"
         for folder in folders:
             folder.mkdir()
-        return _report(read_side(left_path, folders[0]), read_side(right_path, folders[1]))
+        sides = zip((left_path, right_path), folders, strict=True)
+        return _report(*(read_side(path, folder, copies or Copies()) for path, folder in sides))
 
 
 def _report(left: Side, right: Side) -> DiffReport:
-    tokenizer = _tokenizer(left.path) or _tokenizer(right.path)
+    tokenizer = _tokenizer(left) or _tokenizer(right)
     found = align(left.docs, right.docs)
     only = (Counter[str](), Counter[str]())
     for pair in found.masks_differ.tolist():
@@ -81,9 +82,9 @@ def _report(left: Side, right: Side) -> DiffReport:
     )
 
 
-def _tokenizer(path: Path) -> Tokenizer | None:
-    file = path / "model" / "tokenizer.json"
-    return Tokenizer.from_file(str(file)) if (path / MANIFEST_NAME).is_file() and file.is_file() else None
+def _tokenizer(side: Side) -> Tokenizer | None:
+    file = side.directory / "model" / "tokenizer.json"
+    return Tokenizer.from_file(str(file)) if (side.directory / MANIFEST_NAME).is_file() and file.is_file() else None
 
 
 def _count(side: Side) -> SideCount:

@@ -6,20 +6,23 @@ import errno
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
-from sftprep.errors import OutputError
+from sftprep.config.places import CACHE_DIR, CACHE_GB, is_remote
+from sftprep.errors import OutputError, SftprepError, ShardError
 from sftprep.prepare.audit_tally import audit_facts
-from sftprep.shards.read import ShardSet, open_shard_set
+from sftprep.shards.cache import open_set
+from sftprep.shards.read import ShardSet
 from sftprep.shards.schema import MANIFEST_NAME
 from sftprep.sources.prepared import PreparedRows, read_prepared
 from sftprep.stages.align import TokenDocuments
 from sftprep.stages.mask_audit import readable_rows
+from sftprep.stores.read import copy_below
 
 Kinds = npt.NDArray[np.int8]
 Numbers = npt.NDArray[np.int64]
@@ -41,6 +44,8 @@ class Side:
     """One of the two sets: `kinds` int8 `[tokens]` where it is a shard set; of documents: row, file and line."""
 
     path: Path
+    directory: Path
+    """Where the files of it that are small lie on this machine."""
     docs: TokenDocuments
     rows: Numbers
     kinds: Kinds | None = None
@@ -62,17 +67,54 @@ class Side:
         return None if self.kinds is None else self.kinds[self.docs.offsets[number] : self.docs.offsets[number + 1]]
 
 
-def read_side(path: Path, folder: Path) -> Side:
+@dataclass(frozen=True, slots=True)
+class Copies:
+    """Where shards of a URL are copied, and how much of the disk they may take."""
+
+    directory: Path = CACHE_DIR
+    gigabytes: float = CACHE_GB
+
+
+def read_side(path: Path, folder: Path, copies: Copies) -> Side:
     """A shard set or a prepared dataset, its tokens in files in an existing folder (six bytes a token).
 
     Raises:
         UsageError, SourceError: as `read_prepared`, where it is no shard set.
-        ShardError: as `open_shard_set`.
+        ShardError: as `open_set`.
     """
-    if not (path / MANIFEST_NAME).is_file():
-        return _collected(path, folder, (_prepared_part(rows) for rows in read_prepared(path)))
-    shards = open_shard_set(path)
-    return _collected(path, folder, _shard_parts(shards), names=[source.path for source in shards.manifest.sources])
+    shards = _shards(path, copies)
+    if shards is not None:
+        origin = _Origin(path, shards.directory, [source.path for source in shards.manifest.sources])
+        return _collected(origin, folder, _shard_parts(shards))
+    if not is_remote(path):
+        return _collected(_Origin(path, path), folder, map(_prepared_part, read_prepared(path)))
+    copy = folder / "copy"
+    copy_below(path, copy)
+    try:
+        return _collected(_Origin(path, copy), folder, map(_prepared_part, read_prepared(copy)))
+    except SftprepError as error:  # it names the copy, which is gone when that is read
+        error.place = error.place.replace(str(copy), str(path))
+        raise
+
+
+@dataclass(frozen=True, slots=True)
+class _Origin:
+    path: Path
+    directory: Path
+    names: Sequence[str] | None = None
+    """Of the sources, where it is a shard set."""
+
+
+def _shards(path: Path, copies: Copies) -> ShardSet | None:
+    """None where there is no manifest."""
+    if not is_remote(path) and not (path / MANIFEST_NAME).is_file():
+        return None
+    try:
+        return open_set(path, cache_dir=copies.directory, cache_gb=copies.gigabytes)
+    except ShardError as error:
+        if error.code == "no-manifest":
+            return None
+        raise
 
 
 @contextmanager
@@ -121,7 +163,7 @@ def _shard_parts(shards: ShardSet) -> Iterator[Part]:
         first += batch.num_rows
 
 
-def _collected(path: Path, folder: Path, parts: Iterator[Part], *, names: Sequence[str] | None = None) -> Side:
+def _collected(origin: _Origin, folder: Path, parts: Iterator[Part]) -> Side:
     documents: dict[str, list[npt.NDArray[Any]]] = {name: [] for name in ("lengths", "rows", "files", "lines")}
     for part in parts:
         for name, values in part.items():
@@ -135,11 +177,12 @@ def _collected(path: Path, folder: Path, parts: Iterator[Part], *, names: Sequen
         trained=_mapped(folder / "trained"),
         offsets=np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)]),
     )
-    if names is None:
-        return Side(path, docs, _joined(documents["rows"]))
+    side = Side(origin.path, origin.directory, docs, _joined(documents["rows"]))
+    if origin.names is None:
+        return side
     files = _joined(documents["files"]).astype(np.int32)
     kinds = _mapped(folder / "kinds")
-    return Side(path, docs, _joined(documents["rows"]), kinds, files, _joined(documents["lines"]), names)
+    return replace(side, kinds=kinds, files=files, lines=_joined(documents["lines"]), names=origin.names)
 
 
 def _append(file: Path, values: npt.NDArray[Any]) -> None:

@@ -23,7 +23,7 @@ from sftprep.sources.compressed import STDIN, OnBytes
 from sftprep.sources.lines import file_sha256, read_blocks, read_rows, require_file
 from sftprep.sources.paths import expand
 from sftprep.sources.state import FileState
-from sftprep.stores.read import identity
+from sftprep.stores.read import Identity, identity
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +41,11 @@ class InputFile:
     state: FileState | None = None
     """Before the first byte was read; None of an object store's."""
     identity: str = ""
+
+    @property
+    def known(self) -> Identity | None:
+        """The bytes that are meant, of a file of an object store."""
+        return (self.identity, self.num_bytes) if self.identity else None
 
     @classmethod
     def of(cls, spec: SourceSpec) -> InputFile:
@@ -119,7 +124,7 @@ def input_chunks(
     for number, file in enumerate(files):
         spec, name = file.spec, shown(file.spec.path)
         share = drawn.get(spec.name)
-        for block in read_blocks(file.path, name=name, on_bytes=on_bytes):
+        for block in read_blocks(file.path, name=name, on_bytes=on_bytes, known=file.known):
             times = int(spec.epochs) if share is None else tuple(next(share) for _ in block.rows(name))
             yield InputChunk(number, name, block, times)
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from sftprep.config.places import is_remote
 from sftprep.config.validate import ValidateConfig
 from sftprep.errors import OutputError
 from sftprep.prepare.check_block import CheckedBlock
@@ -46,19 +47,26 @@ class Quarantine:
 
 def check_outputs(config: ValidateConfig, inputs: Sequence[Path]) -> None:
     """OutputError where an output would replace an input, or another output, or be compressed by name only."""
-    taken = {path.resolve() for path in inputs}
+    taken = {_place(path) for path in inputs}
+    local = [path for path in inputs if not is_remote(path)]
     for path in (*Quarantine.paths(config), config.json_file, config.html, config.quality_json):
         if path is None:
             continue
         place = str(path)
-        if path.resolve() in taken or (
-            path.exists() and any(other.exists() and path.samefile(other) for other in inputs)
-        ):
+        if _place(path) in taken or (not is_remote(path) and _is_one_of(path, local)):
             hint = "give every output a name of its own"
             raise OutputError("is an input or another output", code="output-in-use", place=place, hint=hint)
         if path.suffix in {".gz", ".zst"}:
             raise OutputError("outputs are not compressed", code="output-suffix", place=place, hint="name it .jsonl")
-        if path.is_dir() or not path.parent.is_dir():
+        if not is_remote(path) and (path.is_dir() or not path.parent.is_dir()):
             hint = "name a file in a directory that exists"
             raise OutputError("is not a place for a file", code="no-such-directory", place=place, hint=hint)
-        taken.add(path.resolve())
+        taken.add(_place(path))
+
+
+def _place(path: Path) -> str:
+    return str(path if is_remote(path) else path.resolve())
+
+
+def _is_one_of(path: Path, others: Sequence[Path]) -> bool:
+    return path.exists() and any(other.exists() and path.samefile(other) for other in others)

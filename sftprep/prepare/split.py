@@ -29,7 +29,7 @@ from sftprep.reports.findings import json_bytes
 from sftprep.reports.quality_json import Leakage
 from sftprep.reports.quality_split import SplitReport
 from sftprep.sources.compressed import OnBytes
-from sftprep.sources.lines import file_sha256, read_rows
+from sftprep.sources.lines import content_name, read_rows
 from sftprep.stages.dialogue import RowText, row_text
 from sftprep.stages.leakage import SetIndex, build_index, similar
 from sftprep.stages.near_duplicates import SHINGLE_WORDS, Hashes
@@ -52,15 +52,15 @@ def split(config: SplitConfig, *, on_bytes: OnBytes | None = None) -> SplitRepor
     """
     _check_out(config.out)
     config = config.model_copy(update={"files": rereadable(config.files)})
-    digests = {path: file_sha256(path) for path in config.files}
+    names = {path: content_name(path) for path in config.files}
     rows = list_clusters(config, on_bytes=on_bytes)
     plan = _plan(config, rows)
     with _staged(config.out) as folder:
         by_file = _write(config, plan.held, folder)
         report = _report(config, plan, by_file)
         _write_bytes(folder / "split.json", json_bytes(report))
-        for path, digest in digests.items():
-            if file_sha256(path) != digest:
+        for path, name in names.items():
+            if content_name(path) != name:
                 hint = "run again when nothing writes to it"
                 raise SourceError(
                     "the file changed while it was read", code="source-changed", place=str(path), hint=hint

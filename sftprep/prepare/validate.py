@@ -23,17 +23,20 @@ from sftprep.prepare.quarantine import Quarantine, check_outputs
 from sftprep.prepare.row_fit import FIT_CODES
 from sftprep.prepare.tally import FileTally, Tally
 from sftprep.records.codes import CODES
-from sftprep.reports.findings import ValidationReport, publishing
+from sftprep.reports.findings import ValidationReport
+from sftprep.reports.publication import publishing
 from sftprep.reports.quality_json import QUALITY_CODES
 from sftprep.sources.compressed import STDIN, OnBytes
-from sftprep.sources.lines import read_blocks, read_rows, require_file
+from sftprep.sources.lines import read_blocks, read_rows, require_source
 from sftprep.sources.paths import expand
 from sftprep.sources.stored import is_stored, stored
 from sftprep.stages.validate import ValidatedRow
 
 __all__ = ["ValidationReport", "read_conversations", "validate_files"]
 
-FILE_CODES: Final = frozenset({"bad-archive", "bad-array", "damaged-table", "empty-file", "not-jsonl", "read-failed"})
+FILE_CODES: Final = frozenset(
+    {"bad-archive", "bad-array", "damaged-table", "empty-file", "not-jsonl", "read-failed", "source-changed"}
+)
 """What can be wrong with a file; the finding is at the row that was reached."""
 
 OnProgress = Callable[[int], None]
@@ -65,7 +68,7 @@ def validate_files(config: ValidateConfig, *, on_progress: OnProgress | None = N
     files = expand(config.files)
     for path in files:
         if path != STDIN:
-            require_file(path)
+            require_source(path)
     _check_fail_on(config)
     read = (*files, *expand(config.against), *(path for path in (config.quality_config,) if path is not None))
     check_outputs(config, read)

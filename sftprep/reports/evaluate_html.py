@@ -8,8 +8,8 @@ from typing import Final
 import jinja2
 
 from sftprep.reports.evaluate_json import EvaluateReport, LossChange
-from sftprep.reports.findings import publishing
 from sftprep.reports.page_style import STYLE
+from sftprep.reports.publication import publishing
 
 _PAGE: Final = """<!doctype html>
 <html lang="en">

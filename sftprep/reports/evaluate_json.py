@@ -7,7 +7,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from sftprep.reports.findings import json_bytes, publishing
+from sftprep.reports.findings import json_bytes
+from sftprep.reports.publication import publishing
 
 
 class _Frozen(BaseModel):

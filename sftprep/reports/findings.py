@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
 
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic_core import PydanticSerializationError
@@ -19,8 +16,8 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
 from sftprep.data import Finding, Severity
-from sftprep.errors import OutputError
 from sftprep.records.draft import Format
+from sftprep.reports.publication import publishing
 
 
 class FileCounts(BaseModel):
@@ -150,14 +147,16 @@ def print_report(report: ValidationReport, *, quiet: bool) -> None:
 
 
 @contextmanager
-def byte_progress(paths: Sequence[Path], *, quiet: bool) -> Iterator[Callable[[int], None]]:
-    """A progress bar over the files' bytes on stderr, if that is a terminal; yields what is told of bytes read."""
+def byte_progress(total: Callable[[], int | None], *, quiet: bool) -> Iterator[Callable[[int], None]]:
+    """A progress bar on stderr, if that is a terminal; yields what is told of bytes read.
+
+    `total` says how many there are, None where nobody knows; it is asked where a bar is shown.
+    """
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
     shown = console.is_terminal and not quiet
-    total = sum(path.stat().st_size for path in paths if path.is_file())
     with Progress(*columns, console=console, transient=True, disable=not shown) as progress:
-        task = progress.add_task("validate", total=total)
+        task = progress.add_task("validate", total=total() if shown else None)
         yield lambda count: progress.advance(task, count)
 
 
@@ -174,58 +173,3 @@ def json_bytes(report: BaseModel) -> bytes:
     except PydanticSerializationError:
         text = json.dumps(report.model_dump(mode="json"), indent=2, ensure_ascii=False)
         return text.encode("utf-8", "backslashreplace") + b"\n"
-
-
-@dataclass(slots=True)
-class Publication:
-    """Files being written under temporary names; without `wanted` they are removed at the end."""
-
-    files: list[BinaryIO] = field(default_factory=list)
-    wanted: bool = True
-
-
-@contextmanager
-def publishing(paths: list[Path]) -> Iterator[Publication]:
-    """Files under temporary names, renamed when the block ends well, removed when it does not.
-
-    OutputError where a file cannot be created or written; the names given never hold half of anything.
-    """
-    partial = [path.with_name(f".{path.name}.{os.getpid()}.partial") for path in paths]
-    publication = Publication()
-    try:
-        for path in partial:
-            publication.files.append(path.open("wb"))
-        yield publication
-        if publication.wanted:
-            _publish(publication.files, partial, paths)
-    except OSError as error:
-        message = f"cannot be written: {error.strerror}"
-        place = ", ".join(map(str, paths))
-        hint = "check that the directory exists, its permissions, and the space left"
-        raise OutputError(message, code="write-failed", place=place, hint=hint) from error
-    finally:
-        _discard(publication.files, partial)
-
-
-def _publish(files: list[BinaryIO], partial: list[Path], paths: list[Path]) -> None:
-    for file in files:
-        file.flush()
-        os.fsync(file.fileno())
-        file.close()
-    for source, target in zip(partial, paths, strict=True):
-        source.replace(target)
-
-
-def _discard(files: list[BinaryIO], partial: list[Path]) -> None:
-    for file in files:
-        # Closing flushes, which fails again on a full disk; the file is removed all the same.
-        _close(file)
-    for path in partial:
-        path.unlink(missing_ok=True)
-
-
-def _close(file: BinaryIO) -> None:
-    try:
-        file.close()
-    except OSError:
-        return

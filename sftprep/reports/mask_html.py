@@ -13,9 +13,9 @@ from typing import Any, Final
 import jinja2
 
 from sftprep.data import IGNORE_INDEX
-from sftprep.reports.findings import publishing
 from sftprep.reports.mask_json import AuditReport
 from sftprep.reports.mask_view import HIDDEN, ROLES, PromptView, RowView, SpanView, visible
+from sftprep.reports.publication import publishing
 
 _ROLE_ORDER: Final = ("template", "system", "user", "tool", "assistant")
 _SHOWN_SOURCES: Final = 12

@@ -7,7 +7,8 @@ from typing import Final
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from sftprep.reports.findings import json_bytes, publishing
+from sftprep.reports.findings import json_bytes
+from sftprep.reports.publication import publishing
 
 QUALITY_CODES: Final = frozenset(
     {

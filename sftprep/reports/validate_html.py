@@ -14,8 +14,9 @@ import jinja2
 
 from sftprep.data import Severity
 from sftprep.records.codes import CODES
-from sftprep.reports.findings import ValidationReport, publishing
+from sftprep.reports.findings import ValidationReport
 from sftprep.reports.page_style import STYLE
+from sftprep.reports.publication import publishing
 from sftprep.reports.quality_html import SECTION, quality_view
 from sftprep.reports.quality_json import QualityReport
 

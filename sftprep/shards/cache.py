@@ -23,6 +23,7 @@ from sftprep.shards.place import named_failures, sync_directory
 from sftprep.shards.read import ShardSet, no_manifest, open_shard_set, read_manifest
 from sftprep.shards.schema import MANIFEST_NAME
 from sftprep.stores import read as stores
+from sftprep.stores.access import tried
 
 _PIECE_BYTES: Final = 1 << 23
 
@@ -41,7 +42,7 @@ def open_set(place: Path, *, cache_dir: Path, cache_gb: float) -> ShardSet:
     directory = cache_dir.expanduser() / hashlib.sha256(content).hexdigest()[:32]
     with named_failures(directory):
         for name in _model_files(place):
-            _write(directory / name, _read(place / name))
+            _write(directory / name, stores.read_whole(place / name))
         _write(directory / MANIFEST_NAME, content)
     manifest = read_manifest(directory / MANIFEST_NAME)
     cache = ShardCache(place, manifest, directory=directory, max_bytes=int(cache_gb * 1e9))
@@ -67,7 +68,7 @@ class ShardCache:
         self.num_fetched = 0
         """Shards that this process fetched, and of those: how many were fetched when a step already needed them."""
         self.num_late = 0
-        self._source = source
+        self.source = source
         self._shards = manifest.shards
         self._directory = directory
         self._max_bytes = max_bytes
@@ -78,7 +79,7 @@ class ShardCache:
         """The verified copy of a shard, fetched where it is not there.
 
         Raises:
-            ShardError: `shard-checksum`. SourceError: `read-failed`. UsageError: `missing-file`.
+            ShardError: `missing-shard`, `shard-checksum`. SourceError: `read-failed`. UsageError: `no-access`.
             OutputError: `disk-full`, `output-not-writable`.
         """
         fetched = self.num_fetched
@@ -102,10 +103,7 @@ class ShardCache:
         path = self._directory / shard.file
         if path.is_file():
             return path
-        place: Any = self._source / shard.file
-        with stores.named_failures(place):
-            opened: BinaryIO = place.fs.open(place.path, "rb", cache_type="none")
-            return opened
+        return self._opened(shard)
 
     def next_missing(self, order: Sequence[int]) -> ShardRecord | None:
         """The first of these shards, the next one first, that has no copy and room beside those before it."""
@@ -129,7 +127,7 @@ class ShardCache:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._make_room(shard)
         partial, digest = path.with_name(f".{path.name}.partial"), hashlib.sha256()
-        with stores.open_remote(self._source / shard.file) as source, partial.open("wb") as file:
+        with self._opened(shard) as source, partial.open("wb") as file:
             while piece := source.read(_PIECE_BYTES):
                 digest.update(piece)
                 file.write(piece)
@@ -140,13 +138,22 @@ class ShardCache:
             raise ShardError(
                 f"the shard's sha256 is {digest.hexdigest()[:12]}… and the manifest says {shard.sha256[:12]}…",
                 code="shard-checksum",
-                place=str(self._source / shard.file),
+                place=str(self.source / shard.file),
                 hint="copy the set again, or write it again with sftprep pack",
             )
         partial.rename(path)
         sync_directory(path.parent)
         self._checked.add(shard.file)
         self.num_fetched += 1
+
+    def _opened(self, shard: ShardRecord) -> BinaryIO:
+        place = self.source / shard.file
+        try:
+            return stores.open_remote(place)
+        except UsageError as error:
+            if error.code != "missing-file":
+                raise
+            raise ShardError("the shard is not there", code="missing-shard", place=str(place)) from error
 
     def _make_room(self, coming: ShardRecord) -> None:
         """Remove copies until `coming` fits; the lock is held, so that what is half copied is of a killed process."""
@@ -174,22 +181,18 @@ class ShardCache:
 
 def _manifest(place: Path) -> bytes:
     try:
-        return _read(place / MANIFEST_NAME)
+        return stores.read_whole(place / MANIFEST_NAME)
     except UsageError as error:
         if error.code == "missing-file":
             raise no_manifest(place) from error
         raise
 
 
-def _read(path: Path) -> bytes:
-    with stores.named_failures(path):
-        return path.read_bytes()
-
-
 def _model_files(place: Any) -> list[str]:
+    root = f"{place.path.rstrip('/')}/"
     with stores.named_failures(place):
-        root = f"{place.path.rstrip('/')}/"
-        return sorted(found.removeprefix(root) for found in place.fs.find(f"{root}model"))
+        found = tried(lambda: place.fs.find(f"{root}model"))
+    return sorted(name.removeprefix(root) for name in found)
 
 
 def _write(path: Path, content: bytes) -> None:

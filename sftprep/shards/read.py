@@ -36,6 +36,8 @@ class Scalars:
 class Copies(Protocol):
     """Shards of another place, copied into the set's directory when they are read."""
 
+    source: Path
+
     def local(self, shard: ShardRecord) -> Path:
         """The whole and verified copy."""
 
@@ -53,6 +55,11 @@ class ShardSet:
     """Where shards come from that are not in the directory yet; verified when they come."""
 
     @property
+    def place(self) -> Path:
+        """What errors and reports call it: the URL that it is copied from, else the directory."""
+        return self.directory if self.copies is None else self.copies.source
+
+    @property
     def num_rows(self) -> int:
         """Rows (packs, or documents without packing), as the manifest says."""
         return sum(shard.num_rows for shard in self.manifest.shards)
@@ -65,11 +72,10 @@ class ShardSet:
     def verify(self, *, checksums: bool = True) -> None:
         """ShardError where a file's rows (`shard-count`) or bytes (`shard-checksum`) are not the manifest's."""
         for shard in self.manifest.shards:
-            path = self.directory / shard.file
             if checksums and self.copies is None:  # a copy has been checked when it was made
-                _check_digest(path, shard)
+                _check_digest(self.directory / shard.file, shard)
             with self.open_shard(shard) as file:
-                _check_rows(path, found=file.metadata.num_rows, shard=shard)
+                _check_rows(self.place / shard.file, found=file.metadata.num_rows, shard=shard)
 
     def iter_batches(self, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
         """All rows in order, one row group a batch; only `columns` where given."""
@@ -80,7 +86,7 @@ class ShardSet:
         """The rows of one shard in order, one row group a batch."""
         with self.open_shard(shard) as file:
             for group in range(file.num_row_groups):
-                yield read_group(file, group, columns=columns, path=self.directory / shard.file)
+                yield read_group(file, group, columns=columns, path=self.place / shard.file)
 
     def row(self, index: int) -> pa.RecordBatch:
         """Row `index` as a batch of one row; IndexError where there is none."""
@@ -115,10 +121,10 @@ class ShardSet:
     def _small_columns(self, shard: ShardRecord, names: Sequence[str]) -> Iterator[pa.RecordBatch]:
         with self._open(shard, small=True) as file:
             for group in range(file.num_row_groups):
-                yield read_group(file, group, columns=names, path=self.directory / shard.file)
+                yield read_group(file, group, columns=names, path=self.place / shard.file)
 
     def _row_of(self, shard: ShardRecord, index: int) -> pa.RecordBatch:
-        path = self.directory / shard.file
+        path = self.place / shard.file
         with self.open_shard(shard) as file:
             for group in range(file.num_row_groups):
                 size = file.metadata.row_group(group).num_rows
@@ -132,7 +138,7 @@ class ShardSet:
         return self._open(shard, small=False)
 
     def _open(self, shard: ShardRecord, *, small: bool) -> pq.ParquetFile:
-        path = self.directory / shard.file
+        path = self.place / shard.file
         source: Path | BinaryIO = path
         if self.copies is not None:
             source = self.copies.peek(shard) if small else self.copies.local(shard)

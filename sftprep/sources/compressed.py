@@ -7,6 +7,7 @@ import sys
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Final
 
@@ -14,7 +15,7 @@ import zstandard
 
 from sftprep.config.places import is_remote
 from sftprep.errors import SourceError
-from sftprep.stores.read import open_remote
+from sftprep.stores.read import Identity, open_remote
 
 OnBytes = Callable[[int], None]
 """Told how many more bytes of the file (as stored, so of `stat().st_size`) have been read."""
@@ -39,16 +40,28 @@ _NOT_JSONL: Final = {
 }
 
 
-def chunks_of(path: Path, *, name: str, on_bytes: OnBytes | None) -> Iterator[bytes | SourceError]:
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A file that is read, and the bytes that are meant where it lies in an object store and they are known."""
+
+    path: Path
+    known: Identity | None = None
+
+    def open(self) -> BinaryIO:
+        """The file, of a disk or of an object store."""
+        return open_remote(self.path, known=self.known) if is_remote(self.path) else self.path.open("rb")
+
+
+def chunks_of(source: Source, *, name: str, on_bytes: OnBytes | None) -> Iterator[bytes | SourceError]:
     """Uncompressed bytes in bounded pieces; what goes wrong while reading comes last, as a value.
 
     A value, because the lines before it are still good and only the cutter of lines knows where it happened.
     """
-    with nullcontext(sys.stdin.buffer) if path == STDIN else open_source(path) as file:
+    with nullcontext(sys.stdin.buffer) if source.path == STDIN else source.open() as file:
         counted = _Counted(file, on_bytes)
         try:
             head = counted.peek()
-            _check_head(head, suffix=path.suffix.lower(), name=name)
+            _check_head(head, suffix=source.path.suffix.lower(), name=name)
             if head.startswith(_GZIP):
                 yield from _gzip_chunks(counted)
             elif _is_zstd(head):
@@ -60,11 +73,6 @@ def chunks_of(path: Path, *, name: str, on_bytes: OnBytes | None) -> Iterator[by
             yield SourceError(f"the compressed data is damaged or cut off: {error}", code="bad-archive", hint=hint)
         except OSError as error:
             yield SourceError(f"reading failed: {error.strerror}", code="read-failed", hint="check the disk")
-
-
-def open_source(path: Path) -> BinaryIO:
-    """A file of a disk or of an object store."""
-    return open_remote(path) if is_remote(path) else path.open("rb")
 
 
 class _Counted:

@@ -17,8 +17,9 @@ from sftprep.config.places import is_remote
 from sftprep.errors import SourceError, UsageError
 from sftprep.sources.array import ArrayItem, array_items
 from sftprep.sources.blocks import UTF8_BOM, Block, ItemBlock, LineBlock, SourceRow
-from sftprep.sources.compressed import STDIN, OnBytes, chunks_of
+from sftprep.sources.compressed import STDIN, OnBytes, Source, chunks_of
 from sftprep.sources.tables import is_table, table_blocks
+from sftprep.stores.read import Identity, identity
 
 BLOCK_BYTES: Final = 1 << 19
 """What a block of text holds at most, but for a longer row: enough to hide what a process costs, and small."""
@@ -38,11 +39,29 @@ def read_rows(path: Path, *, name: str, on_bytes: OnBytes | None = None) -> Iter
     return (row for block in blocks for row in block.rows(name))
 
 
-def read_blocks(path: Path, *, name: str, on_bytes: OnBytes | None = None) -> Iterator[Block]:
-    """The same rows in runs that are cheap to cut; which rows a run holds depends on the file's contents alone."""
+def read_blocks(
+    path: Path, *, name: str, on_bytes: OnBytes | None = None, known: Identity | None = None
+) -> Iterator[Block]:
+    """The same rows in runs that are cheap to cut; which rows a run holds depends on the file's contents alone.
+
+    `known` is the identity that a file of an object store had: SourceError `source-changed` where it has another.
+    """
     if path != STDIN and not is_remote(path):
         require_file(path)
-    return _blocks(path, name=name, on_bytes=on_bytes)
+    return _blocks(Source(path, known), name=name, on_bytes=on_bytes)
+
+
+def require_source(path: Path) -> None:
+    """UsageError where a path or URL is not a file that can be read."""
+    if is_remote(path):
+        identity(path)
+    else:
+        require_file(path)
+
+
+def content_name(path: Path) -> str:
+    """What changes with a file's bytes: their sha256, or the name that an object store has for them."""
+    return identity(path)[0] if is_remote(path) else file_sha256(path)
 
 
 def require_file(path: Path) -> None:
@@ -70,10 +89,10 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _blocks(path: Path, *, name: str, on_bytes: OnBytes | None) -> Iterator[Block]:
+def _blocks(source: Source, *, name: str, on_bytes: OnBytes | None) -> Iterator[Block]:
     found = False
-    is_text = path == STDIN or not is_table(path)
-    for block in (_text_blocks if is_text else table_blocks)(path, name=name, on_bytes=on_bytes):
+    is_text = source.path == STDIN or not is_table(source)
+    for block in (_text_blocks if is_text else table_blocks)(source, name=name, on_bytes=on_bytes):
         found = found or next(block.rows(name), None) is not None
         yield block
     if not found:
@@ -81,15 +100,15 @@ def _blocks(path: Path, *, name: str, on_bytes: OnBytes | None) -> Iterator[Bloc
         raise SourceError("holds no rows", code="empty-file", place=name, hint=hint)
 
 
-def _text_blocks(path: Path, *, name: str, on_bytes: OnBytes | None) -> Iterator[Block]:
-    chunks = chunks_of(path, name=name, on_bytes=on_bytes)
+def _text_blocks(source: Source, *, name: str, on_bytes: OnBytes | None) -> Iterator[Block]:
+    chunks = chunks_of(source, name=name, on_bytes=on_bytes)
     first: list[bytes | SourceError] = []
     start = b""
     while len(start) < _NUM_TELLING and (chunk := next(chunks, None)) is not None:
         first.append(chunk)
         start += b"" if isinstance(chunk, SourceError) else chunk.translate(None, b" \t\r\n")
     start = start.removeprefix(UTF8_BOM)
-    suffixes = {suffix.lower() for suffix in path.suffixes}
+    suffixes = {suffix.lower() for suffix in source.path.suffixes}
     is_array = start.startswith(b"[{" if ".json" not in suffixes else b"[") and not suffixes & _LINE_SUFFIXES
     return (_item_blocks if is_array else _line_blocks)(chain(first, chunks), name=name)
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from sftprep.config.places import is_remote
 from sftprep.errors import SourceError
 from sftprep.sources.blocks import Block, LineBlock, SourceRow
 
@@ -38,7 +39,7 @@ class StoredLines:
 
 def is_stored(block: Block, path: Path) -> bool:
     """Whether a file has a block's bytes as they are: it is not compressed, and can be read again."""
-    if not isinstance(block, LineBlock) or not path.is_file():
+    if not isinstance(block, LineBlock) or is_remote(path) or not path.is_file():
         return False
     with path.open("rb") as file:
         file.seek(block.offset)

@@ -12,7 +12,6 @@ import json
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final
 
 import pyarrow as pa
@@ -23,7 +22,7 @@ from sftprep.config.places import is_remote
 from sftprep.data import Json, RowAddress
 from sftprep.errors import SourceError
 from sftprep.sources.blocks import Block, SourceRow
-from sftprep.sources.compressed import OnBytes, open_source
+from sftprep.sources.compressed import OnBytes, Source
 
 _PARQUET: Final = b"PAR1"
 _ARROW_FILE: Final = b"ARROW1"
@@ -57,15 +56,15 @@ class TableBlock:
             yield SourceRow(RowAddress(name, number), raw, 0, dropped_null)
 
 
-def is_table(path: Path) -> bool:
+def is_table(source: Source) -> bool:
     """Whether a file is Parquet or Arrow, by its first bytes."""
-    with open_source(path) as file:
+    with source.open() as file:
         return file.read(8).startswith((_PARQUET, _ARROW_FILE, _ARROW_STREAM))
 
 
-def table_blocks(path: Path, *, name: str, on_bytes: OnBytes | None) -> Iterator[Block]:
+def table_blocks(source: Source, *, name: str, on_bytes: OnBytes | None) -> Iterator[Block]:
     """All rows in order. SourceError `damaged-table`, with the row reached, where the file cannot be read."""
-    batches = _batches(path, on_bytes)
+    batches = _batches(source, on_bytes)
     first = 1
     while True:
         with _named_damage(name, first):
@@ -93,22 +92,26 @@ def _table_block(stream: bytes, first: int) -> TableBlock:
         return TableBlock(batches.read_next_batch(), first)
 
 
-def _batches(path: Path, on_bytes: OnBytes | None) -> Iterator[pa.RecordBatch]:
+def _batches(source: Source, on_bytes: OnBytes | None) -> Iterator[pa.RecordBatch]:
     told, seen = 0, 0
-    with open_source(path) as file:
+    with source.open() as file:
         head = file.read(8)
         size = file.seek(0, io.SEEK_END)
     if head.startswith(_PARQUET):
-        with open_source(path) as file, pq.ParquetFile(file) as table:
+        with source.open() as file, pq.ParquetFile(file) as table:
             for batch in table.iter_batches(batch_size=_BATCH_ROWS):
                 yield batch
                 seen += batch.num_rows
                 told = _tell(on_bytes, size * seen // table.metadata.num_rows, told)
     else:
-        with pa.PythonFile(open_source(path)) if is_remote(path) else pa.memory_map(str(path)) as source:
-            for batch in _arrow_batches(source, is_file=head.startswith(_ARROW_FILE)):
+        with _arrow_file(source) as opened:
+            for batch in _arrow_batches(opened, is_file=head.startswith(_ARROW_FILE)):
                 yield from (batch.slice(start, _BATCH_ROWS) for start in range(0, batch.num_rows, _BATCH_ROWS))
     _tell(on_bytes, size, told)
+
+
+def _arrow_file(source: Source) -> pa.NativeFile:
+    return pa.PythonFile(source.open()) if is_remote(source.path) else pa.memory_map(str(source.path))
 
 
 def _arrow_batches(source: pa.NativeFile, *, is_file: bool) -> Iterator[pa.RecordBatch]:

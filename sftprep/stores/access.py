@@ -1,26 +1,65 @@
-"""Who a store does not let in: told apart from a line that is down, as no other try will help."""
+"""Asking a store again where a line is down, and who it does not let in, as no other try will help there."""
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
-from sftprep.errors import UsageError
+from sftprep.errors import SftprepError, UsageError
+
+TRIES: Final = 5
+"""How often a request is made before it is an error; the store's own client tries some more each time."""
+
+FIRST_PAUSE_SECONDS: Final = 0.5
 
 _NO_CREDENTIALS: Final = frozenset({"NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError"})
 """Exceptions of botocore, which is no dependency: by their names."""
+_REFUSED: Final = frozenset({401, 403})
+_CREDENTIALS: Final = {
+    "s3": "for S3: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile, or a role; and the right to the bucket",
+    "hf": "for the Hugging Face hub: HF_TOKEN, or hf auth login; and the right to the repository",
+}
+
+T = TypeVar("T")
 
 
 def is_refused(error: Exception) -> bool:
     """Whether the store asks for other credentials, or there are none."""
-    return isinstance(error, PermissionError) or type(error).__name__ in _NO_CREDENTIALS
+    status = getattr(getattr(error, "response", None), "status_code", None)  # of HTTP clients that know no errno
+    return isinstance(error, PermissionError) or type(error).__name__ in _NO_CREDENTIALS or status in _REFUSED
 
 
 def no_access(place: Path, error: Exception) -> UsageError:
     """The error that says so."""
+    scheme = str(place).partition("://")[0]
     return UsageError(
-        f"the store lets nobody in with these credentials: {str(error).partition(chr(10))[0]:.200}",
+        f"the store lets nobody in with these credentials: {said(error)}",
         code="no-access",
         place=str(place),
-        hint="for S3: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile, or a role; and the right to the bucket",
+        hint=_CREDENTIALS.get(scheme, "give the credentials that the store's client reads, with a right to the place"),
     )
+
+
+def said(error: Exception) -> str:
+    """What a store's client says, on a line; its kind where it says nothing."""
+    return f"{str(error).strip().partition(chr(10))[0]:.200}" or type(error).__name__
+
+
+def tried(ask: Callable[[], T], *, between: Callable[[], object] = lambda: None) -> T:
+    """What `ask` returns, asked again for some time; `between` is called before each other try.
+
+    Raises the last error, or the first that no other try will mend: no such object, no right, an error of ours.
+    """
+    for attempt in range(TRIES):
+        try:
+            return ask()
+        except (SftprepError, FileNotFoundError, IsADirectoryError, NotImplementedError):
+            raise
+        except Exception as error:  # each store has exceptions of its own for a line that is down
+            if attempt == TRIES - 1 or is_refused(error):
+                raise
+            time.sleep(FIRST_PAUSE_SECONDS * 2**attempt)
+            between()
+    raise AssertionError("the last try returns or raises")

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import io
-import time
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
 from sftprep.errors import SftprepError, SourceError, UsageError
-from sftprep.stores.access import is_refused, no_access
+from sftprep.stores.access import is_refused, no_access, said, tried
 
-TRIES: Final = 5
-"""How often a read is tried before it is an error; the store's own client tries some more each time."""
-
-_FIRST_PAUSE_SECONDS: Final = 0.5
 _BLOCK_BYTES: Final = 1 << 23
 _NAMES_OF_BYTES: Final = (
     "VersionId",
@@ -31,16 +27,25 @@ _NAMES_OF_BYTES: Final = (
 """What stores call the thing that changes with a file's bytes, the surest first."""
 
 
-def identity(path: Path) -> tuple[str, int]:
+Identity = tuple[str, int]
+"""What a store calls a file's bytes, and their number."""
+
+
+def identity(path: Path) -> Identity:
     """What the store calls the bytes that the file has now (`ETag abc`), and their number.
 
     Raises:
         UsageError: `missing-file`, `is-directory`. SourceError: `read-failed`, `no-identity`.
     """
     store: Any = path
-    with named_failures(path):
+
+    def asked() -> dict[str, Any]:
         store.fs.invalidate_cache(store.parent.path)
-        info = store.fs.info(store.path)
+        info: dict[str, Any] = store.fs.info(store.path)
+        return info
+
+    with named_failures(path):
+        info = tried(asked)
     if info.get("type") == "directory":
         raise UsageError(
             "is a directory, not a file",
@@ -56,23 +61,52 @@ def identity(path: Path) -> tuple[str, int]:
     return f"{name} {info[name]}", int(info["size"])
 
 
-def open_remote(path: Path) -> BinaryIO:
+def open_remote(path: Path, *, known: Identity | None = None) -> BinaryIO:
     """The file, to be read from any place; a connection that breaks off is made again at the byte that was reached.
 
+    `known` is the `identity` of the bytes that are meant, where those may have gone since.
     SourceError `source-changed` where the file has other bytes then, `read-failed` where the store gives none.
     """
-    return io.BufferedReader(_Reader(path), buffer_size=1 << 20)
+    return io.BufferedReader(_Reader(path, known), buffer_size=1 << 20)
+
+
+def read_whole(path: Path) -> bytes:
+    """The bytes of a small file. UsageError `missing-file`, `no-access`; SourceError."""
+    with open_remote(path) as file:
+        return file.read()
+
+
+def copy_below(place: Path, folder: Path) -> None:
+    """Copy the file, or all files whose URLs begin with this one, into a new folder, by what follows in their names.
+
+    UsageError `missing-file`, `no-access`; SourceError. OSError where the folder cannot be written.
+    """
+    store: Any = place
+    with named_failures(place):
+        store.fs.invalidate_cache()
+        found: list[str] = tried(lambda: store.fs.find(store.path))
+    if not found:
+        raise UsageError("there is nothing there", code="missing-file", place=str(place), hint="check the URL")
+    root = store.path.rstrip("/")
+    for path in found:
+        name = path.removeprefix(root).lstrip("/")
+        target = folder / (name or place.name)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with open_remote(place / name if name else place) as source, target.open("wb") as file:
+            shutil.copyfileobj(source, file, _BLOCK_BYTES)
 
 
 class _Reader(io.RawIOBase):
     """Reads ranges, each tried again for some time."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, known: Identity | None) -> None:
         super().__init__()
         self._path = path
-        self._identity, self._size = identity(path)
+        self._identity, self._size = known or identity(path)
         self._at = 0
         self._file: Any = None
+        if known is not None:
+            self._refuse_changed()
 
     def readable(self) -> bool:
         return True
@@ -101,18 +135,15 @@ class _Reader(io.RawIOBase):
         super().close()
 
     def _read(self, size: int) -> bytes:
-        for attempt in range(TRIES):
+        def once() -> bytes:
             try:
                 return self._read_once(size)
-            except SourceError:
-                raise
-            except Exception as error:  # each store has exceptions of its own for a line that is down
+            except BaseException:
                 self._let_go()
-                if attempt == TRIES - 1 or is_refused(error):
-                    raise _failed(self._path, error) from error
-                time.sleep(_FIRST_PAUSE_SECONDS * 2**attempt)
-                self._refuse_changed()
-        raise AssertionError("the last try returns or raises")
+                raise
+
+        with named_failures(self._path):
+            return tried(once, between=self._refuse_changed)
 
     def _read_once(self, size: int) -> bytes:
         if self._file is None:
@@ -139,24 +170,21 @@ class _Reader(io.RawIOBase):
             self._file = None
 
 
-def _failed(path: Path, error: Exception) -> SftprepError:
-    """The error that says that a store does not answer, or to whom it does not."""
-    if is_refused(error):
-        return no_access(path, error)
-    return SourceError(
-        f"the store does not answer: {str(error).partition(chr(10))[0]:.200}",
-        code="read-failed",
-        place=str(path),
-        hint="check the network, the endpoint and the credentials, and run the same command again",
-    )
-
-
 @contextmanager
 def named_failures(path: Path) -> Iterator[None]:
     """What a store raises gets a name and a place: UsageError `missing-file`, `no-access`, or SourceError."""
     try:
         yield
+    except SftprepError:
+        raise
     except FileNotFoundError as error:
         raise UsageError("there is no such file", code="missing-file", place=str(path), hint="check the URL") from error
     except Exception as error:  # each store has exceptions of its own
-        raise _failed(path, error) from error
+        if is_refused(error):
+            raise no_access(path, error) from error
+        raise SourceError(
+            f"the store does not answer: {said(error)}",
+            code="read-failed",
+            place=str(path),
+            hint="check the network, the endpoint and the credentials, and run the same command again",
+        ) from error

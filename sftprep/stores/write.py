@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, TypeVar
 
-from sftprep.errors import OutputError
-from sftprep.stores.access import is_refused, no_access
-
-TRIES: Final = 5
-"""How often a request is made before it is an error; the store's own client tries some more each time."""
-
-_FIRST_PAUSE_SECONDS: Final = 0.5
+from sftprep.errors import OutputError, SftprepError
+from sftprep.stores.access import is_refused, no_access, said, tried
 
 T = TypeVar("T")
 
@@ -90,20 +84,18 @@ class StoreFolder:
             self._tried(partial(removed, name))
 
     def _tried(self, ask: Callable[[], T]) -> T:
-        for attempt in range(TRIES):
-            try:
-                return ask()
-            except Exception as error:  # each store has exceptions of its own for a line that is down
-                if is_refused(error):
-                    raise no_access(self.place, error) from error
-                if attempt == TRIES - 1 or isinstance(error, FileNotFoundError):
-                    raise self._failed(error) from error
-                time.sleep(_FIRST_PAUSE_SECONDS * 2**attempt)
-        raise AssertionError("the last try returns or raises")
+        try:
+            return tried(ask)
+        except SftprepError:
+            raise
+        except Exception as error:  # each store has exceptions of its own
+            if is_refused(error):
+                raise no_access(self.place, error) from error
+            raise self._failed(error) from error
 
     def _failed(self, error: Exception) -> OutputError:
         return OutputError(
-            f"the store does not take it: {str(error).partition(chr(10))[0]:.200}",
+            f"the store does not take it: {said(error)}",
             code="store-failed",
             place=str(self.place),
             hint="check the network, the endpoint and the credentials, and run the same command again",

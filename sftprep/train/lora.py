@@ -65,7 +65,7 @@ def check_tokens(model: PreTrainedModel, shards: ShardSet) -> None:
             f"{len(untrained)} tokens of the set have embeddings that were never trained, "
             f"the first: {', '.join(map(str, untrained[:5]))}",
             code="untrained-tokens",
-            place=str(shards.directory),
+            place=str(shards.place),
             hint="--lora-embeddings trains the embeddings too; full fine-tuning does without LoRA",
         )
 

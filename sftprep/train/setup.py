@@ -158,7 +158,7 @@ def _layout(
     window = getattr(model.config.get_text_config(), "sliding_window", None) or 0
     documents = probe_documents(probes, window=window)
     if not documents:
-        raise ShardError("no row has two tokens to train on", code="nothing-to-train", place=str(shards.directory))
+        raise ShardError("no row has two tokens to train on", code="nothing-to-train", place=str(shards.place))
     if shards.manifest.packing and config.attention != "unpack":
         attention.register()
         verdict = check_segments(model, documents, dtype=where.dtype)
@@ -211,12 +211,12 @@ def _checked_scalars(shards: ShardSet) -> Scalars:
             raise ShardError(
                 f"the shards hold {found} {name}, the manifest says {wanted}",
                 code="shard-count",
-                place=str(shards.directory),
+                place=str(shards.place),
                 hint="copy the set again, or write it again with sftprep pack",
             )
     if not np.isclose(scalars.weight_sum.sum(), counts.weight_sum):
         raise ShardError(
-            "the shards' weights do not sum to the manifest's", code="shard-count", place=str(shards.directory)
+            "the shards' weights do not sum to the manifest's", code="shard-count", place=str(shards.place)
         )
     return scalars
 

@@ -19,7 +19,8 @@ from sftprep.data import Severity
 from sftprep.errors import OutputError, SourceError, UsageError
 from sftprep.prepare.validate import read_conversations, validate_files
 from sftprep.records.draft import Format
-from sftprep.reports.findings import ValidationReport, publishing, report_lines
+from sftprep.reports.findings import ValidationReport, report_lines
+from sftprep.reports.publication import publishing
 
 GOOD = b'{"messages": [{"role": "user", "content": "Tide?"}, {"role": "assistant", "content": "At six."}]}'
 BAD = b'{"messages": [{"role": "user", "content": "Tide?"}]}'

@@ -16,6 +16,7 @@ import pytest
 from sftprep.errors import SourceError, UsageError
 from sftprep.sources import tables
 from sftprep.sources.blocks import SourceRow
+from sftprep.sources.compressed import Source
 from sftprep.sources.lines import read_rows
 from sftprep.sources.paths import expand
 
@@ -156,7 +157,7 @@ def test_a_table_of_one_large_group_is_read_a_few_rows_at_a_time_d9(tmp_path: Pa
         make = pa.ipc.new_file if form == "arrow file" else pa.ipc.new_stream
         with make(path, table.schema) as writer:
             writer.write_table(table)
-    sizes = [batch.num_rows for batch in tables._batches(path, None)]
+    sizes = [batch.num_rows for batch in tables._batches(Source(path), None)]
     assert sum(sizes) == 5_000
     assert max(sizes) <= 1_000
     assert [json.loads(row.raw)["prompt"] for row in read_rows(path, name="t")] == [f"q{n}" for n in range(5_000)]

@@ -14,7 +14,7 @@ from werkzeug.serving import make_server
 from werkzeug.wrappers import Response
 
 from sftprep.config.places import place_of
-from sftprep.stores import read, write
+from sftprep.stores import access
 
 Fault = Callable[[str, str], str]
 """Told the method and the path of a request: '' where it is served; `refuse`, `fail`, or `break` in mid-answer."""
@@ -83,8 +83,7 @@ def server(_server: Server, monkeypatch: pytest.MonkeyPatch) -> Server:
     settings = {"AWS_ENDPOINT_URL": _server.url, "AWS_MAX_ATTEMPTS": "1", "AWS_EC2_METADATA_DISABLED": "true"}
     for name, value in {**keys, **settings}.items():
         monkeypatch.setenv(name, value)
-    for module in (read, write):
-        monkeypatch.setattr(module, "_FIRST_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(access, "FIRST_PAUSE_SECONDS", 0.01)
     # Its own tries, with pauses of seconds between them, stand below ours.
     monkeypatch.setattr("s3fs.S3FileSystem.retries", 1)
     return _server

@@ -6,7 +6,7 @@ import gzip
 import io
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -18,8 +18,12 @@ from sftprep.config.places import place_of
 from sftprep.errors import SftprepError, SourceError, UsageError
 from sftprep.prepare.pack import PackResult, pack
 from sftprep.sources.lines import read_rows
-from sftprep.stores import read
-from tests.stores.conftest import Server
+from sftprep.stores import access, read
+
+if TYPE_CHECKING:
+    from tests.stores.s3 import Server
+
+pytest_plugins = ("tests.stores.s3",)
 
 ROWS = [
     {"messages": [{"role": "user", "content": f"Question {n}?"}, {"role": "assistant", "content": f"Answer {n}."}]}
@@ -124,9 +128,9 @@ def test_a_line_that_breaks_off_a_few_times_loses_no_byte(
     content = FILES[name]()
     (tmp_path / name).write_bytes(content)
     store.pipe_file(f"bucket/{name}", content)
-    server.fault = breaking(read.TRIES - 1, path=name)
+    server.fault = breaking(access.TRIES - 1, path=name)
     found = run(call, f"s3://bucket/{name}")
-    assert sum(method == "GET" and path.endswith(name) for method, path in server.requests) >= read.TRIES
+    assert sum(method == "GET" and path.endswith(name) for method, path in server.requests) >= access.TRIES
     assert tokens(found) == tokens(run(call, tmp_path / name, out=tmp_path / "local"))
 
 

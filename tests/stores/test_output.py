@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from pydantic import ValidationError
@@ -22,9 +22,13 @@ from sftprep.prepare import pack as pack_module
 from sftprep.prepare.audit import audit
 from sftprep.prepare.pack import pack
 from sftprep.shards.cache import open_set
-from sftprep.stores import write
+from sftprep.stores import access
 from tests.prepare.test_resume import bytes_of, options, rows
-from tests.stores.conftest import Server
+
+if TYPE_CHECKING:
+    from tests.stores.s3 import Server
+
+pytest_plugins = ("tests.stores.s3",)
 
 URL = "s3://bucket/sets/one"
 
@@ -338,7 +342,7 @@ def test_a_store_that_refuses_the_credentials_is_named_at_once(
 def test_a_bucket_that_is_not_there_is_named_at_once(
     call: dict[str, Any], store: Any, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(write, "_FIRST_PAUSE_SECONDS", 60)
+    monkeypatch.setattr(access, "FIRST_PAUSE_SECONDS", 60)
     with pytest.raises(OutputError, match="bucket does not exist") as caught:
         pack(PackConfig(**{**call, "out": "s3://another/sets/one"}))
     assert (caught.value.code, caught.value.place) == ("store-failed", "s3://another/sets/one")
@@ -399,7 +403,7 @@ def test_uploads_that_fail_a_few_times_are_tried_again(
     failed: list[str] = []
 
     def fault(method: str, path: str) -> str:
-        if method == "PUT" and failed.count(path) < write.TRIES - 1:
+        if method == "PUT" and failed.count(path) < access.TRIES - 1:
             failed.append(path)
             return "fail"
         return ""

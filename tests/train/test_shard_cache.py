@@ -1,29 +1,24 @@
 """Shards of an object store, read through a bounded cache: the same steps as from a disk, nothing unverified, and the
-next shards there before they are needed. The store is a real server that speaks S3, started here.
+next shards there before they are needed. The store is the server of tests/stores, which speaks S3.
 """
 
 from __future__ import annotations
 
-import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from urllib.request import Request, urlopen
 
 import numpy as np
 import pytest
-from moto.server import ThreadedMotoServer
 from rich.console import Console
 
-from sftprep.config.places import place_of
 from sftprep.config.train import TrainConfig
-from sftprep.errors import SftprepError, ShardError, SourceError, UsageError
+from sftprep.errors import SftprepError, ShardError, UsageError
 from sftprep.shards.cache import ShardCache
 from sftprep.shards.read import ShardSet, open_shard_set
-from sftprep.stores import read as stores_read
 from sftprep.train import run, stream
 from sftprep.train.rows import RowReader
 from sftprep.train.run import train
@@ -34,32 +29,7 @@ from tests.train.runs import metrics_of, stopping_after
 
 ShardSetFactory = Callable[..., Path]
 URL = "s3://bucket/sets/one"
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    """The address of a server that speaks S3."""
-    logging.getLogger("werkzeug").setLevel(logging.WARNING)
-    started = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    started.start()
-    host, port = started.get_host_and_port()
-    yield f"http://{host}:{port}"
-    started.stop()
-
-
-@pytest.fixture
-def store(server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """The file system of an empty bucket, by the variables that the store's clients read."""
-    urlopen(Request(f"{server}/moto-api/reset", method="POST")).close()
-    keys = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
-    for name, value in {"AWS_ENDPOINT_URL": server, **keys}.items():
-        monkeypatch.setenv(name, value)
-    found: Any = place_of("s3://bucket")
-    type(found.fs).clear_instance_cache()
-    found = place_of("s3://bucket")
-    found.fs.mkdir("bucket")
-    yield found.fs
-    type(found.fs).clear_instance_cache()
+pytest_plugins = ("tests.stores.s3",)
 
 
 def _upload(store: Any, directory: Path) -> None:
@@ -223,17 +193,14 @@ def test_what_a_killed_process_left_half_copied_goes(store: Any, shard_set: Shar
     assert not left.exists()
 
 
-def test_a_store_that_stops_answering_is_named(
-    store: Any, shard_set: ShardSetFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_shard_that_is_gone_is_named(store: Any, shard_set: ShardSetFactory, tmp_path: Path) -> None:
     data = shard_set()
     _upload(store, data)
     opened, copies = _remote(tmp_path / "cache", shards_of_room=9, data=data)
-    monkeypatch.setattr(stores_read, "TRIES", 1)
     store.rm("bucket/sets/one/shards", recursive=True)
-    with pytest.raises((SourceError, UsageError)) as raised:
+    with pytest.raises(ShardError) as raised:
         copies.local(opened.manifest.shards[0])
-    assert raised.value.code in {"missing-file", "read-failed"}
+    assert raised.value.code == "missing-shard"
     assert raised.value.place == f"{URL}/{opened.manifest.shards[0].file}"
 
 

@@ -1,0 +1,86 @@
+"""Files that exist whole or not at all: on this machine, or as objects of a store."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO
+
+from sftprep.config.places import is_remote
+from sftprep.errors import OutputError
+from sftprep.stores.write import StoreFolder
+
+
+@dataclass(slots=True)
+class Publication:
+    """Files being written under temporary names; without `wanted` they are removed at the end."""
+
+    files: list[BinaryIO] = field(default_factory=list)
+    wanted: bool = True
+
+
+@contextmanager
+def publishing(paths: list[Path]) -> Iterator[Publication]:
+    """Files under temporary names, renamed when the block ends well, removed when it does not.
+
+    What goes to a URL lies in the temporary directory meanwhile, and is uploaded before the others get their names.
+
+    OutputError where a file cannot be created, written or uploaded, UsageError `no-access`; the names given never hold
+    half of anything.
+    """
+    partial: list[Path] = []
+    publication = Publication()
+    try:
+        for path in paths:
+            partial.append(_partial(path))
+            publication.files.append(partial[-1].open("wb"))
+        yield publication
+        if publication.wanted:
+            _publish(publication.files, partial, paths)
+    except OSError as error:
+        message = f"cannot be written: {error.strerror}"
+        place = ", ".join(map(str, paths))
+        hint = "check that the directory exists, its permissions, and the space left"
+        raise OutputError(message, code="write-failed", place=place, hint=hint) from error
+    finally:
+        _discard(publication.files, partial)
+
+
+def _partial(path: Path) -> Path:
+    if not is_remote(path):
+        return path.with_name(f".{path.name}.{os.getpid()}.partial")
+    handle, name = tempfile.mkstemp(prefix="sftprep-upload-")
+    os.close(handle)
+    return Path(name)
+
+
+def _publish(files: list[BinaryIO], partial: list[Path], paths: list[Path]) -> None:
+    for file in files:
+        file.flush()
+        os.fsync(file.fileno())
+        file.close()
+    for source, target in zip(partial, paths, strict=True):
+        if is_remote(target):
+            StoreFolder(target.parent).put(target.name, source)
+    for source, target in zip(partial, paths, strict=True):
+        if not is_remote(target):
+            source.replace(target)
+
+
+def _discard(files: list[BinaryIO], partial: list[Path]) -> None:
+    for file in files:
+        # Closing flushes, which fails again on a full disk; the file is removed all the same.
+        _close(file)
+    for path in partial:
+        path.unlink(missing_ok=True)
+
+
+def _close(file: BinaryIO) -> None:
+    try:
+        file.close()
+    except OSError:
+        return
