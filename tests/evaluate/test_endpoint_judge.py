@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 from sftprep.cli.app import app
 from sftprep.config.evaluate import EvaluateConfig
 from sftprep.errors import DataError, UsageError
+from sftprep.evaluate import endpoint
 from sftprep.evaluate.answer import Answer
 from sftprep.evaluate.endpoint import Endpoint
 from sftprep.evaluate.journal import Journal
@@ -87,17 +88,34 @@ def asked(text: str) -> dict[str, Any]:
     return {"messages": [{"role": "user", "content": text}]}
 
 
-def echo(body: dict[str, Any]) -> Any:
-    time.sleep(0.02)
-    return completion(f"re: {body['messages'][-1]['content']}")
+class Waits:
+    """Stands in for the clock of an endpoint, which stands still, and keeps how long it would have waited."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.seconds: list[float] = []
+        monkeypatch.setattr(endpoint, "time", self)
+        monkeypatch.setattr(Endpoint, "_wait", lambda _, seconds: self.seconds.append(seconds))
+
+    def monotonic(self) -> float:
+        return 1000.0
 
 
 def test_answers_come_in_order_from_several_requests_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "abc")
-    with serving(echo) as (url, served):
+    # Looks, not seconds: a machine that stands still meanwhile takes none away.
+    looks_for_four, looks_for_a_fifth = iter(range(300)), iter(range(50))
+
+    def held(body: dict[str, Any]) -> Any:
+        while served.most < 4 and next(looks_for_four, None) is not None:
+            time.sleep(0.01)
+        while served.most < 5 and next(looks_for_a_fifth, None) is not None:
+            time.sleep(0.01)
+        return completion(f"re: {body['messages'][-1]['content']}")
+
+    with serving(held) as (url, served):
         found = Endpoint(url, concurrency=4).answers("m", [asked(f"q{i}") for i in range(12)])
     assert [answer.text for answer in found] == [f"re: q{i}" for i in range(12)]
-    assert 2 <= served.most <= 4
+    assert served.most == 4
     assert {body["model"] for body in served.asked} == {"m"}
     assert {body["path"] for body in served.asked} == {"/v1/chat/completions"}
     assert {headers["Authorization"] for headers in served.headers} == {"Bearer abc"}
@@ -156,11 +174,11 @@ def test_an_interrupted_run_asks_only_what_is_missing(tmp_path: Path) -> None:
         assert served.asked == []
 
 
-def test_requests_are_no_faster_than_allowed() -> None:
-    with serving(lambda body: completion("x")) as (url, served):
+def test_requests_are_no_faster_than_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    waits = Waits(monkeypatch)
+    with serving(lambda body: completion("x")) as (url, _):
         Endpoint(url, concurrency=8, per_second=4).answers("m", [asked(f"q{i}") for i in range(8)])
-    # A slow rate: a busy machine takes a while for eight requests without any limit.
-    assert max(served.times) - min(served.times) >= 7 / 4 - 0.1
+    assert sorted(waits.seconds) == [number / 4 for number in range(8)]
 
 
 def test_calls_and_a_cut_answer_are_read_as_the_server_tells_them() -> None:
