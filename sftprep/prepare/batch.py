@@ -14,7 +14,7 @@ from sftprep.arrow import lists, numbers, texts
 from sftprep.data import TOKEN_BATCH_SCHEMA, TRAINED_KINDS, span_stops
 from sftprep.engines.fast import EngineChoice
 from sftprep.errors import MaskError
-from sftprep.prepare.chunk import InputRow
+from sftprep.prepare.input_rows import InputRows
 from sftprep.prepare.plans import PlanBook
 from sftprep.stages.encode_batch import (
     Batch,
@@ -71,16 +71,15 @@ class BatchCompiler:
         self.table = table
         self._openings: dict[tuple[str, str], tuple[int, npt.NDArray[np.int32]] | None] = {}
 
-    def compile(self, rows: Sequence[InputRow]) -> Replayed:
+    def compile(self, rows: InputRows) -> Replayed:
         """Replay the rows that have a plan; those of which any sample cannot be proven are not among them."""
         candidates: list[Candidate] = []
         refused: dict[int, MaskError] = {}
-        for number, row in enumerate(rows):
-            found = None if row.conversation is None else self._book.replay(row.conversation)
+        for number, found in enumerate(self._book.replay_all(rows)):
             if isinstance(found, MaskError):
                 refused[number] = found
             elif found is not None and self._can_prove(found[0]):
-                candidates.append(Candidate(number, row.source, row.address.line, *found))
+                candidates.append(Candidate(number, rows.sources[number], rows.lines[number], *found))
         return replace(self._compiled(candidates), refused=refused)
 
     def _can_prove(self, plan: RowPlan) -> bool:

@@ -17,6 +17,7 @@ from sftprep.errors import MaskError, TemplateError
 from sftprep.prepare.batch import Replayed, ReplayedRow, token_batch
 from sftprep.prepare.chunk import Chunk, ExactRow, InputRow, LeftOutRow
 from sftprep.prepare.compile import CompiledRow, Compiler, CompileRow
+from sftprep.prepare.input_rows import InputRows
 from sftprep.prepare.recheck import recheck
 from sftprep.prepare.row_length import Fit, Sizes, left_out
 from sftprep.stages.encode_batch import EncodedTexts, Spans, flat_offsets
@@ -29,17 +30,17 @@ def compile_chunk(rows: Sequence[InputRow], *, compile_row: CompileRow, config: 
         EngineDiffersError: the fast engine gave other ids than the reference for a row of the sample.
         DataError: `replay-differs`.
     """
-    taken = [row for row in rows if row.times]
-    made = _Made(Fit.of(compile_row, config))
+    taken = rows if isinstance(rows, InputRows) else InputRows.of(rows)
+    made = _Made(taken, Fit.of(compile_row, config))
     batch = compile_row.batch if isinstance(compile_row, Compiler) else None
     replayed = None if batch is None else batch.compile(taken)
-    for number, row in enumerate(taken):
+    for number in range(len(taken)):
         known = None if replayed is None else replayed.rows.get(number)
         error = None if replayed is None else replayed.refused.get(number)
         if error is not None:
-            made.refuse(row, error)
-        elif known is None or not made.add_replayed(row, known):
-            made.add(row, compile_row)
+            made.refuse(taken[number], error)
+        elif known is None or not made.add_replayed(number, known):
+            made.add(number, compile_row)
     if batch is not None and replayed is not None:
         made.rendering["checked"] += recheck(taken, replayed, compile_row, tokens=(batch.choice, batch.table))
         made.rendering[f"engine {batch.choice.engine.name}"] += len(replayed.rows)
@@ -50,6 +51,7 @@ def compile_chunk(rows: Sequence[InputRow], *, compile_row: CompileRow, config: 
 class _Made:
     """What became of the rows so far."""
 
+    rows: InputRows
     fit: Fit
     exact: list[ExactRow] = field(default_factory=list)
     left_out: list[LeftOutRow] = field(default_factory=list)
@@ -61,18 +63,17 @@ class _Made:
     """Of each document: its place among the replayed ones, or, as -1 - place, among the traced ones."""
     times: list[int] = field(default_factory=list)
 
-    def add_replayed(self, row: InputRow, known: ReplayedRow) -> bool:
+    def add_replayed(self, number: int, known: ReplayedRow) -> bool:
         """Take a row as it was replayed; False where it is too long, and may be shortened."""
         sizes = Sizes(known.lengths, known.trained)
-        refused = self.fit.refused(row, sizes)
-        if refused is not None and self.fit.shorten is not None:
-            return False
+        if self.fit.is_too_long(sizes):
+            if self.fit.shorten is not None:
+                return False
+            self.left_out.append(self.fit.refusal(self.rows[number], sizes))
+        else:
+            self.order.extend(known.documents)
+            self._count(number, sizes, (known.plan.classes, known.plan.remarks))
         self.rendering["replayed"] += 1
-        if refused is not None:
-            self.left_out.append(refused)
-            return True
-        self.order.extend(known.documents)
-        self._count(row, sizes, (known.plan.classes, known.plan.remarks))
         return True
 
     def refuse(self, row: InputRow, error: MaskError) -> None:
@@ -80,8 +81,9 @@ class _Made:
         self.rendering["replayed"] += 1
         self.left_out.append(left_out(row, error))
 
-    def add(self, row: InputRow, compile_row: CompileRow) -> None:
+    def add(self, number: int, compile_row: CompileRow) -> None:
         """Compile a row by itself."""
+        row = self.rows[number]
         self.rendering["traced"] += 1
         whole = _compiled(row, compile_row)
         if isinstance(whole, LeftOutRow):
@@ -94,21 +96,23 @@ class _Made:
         first = len(self.traced)
         self.traced.extend((row, document) for document in result.documents)
         self.order.extend(-1 - number for number in range(first, len(self.traced)))
-        self._count(row, Sizes.of(result), (result.classes, result.remarks), whole=None if result is whole else whole)
+        counts = (result.classes, result.remarks)
+        self._count(number, Sizes.of(result), counts, whole=None if result is whole else Sizes.of(whole))
 
     def _count(
         self,
-        row: InputRow,
+        number: int,
         sizes: Sizes,
         counts: tuple[Mapping[str, int], Mapping[str, int]],
         *,
-        whole: CompiledRow | None = None,
+        whole: Sizes | None = None,
     ) -> None:
-        self.times.extend([row.times] * len(sizes.lengths))
-        self.exact.append(_exact(row, sizes, whole=None if whole is None else Sizes.of(whole)))
+        times = self.rows.times[number]
+        self.times.extend([times] * len(sizes.lengths))
+        self.exact.append(_exact((self.rows.sources[number], times), sizes, whole=whole))
         for counter, own in zip((self.classes, self.remarks), counts, strict=True):
             for name, count in own.items():
-                counter[name] += count * row.times
+                counter[name] += count * times
 
     def chunk(self, replayed: Replayed | None) -> Chunk:
         """The chunk of all rows."""
@@ -147,13 +151,13 @@ def _compiled(row: InputRow, compile_row: CompileRow) -> CompiledRow | LeftOutRo
     return left_out(row, MaskError("a sample has no trained token", code="nothing-trained", place="/messages"))
 
 
-def _exact(row: InputRow, sizes: Sizes, *, whole: Sizes | None) -> ExactRow:
-    """`whole` is of the row before it was shortened, where it was."""
+def _exact(row: tuple[int, int], sizes: Sizes, *, whole: Sizes | None) -> ExactRow:
+    """Of a row's source and times; `whole` is of the row before it was shortened, where it was."""
     of_row = sizes if whole is None else whole
     untrained = [length - trained for length, trained in zip(sizes.lengths, sizes.trained, strict=True)]
     return ExactRow(
-        source=row.source,
-        times=row.times,
+        source=row[0],
+        times=row[1],
         num_documents=len(sizes.lengths),
         num_tokens=sum(of_row.lengths),
         longest=max(of_row.lengths),

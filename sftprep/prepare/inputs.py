@@ -13,12 +13,15 @@ from tempfile import mkstemp
 
 from sftprep.config.pack import PackConfig, SourceSpec
 from sftprep.config.places import is_remote, shown
-from sftprep.data import Severity
+from sftprep.data import RowAddress, Severity
 from sftprep.errors import SourceError, UsageError
 from sftprep.prepare.check import ONCE_A_FILE, SaidOnce, named_format, validated
 from sftprep.prepare.chunk import InputRow, RowsRead
+from sftprep.prepare.input_rows import InputRows
 from sftprep.prepare.mix import row_times
-from sftprep.sources.blocks import Block
+from sftprep.records.draft import Format
+from sftprep.records.plain_lines import plain_line
+from sftprep.sources.blocks import Block, LineBlock, SourceRow
 from sftprep.sources.compressed import STDIN, OnBytes
 from sftprep.sources.lines import file_sha256, read_blocks, read_rows, require_file
 from sftprep.sources.paths import expand
@@ -129,27 +132,62 @@ def input_chunks(
             yield InputChunk(number, name, block, times)
 
 
-def read_chunk(chunk: InputChunk, *, format: str | None) -> tuple[list[InputRow], RowsRead]:
+def read_chunk(chunk: InputChunk, *, format: str | None) -> tuple[InputRows, RowsRead]:
     """Validate a chunk's rows; what must be counted of them. SourceError where a table's values are damaged."""
-    named, once = named_format(format), SaidOnce()
-    rows = [validated(row, named) for row in chunk.block.rows(chunk.name)]
-    times = [chunk.times] * len(rows) if isinstance(chunk.times, int) else chunk.times
-    warnings: Counter[str] = Counter()
-    for row in rows:
-        warnings.update(found.code for found in once.first(row.findings) if found.severity is Severity.WARNING)
-    said = tuple(sorted(once.said))
-    read = RowsRead(
-        source=chunk.source,
-        num_rows=len(rows),
-        num_taken=sum(times),
-        num_taken_rows=sum(count > 0 for count in times),
-        warnings=Counter({code: count for code, count in warnings.items() if code not in ONCE_A_FILE}),
-        said_once=said,
-    )
-    return [
-        InputRow(chunk.source, count, row.address, row.conversation, tuple(row.findings))
-        for count, row in zip(times, rows, strict=True)
-    ], read
+    read = _Reading(chunk, named_format(format))
+    if isinstance(chunk.block, LineBlock):
+        read.lines(chunk.block)
+    else:
+        for row in chunk.block.rows(chunk.name):
+            read.row(row)
+    return read.rows, read.counts()
+
+
+class _Reading:
+    """The rows of a chunk that were read so far, and what is counted of them."""
+
+    def __init__(self, chunk: InputChunk, named: Format | None) -> None:
+        self.rows = InputRows(chunk.name)
+        self._chunk = chunk
+        self._named = named
+        self._once = SaidOnce()
+        self._warnings: Counter[str] = Counter()
+        self._times: list[int] = []
+
+    def lines(self, block: LineBlock) -> None:
+        """Take the lines of a block, at once those that are plain chats, which have no findings."""
+        source, name = self._chunk.source, self._chunk.name
+        is_chat = self._named in (None, Format.OPENAI)
+        for number, raw, offset in block.lines():
+            chat = plain_line(raw) if is_chat else None
+            if chat is None:
+                self.row(SourceRow(RowAddress(name, number), raw, offset))
+            else:
+                self.rows.add_chat(source, number, self._next_times(), chat)
+
+    def row(self, source_row: SourceRow) -> None:
+        """Take one row."""
+        row = validated(source_row, self._named)
+        found = self._once.first(row.findings)
+        self._warnings.update(finding.code for finding in found if finding.severity is Severity.WARNING)
+        made = InputRow(self._chunk.source, self._next_times(), row.address, row.conversation, tuple(row.findings))
+        self.rows.add(made)
+
+    def _next_times(self) -> int:
+        times = self._chunk.times
+        self._times.append(times if isinstance(times, int) else times[len(self._times)])
+        return self._times[-1]
+
+    def counts(self) -> RowsRead:
+        """What must be counted of all rows, those among them that are not taken."""
+        return RowsRead(
+            source=self._chunk.source,
+            num_rows=len(self._times),
+            num_taken=sum(self._times),
+            num_taken_rows=len(self.rows),
+            warnings=Counter({code: count for code, count in self._warnings.items() if code not in ONCE_A_FILE}),
+            said_once=tuple(sorted(self._once.said)),
+        )
 
 
 def _drawn(files: Sequence[InputFile], spec: SourceSpec, *, seed: int) -> Iterator[int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -12,6 +12,8 @@ from sftprep.data import Conversation
 from sftprep.engines.model import ModelFiles
 from sftprep.errors import MaskError, TemplateError
 from sftprep.prepare.chat_templates import ChatTemplates
+from sftprep.prepare.input_rows import InputRows
+from sftprep.records.plain_lines import PlainChat
 from sftprep.stages.render import render
 from sftprep.stages.replay import Refusal, RowPlan, plan_refusal, plan_row
 from sftprep.templates.adapt import adapt_messages, probe_form
@@ -26,6 +28,10 @@ _MAX_FAILURES: Final = 8
 """Rows of one shape that found no plan, after which none is looked for."""
 _MAX_SHAPES: Final = 4096
 """Shapes whose plans are kept: a run sees any number of them, and its memory stays bounded."""
+
+
+Found = tuple[RowPlan, list[bytes]] | MaskError | None
+"""A row's plan and what its samples are made of, or what is wrong with it; None where it has no plan."""
 
 
 @dataclass(slots=True)
@@ -44,6 +50,8 @@ class PlanBook:
         self._kwargs = config.template_kwargs
         self._policy = policy
         self._known: dict[Hashable, _Known] = {}
+        self._known_roles: dict[tuple[str, ...], _Known] = {}
+        """Of plain chats, of which their roles are the whole shape."""
         self._searches: dict[SymbolicTemplate, TokenSearch] = {}
 
     @staticmethod
@@ -53,21 +61,49 @@ class PlanBook:
         is_plain = policy.control_tokens is not ControlTokens.SPLIT and policy.mask is Mask.CONTRACT
         return trains_all and is_plain and not policy.merge_consecutive
 
-    def replay(self, conversation: Conversation) -> tuple[RowPlan, list[bytes]] | MaskError | None:
-        """The plan of a conversation and what its samples are made of, or what is wrong; None where it has no plan."""
+    def replay_all(self, rows: InputRows) -> Iterator[Found]:
+        """Of each row its plan and what its samples are made of, or what is wrong; None where it has no plan."""
+        pattern = self._templates.for_tools(None).control_pattern
+        chats = [chat for chat in rows.chats if chat is not None]
+        # One search for all: a token in any of them is as rare as it is to be told of.
+        all_clear = not pattern.search("\n".join([text for chat in chats for text in chat.texts]))
+        for number, chat in enumerate(rows.chats):
+            found = None
+            if chat is not None and (all_clear or not pattern.search("\n".join(chat.texts))):
+                found = self._replayed(chat)
+            if found is None:
+                conversation = rows[number].conversation
+                roles = () if chat is None else chat.roles
+                found = None if conversation is None else self.replay(conversation, roles=roles)
+            yield found
+
+    def _replayed(self, chat: PlainChat) -> Found:
+        """The same of a chat without control tokens; None also where no chat of these roles was planned yet."""
+        known = self._known_roles.get(chat.roles)
+        for plan in () if known is None else known.plans:
+            found = _answered(plan, plan.guarded.of_texts(chat.texts))
+            if found is not None:
+                return found
+        return None
+
+    def replay(self, conversation: Conversation, *, roles: tuple[str, ...] = ()) -> Found:
+        """The same of a conversation, `roles` being those of its messages where it is a plain chat."""
         template = self._templates.for_tools(conversation.tools)
         if template.has_generation_blocks or self._has_typed_tokens(conversation, template):
             return None
         adapted = self._adapted(conversation, template)
         if len(self._known) >= _MAX_SHAPES:
             self._known.clear()  # what is forgotten is planned again where it is needed
+            self._known_roles.clear()
         known = self._known.setdefault(_key(adapted), _Known())
+        if roles:
+            self._known_roles[roles] = known
         for plan in known.plans:
-            found = _answered(plan, adapted)
+            found = _answered(plan, plan.guarded.texts(adapted))
             if found is not None:
                 return found
         made = self._planned(adapted, template) if known.failures < _MAX_FAILURES else None
-        found = None if made is None else _answered(made, adapted)
+        found = None if made is None else _answered(made, made.guarded.texts(adapted))
         if made is None or found is None:
             known.failures += 1
             return None
@@ -118,12 +154,11 @@ class PlanBook:
         return plan_row(rendered.samples, tracer, counts=(rendered.classes, rendered.remarks))
 
 
-def _answered(plan: RowPlan | Refusal, conversation: Conversation) -> tuple[RowPlan, list[bytes]] | MaskError | None:
-    """What a plan makes of a conversation; None where that answers otherwise than the plan's."""
-    if isinstance(plan, Refusal):
-        return None if plan.guarded.texts(conversation) is None else plan.error
-    values = plan.values(conversation)
-    return None if values is None else (plan, values)
+def _answered(plan: RowPlan | Refusal, texts: list[str] | None) -> Found:
+    """What a plan makes of a conversation whose fields are these; None where that answers otherwise than the plan's."""
+    if texts is None:
+        return None
+    return plan.error if isinstance(plan, Refusal) else (plan, plan.values(texts))
 
 
 def _key(conversation: Conversation) -> Hashable:

@@ -14,6 +14,7 @@ from sftprep.engines.fast import EngineChoice
 from sftprep.errors import DataError, EngineDiffersError, MaskError
 from sftprep.prepare.batch import Replayed, ReplayedRow
 from sftprep.prepare.chunk import InputRow
+from sftprep.prepare.input_rows import InputRows
 from sftprep.stages.encode_batch import TokenTable
 
 _ENCODED_AGAIN: Final = 256
@@ -34,7 +35,7 @@ CompileAgain = Callable[[Conversation], RowDocuments]
 
 
 def recheck(
-    rows: Sequence[InputRow],
+    rows: InputRows,
     replayed: Replayed,
     compile_row: CompileAgain,
     *,
@@ -46,24 +47,24 @@ def recheck(
         EngineDiffersError: the engine gave other ids than the reference.
         DataError: `replay-differs` where a plan made another document than the template, or another error.
     """
-    encoded = [number for number in replayed.rows if _is_drawn(rows[number], one_in=_ENCODED_AGAIN)]
+    encoded = [number for number in replayed.rows if _is_drawn(rows.lines[number], one_in=_ENCODED_AGAIN)]
     for number in encoded:
         for document in replayed.rows[number].documents:
             _check_ids(rows[number], replayed.documents["input_ids"][document].values, *tokens)
     for number in encoded:
         conversation = rows[number].conversation
-        if conversation is not None and _is_drawn(rows[number], one_in=_COMPILED_AGAIN):
+        if conversation is not None and _is_drawn(rows.lines[number], one_in=_COMPILED_AGAIN):
             _refuse_other(rows[number], replayed, replayed.rows[number], compile_row(conversation))
     for number, error in replayed.refused.items():
         conversation = rows[number].conversation
-        if conversation is not None and _is_drawn(rows[number], one_in=_REFUSED_AGAIN):
+        if conversation is not None and _is_drawn(rows.lines[number], one_in=_REFUSED_AGAIN):
             _refuse_other_error(rows[number], error, conversation, compile_row)
     return len(encoded)
 
 
-def _is_drawn(row: InputRow, *, one_in: int) -> bool:
+def _is_drawn(line: int, *, one_in: int) -> bool:
     """Whether a row is in the sample: by its line alone, so that it is the same rows in every run."""
-    return (row.address.line * 2654435761 >> 7) % one_in == 0
+    return (line * 2654435761 >> 7) % one_in == 0
 
 
 def _check_ids(row: InputRow, ids: pa.Array, choice: EngineChoice, table: TokenTable) -> None:

@@ -41,18 +41,20 @@ class Fit:
             return cls(config.max_length, None)
         return cls(config.max_length, Shortener(compile_row, max_length=config.max_length, policy=config.over_length))
 
-    def refused(self, row: InputRow, sizes: Sizes) -> LeftOutRow | None:
-        """The row as one that is too long, if it is."""
-        if self.max_length is None or max(sizes.lengths) <= self.max_length:
-            return None
-        return _too_long(row, sizes, self.max_length)
+    def is_too_long(self, sizes: Sizes) -> bool:
+        """Whether a document of a row is longer than that."""
+        return self.max_length is not None and max(sizes.lengths) > self.max_length
+
+    def refusal(self, row: InputRow, sizes: Sizes) -> LeftOutRow:
+        """A row as one that is too long."""
+        return _too_long(row, sizes, self.max_length or 0)
 
     def fitted(self, row: InputRow, whole: CompiledRow) -> tuple[CompiledRow | None, Sequence[LeftOutRow]]:
         """What is packed of a row, if anything is, and what is left out of it."""
         sizes = Sizes.of(whole)
-        refused = self.refused(row, sizes)
-        if refused is None or self.max_length is None:
+        if self.max_length is None or not self.is_too_long(sizes):
             return whole, ()
+        refused = self.refusal(row, sizes)
         if self.shorten is None or row.conversation is None:
             return None, (refused,)
         try:

@@ -34,7 +34,7 @@ _SUSPECT: Final = "|".join(
 )
 _SEARCH: Final = SchemaValidator(core_schema.str_schema(pattern=_SUSPECT, regex_engine="rust-regex"))
 
-_TURNS: Final = frozenset(
+TURNS: Final = frozenset(
     {("", "system"), ("", "user"), ("system", "user"), ("user", "assistant"), ("assistant", "user")}
 )
 """Who speaks after whom in the plainest of conversations; nobody before the first."""
@@ -61,7 +61,7 @@ def plain_chat(value: Mapping[str, Json]) -> Draft | None:
         if type(message) is not dict or len(message) != 2:
             return None
         role, content = message.get("role"), message.get("content")
-        if type(content) is not str or type(role) is not str or (previous, role) not in _TURNS:
+        if type(content) is not str or type(role) is not str or (previous, role) not in TURNS:
             return None
         if not content or content.isspace():
             return None

@@ -50,12 +50,16 @@ class LineBlock:
 
     def rows(self, name: str) -> Iterator[SourceRow]:
         r"""Lines that are not blank, without `\n`, one `\r` before it, and a byte order mark at the file's start."""
+        return (SourceRow(RowAddress(name, number), body, offset) for number, body, offset in self.lines())
+
+    def lines(self) -> Iterator[tuple[int, bytes, int]]:
+        """The same as number, bytes and offset each, for who needs no address of most of them."""
         offset = self.offset
         for number, line in enumerate(self.data.split(b"\n"), start=self.first):
             start = len(UTF8_BOM) if number == 1 and line.startswith(UTF8_BOM) else 0
             body = line[start:].removesuffix(b"\r")
             if body.strip(b" \t\r"):
-                yield SourceRow(RowAddress(name, number), body, offset + start)
+                yield number, body, offset + start
             offset += len(line) + 1
 
 

@@ -12,7 +12,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +22,10 @@ from sftprep.errors import MaskError
 from sftprep.templates.shape import value_at
 from sftprep.templates.symbolic import SymbolicStr
 from sftprep.templates.symbolic_tracer import SymbolicTracer
-from sftprep.templates.symbols import Field, Guard, OpaqueError, answer, write_json
+from sftprep.templates.symbols import Field, Guard, Op, OpaqueError, answer, write_json
+
+_TEXT: Final = (("content",), ("content", 0, "text"))
+"""Where a template finds the text of a message that is a role and a text."""
 
 
 class TurnPlan(NamedTuple):
@@ -64,9 +67,20 @@ class Guarded:
     guards: tuple[tuple[int, Guard, Any], ...]
     """Number of the field, the question, and the answer that it must have. Fields that are only asked come last."""
 
+    columns: tuple[tuple[int, tuple[Op, ...]], ...] | None = None
+    """Of each field the message whose text it is, and what is done to that; None where any field is another."""
+
     def texts(self, conversation: Conversation) -> list[str] | None:
         """The fields' texts; None where the conversation answers otherwise."""
-        texts = [text_of(field, conversation) for field in self.fields]
+        return self._answering([text_of(field, conversation) for field in self.fields])
+
+    def of_texts(self, texts: Sequence[str]) -> list[str] | None:
+        """The same of the texts of all messages; None also where that is not all that is asked for."""
+        if self.columns is None:
+            return None
+        return self._answering([_done(texts[message], ops) if ops else texts[message] for message, ops in self.columns])
+
+    def _answering(self, texts: list[str]) -> list[str] | None:
         for number, guard, said in self.guards:
             if answer(texts[number], guard.question, guard.args) != said:
                 return None
@@ -93,17 +107,19 @@ class RowPlan:
     classes: Mapping[str, int]
     remarks: Mapping[str, int]
 
-    def values(self, conversation: Conversation) -> list[bytes] | None:
-        """What the samples are made of, UTF-8; None where the conversation answers otherwise."""
-        texts = self.guarded.texts(conversation)
-        return None if texts is None else [*(text.encode() for text in texts[: self.num_written]), *self.words]
+    def values(self, texts: Sequence[str]) -> list[bytes]:
+        """What the samples are made of, UTF-8: the written ones of the fields' texts, and the words."""
+        return [*map(str.encode, texts[: self.num_written]), *self.words]
 
 
 def text_of(field: Field, conversation: Conversation) -> str:
     """The text that a field is in a conversation, whose messages are in the form that the template wants."""
     message, keys, ops = field
     value: Any = conversation.messages[message] if message >= 0 else conversation.tools
-    value = value_at(value, keys if message >= 0 else keys[1:])
+    return _done(value_at(value, keys if message >= 0 else keys[1:]), ops)
+
+
+def _done(value: Any, ops: Sequence[Op]) -> str:
     for name, argument in ops:
         value = write_json(value, argument) if name == "json" else getattr(value, name)(argument)
     return str(value)
@@ -144,7 +160,9 @@ def plan_refusal(error: MaskError, tracer: SymbolicTracer) -> Refusal:
 
 def _guarded(values: _Values) -> Guarded:
     guards = tuple((values.number(guard.field), guard, said) for guard, said in values.tracer.guards.items())
-    return Guarded(tuple(values.fields), guards)
+    fields = tuple(values.fields)
+    is_plain = all(field.message >= 0 and field.keys in _TEXT for field in fields)
+    return Guarded(fields, guards, tuple((field.message, field.ops) for field in fields) if is_plain else None)
 
 
 class _Values:

@@ -26,6 +26,7 @@ from sftprep.prepare.batch import Replayed
 from sftprep.prepare.chunk import Chunk, InputRow
 from sftprep.prepare.compile import Compiler, batch_compiler, compiler
 from sftprep.prepare.compile_chunk import compile_chunk
+from sftprep.prepare.input_rows import InputRows
 from sftprep.prepare.pack import pack
 from sftprep.prepare.recheck import recheck
 from sftprep.stages.encode_batch import EncodedTexts
@@ -370,4 +371,4 @@ def test_a_refusal_that_the_template_does_not_make_ends_the_run(own: tuple[Compi
     assert compile_rows.batch is not None
     tokens = (compile_rows.batch.choice, compile_rows.batch.table)
     with pytest.raises(DataError, match="field-lost of it, and the template does not"):
-        recheck(rows, refused, compile_rows.compile_row, tokens=tokens)
+        recheck(InputRows.of(rows), refused, compile_rows.compile_row, tokens=tokens)

@@ -1,0 +1,70 @@
+"""The rows of a chunk that are taken: plain chats as columns, and each as a row where one is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import overload
+
+from sftprep.data import Conversation, RowAddress
+from sftprep.prepare.chunk import InputRow
+from sftprep.records.plain_lines import PlainChat
+
+
+@dataclass(slots=True)
+class InputRows(Sequence[InputRow]):
+    """Rows of a file, each with its source's number, its line, how often it is taken, and its chat where it is plain.
+
+    A row that is no plain chat is in `others`, by its place.
+    """
+
+    name: str = ""
+    sources: list[int] = field(default_factory=list)
+    lines: list[int] = field(default_factory=list)
+    times: list[int] = field(default_factory=list)
+    chats: list[PlainChat | None] = field(default_factory=list)
+    others: dict[int, InputRow] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, rows: Iterable[InputRow]) -> InputRows:
+        """The rows that are taken, none of them as a chat."""
+        made = cls()
+        for row in rows:
+            made.add(row)
+        return made
+
+    def add(self, row: InputRow) -> None:
+        """Add a row, unless it is not taken."""
+        if row.times:
+            self.others[len(self.lines)] = row
+            self._add(row.source, row.address.line, row.times, None)
+
+    def add_chat(self, source: int, line: int, times: int, chat: PlainChat) -> None:
+        """Add a plain chat, unless it is not taken."""
+        if times:
+            self._add(source, line, times, chat)
+
+    def _add(self, source: int, line: int, times: int, chat: PlainChat | None) -> None:
+        self.sources.append(source)
+        self.lines.append(line)
+        self.times.append(times)
+        self.chats.append(chat)
+
+    def __len__(self) -> int:
+        return len(self.lines)
+
+    @overload
+    def __getitem__(self, number: int) -> InputRow: ...
+
+    @overload
+    def __getitem__(self, number: slice) -> list[InputRow]: ...
+
+    def __getitem__(self, number: int | slice) -> InputRow | list[InputRow]:
+        if isinstance(number, slice):
+            return [self[place] for place in range(*number.indices(len(self)))]
+        chat = self.chats[number]
+        if chat is None:
+            return self.others[number]
+        address = RowAddress(self.name, self.lines[number])
+        conversation = Conversation(address, chat.messages(), [1.0] * len(chat.texts))
+        return InputRow(self.sources[number], self.times[number], address, conversation, ())

@@ -1,0 +1,143 @@
+"""Plain chats that are kept as columns become the chunk that their rows become, one at a time."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import zstandard
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from sftprep.config.pack import PackConfig
+from sftprep.engines.load import load_model
+from sftprep.prepare.chunk import Chunk, RowsRead
+from sftprep.prepare.compile import Compiler, batch_compiler
+from sftprep.prepare.compile_chunk import compile_chunk
+from sftprep.prepare.input_rows import InputRows
+from sftprep.prepare.inputs import InputChunk, read_chunk
+from sftprep.sources.blocks import LineBlock
+from tests.prepare.test_plans import SAMPLES, config, same
+
+HOSTILE = [
+    "",
+    " ",
+    "a",
+    " x\n",
+    "<|im_end|>",
+    "<|",
+    "</think>",
+    "<think>b",
+    "潮",
+    "\x00",
+    '"role":',
+    "\n\nx",
+    "e\u0301",
+]
+TEXTS = st.sampled_from(HOSTILE) | st.text(st.characters(exclude_categories=["Cs"]), max_size=5)
+IN_TURN = st.lists(TEXTS, min_size=1, max_size=5).map(
+    lambda texts: [{"role": ("user", "assistant")[n % 2], "content": text} for n, text in enumerate(texts)]
+)
+WITH_SYSTEM = st.tuples(TEXTS, IN_TURN).map(lambda pair: [{"role": "system", "content": pair[0]}, *pair[1]])
+ROWS = st.fixed_dictionaries(
+    {"messages": IN_TURN | WITH_SYSTEM}, optional={"id": st.integers(), "chat_template_kwargs": st.just({"a": 1})}
+)
+LINES = (
+    ROWS.map(json.dumps) | ROWS.map(lambda row: json.dumps(row, ensure_ascii=False) + "\r") | st.just("{") | st.just("")
+)
+
+
+@pytest.fixture(scope="module")
+def own() -> tuple[Compiler, PackConfig]:
+    options = config(SAMPLES / "model", max_length=64, over_length="drop", max_drop="100%")
+    return batch_compiler(load_model(str(SAMPLES / "model")), options), options
+
+
+def in_full(chunk: InputChunk) -> tuple[InputRows, RowsRead]:
+    """The rows as they are read where no line is taken for a plain chat."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sftprep.prepare.inputs.plain_line", lambda raw: None)
+        return read_chunk(chunk, format=None)
+
+
+def compiled(rows: Any, own: tuple[Compiler, PackConfig]) -> Chunk:
+    compile_rows, options = own
+    return compile_chunk(rows, compile_row=compile_rows, config=options)
+
+
+def chunk_of(lines: list[str], *, times: int | tuple[int, ...] = 1) -> InputChunk:
+    return InputChunk(3, "chats", LineBlock("\n".join(lines).encode(), 1, 0), times)
+
+
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.lists(LINES, max_size=8), st.booleans(), st.data())
+def test_lines_of_any_kind_are_read_and_compiled_as_one_at_a_time(
+    own: tuple[Compiler, PackConfig], lines: list[str], drawn: bool, data: st.DataObject
+) -> None:
+    num_rows = sum(1 for _ in chunk_of(lines).block.rows("chats"))
+    times = tuple(data.draw(st.lists(st.integers(0, 2), min_size=num_rows, max_size=num_rows))) if drawn else 1
+    chunk = chunk_of(lines, times=times)
+    rows, read = read_chunk(chunk, format=None)
+    full, read_in_full = in_full(chunk)
+    assert read == read_in_full
+    assert list(rows) == list(full)
+    assert full.chats == [None] * len(rows)
+    assert same(compiled(rows, own), compiled(list(full), own))
+
+
+def test_rows_of_all_kinds_keep_their_order_and_their_findings(own: tuple[Compiler, PackConfig]) -> None:
+    row: dict[str, Any] = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
+    typed = {"messages": [row["messages"][0], {"role": "assistant", "content": "x<|im_end|>"}]}
+    long = {"messages": [row["messages"][0], {"role": "assistant", "content": "long " * 80}]}
+    lines = [json.dumps(item) for item in (row, {**row, "id": 1}, typed, long, row, [1], {**row, "id": 2}, row)]
+    rows, read = read_chunk(chunk_of(lines, times=(1, 2, 1, 1, 0, 1, 1, 3)), format=None)
+    assert [chat is not None for chat in rows.chats] == [True, False, True, True, False, False, True]
+    assert (read.num_rows, read.num_taken, read.num_taken_rows) == (8, 10, 7)
+    assert read.said_once == (("chats", "unknown-row-key", "/id"),)
+    made = compiled(rows, own)
+    assert [(left.address.line, left.code) for left in made.left_out] == [
+        (3, "control-token"),
+        (4, "over-length"),
+        (6, "not-an-object"),
+    ]
+    assert made.documents["doc_line"].to_pylist() == [1, 2, 7, 8]
+    assert made.times.tolist() == [1, 2, 1, 3]
+    assert made.rendering["replayed"] == 5  # but for the typed token and what is no row
+
+
+def test_a_format_that_is_named_decides_what_is_plain() -> None:
+    line = json.dumps({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]})
+    assert read_chunk(chunk_of([line]), format="openai")[0].chats[0] is not None
+    rows, _ = read_chunk(chunk_of([line]), format="alpaca")
+    assert [finding.code for finding in rows[0].findings] == ["other-format"]
+
+
+def test_a_shape_is_planned_once_and_chats_of_a_known_one_ask_for_no_object(
+    own: tuple[Compiler, PackConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "ok"}]
+    lines = [json.dumps({"messages": turns * (1 + n % 3)}) for n in range(60)]
+    first = compiled(read_chunk(chunk_of(lines), format=None)[0], own)
+    asked: list[int] = []
+    monkeypatch.setattr("sftprep.prepare.recheck._is_drawn", lambda line, one_in: False)
+    one = InputRows.__getitem__
+    monkeypatch.setattr(InputRows, "__getitem__", lambda self, number: asked.append(number) or one(self, number))
+    again = compiled(read_chunk(chunk_of(lines), format=None)[0], own)
+    assert same(first, again)
+    assert again.rendering["replayed"] == 60
+    assert asked == []
+
+
+@pytest.mark.corpus
+@pytest.mark.parametrize("name", ["qwen3", "smollm2-135m-instruct", "gpt-oss", "mistral-tekken"])
+def test_real_lines_are_compiled_as_one_at_a_time(corpus: Path, name: str) -> None:
+    options = config(corpus / "models" / name)
+    compile_rows = batch_compiler(load_model(options.model), options)
+    with zstandard.open(corpus / "bench" / "chat_10k.jsonl.zst", "rt", encoding="utf-8") as file:
+        lines = [next(file).rstrip("\n") for _ in range(60)]
+    chunk = chunk_of(lines)
+    rows, _ = read_chunk(chunk, format=None)
+    assert sum(chat is not None for chat in rows.chats) > 40
+    assert same(compiled(rows, (compile_rows, options)), compiled(list(in_full(chunk)[0]), (compile_rows, options)))
