@@ -11,7 +11,7 @@ from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from sftprep.config.places import CACHE_DIR, LocalPath, ModelName, Place, is_remote, place_of, shown
+from sftprep.config.places import CACHE_DIR, LocalPath, ModelName, Place, place_of, shown
 
 PINNED_NOW: Final = datetime(2026, 1, 1)
 """What `strftime_now` shows in a template, unless told: the same file packed on two days gives the same bytes."""
@@ -251,8 +251,6 @@ class PackConfig(BaseModel):
     def _elsewhere(self) -> Self:
         if self.ray_address is not None and self.runner != "ray":
             raise ValueError("--ray-address needs --runner ray")
-        if self.append and is_remote(self.out):
-            raise ValueError("--append needs a local --out: copy the set here, append, and copy it back")
         return self
 
     def may_drop(self, num_left_out: int, *, num_rows: int) -> bool:

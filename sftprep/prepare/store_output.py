@@ -26,11 +26,13 @@ from sftprep.config.pack import PackConfig
 from sftprep.errors import DataError, OutputError, SftprepError, ShardError
 from sftprep.prepare.left_out import LEFT_OUT_NAME
 from sftprep.prepare.pack_report import REPORT_NAME, RUN_NAME
+from sftprep.prepare.store_base import fetch_base, refuse_missing
+from sftprep.prepare.unchanged import parts_of
 from sftprep.reports.parity_json import CERTIFICATE_NAME
 from sftprep.shards.cache import open_set
 from sftprep.shards.claim import OutputClaim
 from sftprep.shards.manifest import Manifest, ShardRecord
-from sftprep.shards.read import ShardSet
+from sftprep.shards.read import ShardSet, no_manifest
 from sftprep.shards.schema import MANIFEST_NAME
 from sftprep.stores.write import StoreFolder
 
@@ -49,9 +51,8 @@ class _Note:
 
     token: str
     """What stands in the claim, if it is ours."""
-    fingerprint: str
     uploaded: dict[str, str] = field(default_factory=dict)
-    """Names of shards that are in the store, and their sha256."""
+    """Names of shards that are in the store, and their sha256; some may be of another set, which nobody ended."""
 
 
 @contextmanager
@@ -71,6 +72,8 @@ def store_output(config: PackConfig, *, fingerprint: str) -> Iterator[StoreOutpu
             yield output
         except BaseException as error:
             output.leave(error)
+            if isinstance(error, SftprepError):  # what is wrong with the set that is made here is wrong with that set
+                error.place = error.place.replace(str(output.directory), str(config.out))
             raise
 
 
@@ -82,12 +85,15 @@ class StoreOutput:
         self._base = base
         self._folder = StoreFolder(config.out)
         self._fingerprint = fingerprint
-        self._note = self._noted() or _Note(uuid4().hex, fingerprint)
+        self._note = self._noted() or _Note(uuid4().hex)
+        self._is_claimed = False
         self._sizes: dict[str, int] = {}
         self.directory = base / "set"
         """Where the set is made."""
         self.there: ShardSet | None = None
         """The set of this fingerprint, where it is published already."""
+        self._kept: frozenset[str] = frozenset()
+        """Shards of the set that is added to, and its model: they are there, and stay as they are."""
 
     def begin(self) -> None:
         """Look at what is there, and claim the place unless it is this very set."""
@@ -97,6 +103,8 @@ class StoreOutput:
             raise self._busy(claim)
         if MANIFEST_NAME in self._sizes:
             self.there = self._whole_set()
+        elif self._config.append:
+            raise no_manifest(self._config.out)
         elif claim is None and self._sizes:
             raise OutputError(
                 "there are objects with this prefix, and they are not a shard set",
@@ -106,17 +114,26 @@ class StoreOutput:
             )
         if self.there is not None:
             self._end()
-        elif claim is None:
+            return
+        if claim is None:
             self._claim()
-        if self._note.fingerprint != self._fingerprint:
-            # An unfinished set of other bytes: its shards are written over, or removed when this one is whole.
-            self._note = _Note(self._note.token, self._fingerprint)
+        self._is_claimed = True
+        if self._config.append:
+            self._fetch()
+
+    def _fetch(self) -> None:
+        """Bring the set here that is added to, as it is now that the place is claimed and nobody else adds to it."""
+        self._sizes = self._folder.sizes()
+        base = fetch_base(self._folder, self._sizes, self.directory, fingerprint=self._fingerprint)
+        model = {name for name in self._sizes if name.startswith("model/")}
+        self._kept = frozenset({shard.file for shard in base.shards} | model)
 
     def upload(self, path: Path, shard: ShardRecord) -> None:
         """Put a finished shard there, unless it is; `path` is where it lies here."""
-        if self._note.uploaded.get(shard.file) == shard.sha256 and self._sizes.get(shard.file) == shard.num_bytes:
+        noted = self._note.uploaded.get(shard.file) == shard.sha256
+        if shard.file in self._kept or (noted and self._sizes.get(shard.file) == shard.num_bytes):
             return
-        if MANIFEST_NAME in self._sizes:
+        if MANIFEST_NAME in self._sizes and not self._config.append:
             # --overwrite: a reader of the old set finds none now, rather than the shards of two.
             self._folder.remove([MANIFEST_NAME])
             del self._sizes[MANIFEST_NAME]
@@ -133,7 +150,7 @@ class StoreOutput:
             self.upload(self.directory / shard.file, shard)
         files = {str(path.relative_to(self.directory)): path for path in self.directory.rglob("*") if path.is_file()}
         shards = {shard.file for shard in manifest.shards}
-        for name in sorted(set(files) - shards - {MANIFEST_NAME}):
+        for name in sorted(set(files) - shards - self._kept - {MANIFEST_NAME}):
             self._folder.put(name, files[name])
         # Only what sets consist of: whatever else somebody has put there stays.
         self._folder.remove(sorted(name for name in set(self._sizes) - set(files) if name.startswith(_OF_SETS)))
@@ -151,6 +168,8 @@ class StoreOutput:
                 error.add_note(
                     f"{len(self._note.uploaded)} shards are uploaded: the same command on this machine goes on"
                 )
+            return
+        if not self._is_claimed:  # what lies there is of another call
             return
         with suppress(SftprepError):  # what ended the run is to be told, not that the store is down too
             if self._token_in(self._folder.read(CLAIM_NAME) or b"") == self._note.token:
@@ -172,14 +191,21 @@ class StoreOutput:
         shutil.rmtree(self._base, ignore_errors=True)
 
     def _whole_set(self) -> ShardSet | None:
-        """The set that is there, where it has this fingerprint; OutputError where it has another and may not go."""
+        """The set that is there, where it has this fingerprint; OutputError where it has another and may not go.
+
+        With `--append` also the one that has a part of this fingerprint, and any other may be there.
+        """
         content = self._folder.read(MANIFEST_NAME) or b""
         try:
             manifest = Manifest.model_validate_json(content)
         except ValidationError:
             manifest = None
-        if manifest is None or manifest.fingerprint != self._fingerprint:
-            if not self._config.overwrite:
+        if manifest is not None and self._config.append:
+            is_new = self._fingerprint not in [part.fingerprint for part in parts_of(manifest)]
+        else:
+            is_new = manifest is None or manifest.fingerprint != self._fingerprint
+        if manifest is None or is_new:
+            if not (self._config.overwrite or self._config.append):
                 raise OutputError(
                     "there is another shard set",
                     code="output-other-shards",
@@ -187,15 +213,13 @@ class StoreOutput:
                     hint="name another prefix, or replace the set with --overwrite",
                 )
             return None
-        lacks = [shard.file for shard in manifest.shards if self._sizes.get(shard.file) != shard.num_bytes]
-        if lacks and not self._config.overwrite:
-            raise ShardError(
-                "the shard is not there, or not whole",
-                code="missing-shard",
-                place=f"{self._config.out}/{lacks[0]}",
-                hint="copy the set again, or replace it with --overwrite",
-            )
-        return None if lacks else self._with_reports(self._opened(manifest))
+        try:
+            refuse_missing(manifest, self._sizes, place=self._config.out)
+        except ShardError:
+            if self._config.overwrite:
+                return None
+            raise
+        return self._with_reports(self._opened(manifest))
 
     def _with_reports(self, there: ShardSet) -> ShardSet:
         for name in (REPORT_NAME, LEFT_OUT_NAME):

@@ -20,7 +20,7 @@ from sftprep.config.places import is_remote
 from sftprep.errors import ShardError, UsageError
 from sftprep.shards.manifest import Manifest, ShardRecord
 from sftprep.shards.place import named_failures, sync_directory
-from sftprep.shards.read import ShardSet, no_manifest, open_shard_set, read_manifest
+from sftprep.shards.read import ShardSet, no_manifest, open_shard_set, parse_manifest, refuse_outside
 from sftprep.shards.schema import MANIFEST_NAME
 from sftprep.stores import read as stores
 from sftprep.stores.access import tried
@@ -38,13 +38,13 @@ def open_set(place: Path, *, cache_dir: Path, cache_gb: float) -> ShardSet:
     if not is_remote(place):
         return open_shard_set(place)
     content = _manifest(place)
+    manifest = parse_manifest(content, place=place / MANIFEST_NAME)
     # By what the manifest says, checksums included: another set at the same URL has another directory.
     directory = cache_dir.expanduser() / hashlib.sha256(content).hexdigest()[:32]
     with named_failures(directory):
         for name in _model_files(place):
             _write(directory / name, stores.read_whole(place / name))
         _write(directory / MANIFEST_NAME, content)
-    manifest = read_manifest(directory / MANIFEST_NAME)
     cache = ShardCache(place, manifest, directory=directory, max_bytes=int(cache_gb * 1e9))
     return ShardSet(directory=directory, manifest=manifest, copies=cache)
 
@@ -192,7 +192,10 @@ def _model_files(place: Any) -> list[str]:
     root = f"{place.path.rstrip('/')}/"
     with stores.named_failures(place):
         found = tried(lambda: place.fs.find(f"{root}model"))
-    return sorted(name.removeprefix(root) for name in found)
+    names = sorted(name.removeprefix(root) for name in found)
+    for name in names:
+        refuse_outside(name, place=place)
+    return names
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -184,20 +184,34 @@ def no_manifest(path: Path) -> ShardError:
 def read_manifest(place: Path) -> Manifest:
     """The manifest in a file. ShardError `damaged-manifest`, `unknown-format-version`."""
     try:
-        data = json.loads(place.read_bytes())
+        content = place.read_bytes()
+    except OSError as error:
+        raise _unreadable(place, error) from error
+    return parse_manifest(content, place=place)
+
+
+def parse_manifest(content: bytes, *, place: Path) -> Manifest:
+    """The manifest of these bytes; `place` is where they are from. ShardError as `read_manifest`."""
+    try:
+        data = json.loads(content)
         _check_version(data, place=place)
         manifest = Manifest.model_validate(data)
-    except (OSError, ValueError, ValidationError) as error:
-        raise ShardError(
-            f"the manifest cannot be read: {_first_line(error)}", code="damaged-manifest", place=str(place)
-        ) from error
+    except (ValueError, ValidationError) as error:
+        raise _unreadable(place, error) from error
     for shard in manifest.shards:
-        # A manifest comes with the data: it must not point anywhere else on this machine.
-        if PurePosixPath(shard.file).is_absolute() or ".." in PurePosixPath(shard.file).parts:
-            raise ShardError(
-                f"the manifest names a file outside of the set: {shard.file}", code="damaged-manifest", place=str(place)
-            )
+        refuse_outside(shard.file, place=place)
     return manifest
+
+
+def refuse_outside(name: str, *, place: Path) -> None:
+    """ShardError where a file of a set, which comes with the data, would be anywhere else on this machine."""
+    if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+        raise ShardError(f"a file is named outside of the set: {name}", code="damaged-manifest", place=str(place))
+
+
+def _unreadable(place: Path, error: Exception) -> ShardError:
+    what = f"the manifest cannot be read: {_first_line(error)}"
+    return ShardError(what, code="damaged-manifest", place=str(place), hint="copy the set again, or pack it again")
 
 
 def _check_version(data: Any, *, place: Path) -> None:
