@@ -33,8 +33,9 @@ def _die(chunk: InputChunk) -> None:
 def _hold_the_first(chunk: InputChunk) -> Chunk:
     """The first chunk waits until the others that were given away with it are done."""
     done = Path(os.environ["DONE"])
-    deadline = time.monotonic() + 60
-    while chunk.block.first == 1 and len(os.listdir(done)) < 4 and time.monotonic() < deadline:
+    for _ in range(2000):  # looks, not seconds: a machine that stands still meanwhile takes none away
+        if chunk.block.first != 1 or len(os.listdir(done)) >= 4:
+            break
         time.sleep(0.05)
     compiled = COMPILE(chunk)
     (done / f"{len(os.listdir(done))} {chunk.block.first}").touch()
@@ -72,7 +73,6 @@ def with_murders(count: int, *, before: set[int]) -> Iterator[InputChunk]:
         yield chunk
 
 
-@pytest.mark.timeout(120)
 def test_a_slow_chunk_holds_up_no_other_child(
     job: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -84,7 +84,6 @@ def test_a_slow_chunk_holds_up_no_other_child(
     assert (tmp_path / "4 1").exists(), "four others were done before the first"
 
 
-@pytest.mark.timeout(120)
 def test_chunks_of_a_child_that_dies_are_compiled_by_another(job: dict[str, Any]) -> None:
     # H4: nothing lost, nothing twice.
     lines = [chunk.documents["doc_line"].to_pylist() for chunk in compile_chunks(with_murders(40, before={8}), **job)]
@@ -92,7 +91,6 @@ def test_chunks_of_a_child_that_dies_are_compiled_by_another(job: dict[str, Any]
     assert multiprocessing.active_children() == []
 
 
-@pytest.mark.timeout(120)
 def test_chunks_that_end_their_child_twice_are_an_error_that_names_its_rows(
     job: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

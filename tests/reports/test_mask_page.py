@@ -208,8 +208,7 @@ def test_the_servers_prompt_stands_beside_the_row_with_the_first_difference_mark
 
 def test_an_address_opens_its_document(page: Any) -> None:
     page.evaluate("location.hash = '#row-3-doc-1'")
-    page.wait_for_timeout(50)
-    assert "row 3 · document 1" in page.inner_text("#title")
+    page.wait_for_function("document.querySelector('#title').innerText.includes('row 3 · document 1')")
 
 
 def test_every_control_has_a_name_for_screen_readers(page: Any) -> None:

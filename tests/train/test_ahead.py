@@ -23,7 +23,7 @@ def test_the_next_step_is_made_while_this_one_is_used() -> None:
     made = [threading.Event() for _ in range(3)]
     results = ahead(lambda step: made[step].set(), range(3))
     next(results)
-    assert made[1].wait(timeout=20)
+    assert made[1].wait(timeout=200)
     results.close()
 
 

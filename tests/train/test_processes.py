@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -43,6 +42,18 @@ import torch
 from tests.train.test_processes import gradients
 found = gradients(Path(sys.argv[1]), sys.argv[2], attention=sys.argv[3], lora_rank=int(sys.argv[4]))
 torch.save(found, sys.argv[5] + "-" + os.environ["RANK"])
+"""
+
+STOPPED = """
+import os, sys
+from sftprep.cli.app import main
+from sftprep.train import run
+from tests.train.runs import stopping_after
+
+step = int(sys.argv.pop(1))
+if step and os.environ["RANK"] == "0":
+    run.run_steps = stopping_after(step)
+main()
 """
 
 
@@ -135,20 +146,14 @@ def test_processes_take_disjoint_rows_that_are_together_the_step(
 
 
 def _torchrun(processes: int, data: Path, model: Path, out: Path, *, stop_at: int | None) -> int:
-    """The exit code of a resumed run, told to stop once it has done a number of steps."""
+    """The exit code of a resumed run, one process of which is told to stop behind a step."""
     options = ["--grad-accum", "6", "--lr", "3e-3", "--epochs", "30", "--threads", "1", "--resume"]
-    command = _launch(
-        processes, "-m", "sftprep", "train", str(data), "--model", str(model), "--out", str(out), *options
-    )
+    script = out.with_name("stopped.py")
+    script.write_text(STOPPED)
+    words = ["train", str(data), "--model", str(model), "--out", str(out), *options]
+    command = _launch(processes, str(script), str(stop_at or 0), *words)
     with (out.parent / f"shown-{processes}").open("w") as shown:
-        process = subprocess.Popen(command, env=_environment(), stderr=shown, stdout=shown)
-        metrics, deadline = out.with_name("out.running") / "metrics.jsonl", time.monotonic() + 200
-        while stop_at and process.poll() is None and time.monotonic() < deadline:
-            if len(metrics.read_text().splitlines()) >= stop_at:
-                process.terminate()
-                break
-            time.sleep(0.02)
-        return process.wait(timeout=200)
+        return subprocess.run(command, env=_environment(), stderr=shown, stdout=shown, check=False).returncode
 
 
 @pytest.mark.slow

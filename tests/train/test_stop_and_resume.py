@@ -68,61 +68,72 @@ def test_a_stop_in_the_last_step_ends_the_run_as_usual(
     assert (tmp_path / "out" / "model.safetensors").is_file()
 
 
-def _started(data: Path, model: Path, out: Path, *options: str) -> subprocess.Popen[str]:
+def _command(data: Path, model: Path, out: Path, *options: str) -> list[str]:
     arguments = [str(data), "--model", str(model), "--out", str(out), "--grad-accum", "2", "--threads", "1", *options]
-    command = [sys.executable, "-m", "sftprep", "train", *arguments]
-    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    return [sys.executable, "-m", "sftprep", "train", *arguments]
 
 
-def _wait_for(path: Path) -> None:
-    deadline = time.monotonic() + 120
-    while not path.exists() and time.monotonic() < deadline:
+def _wait_for(path: Path, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 200
+    while not path.exists():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline, f"no {path.name} in time"
         time.sleep(0.02)
-    assert path.exists()
 
 
 def test_sigterm_finishes_the_step_saves_and_exits_143(
     shard_set: ShardSetFactory, toy_model: Path, tmp_path: Path
 ) -> None:
-    process = _started(shard_set(), toy_model, tmp_path / "out", "--epochs", "100000")
-    _wait_for(tmp_path / "out.running" / "metrics.jsonl")
+    command = _command(shard_set(), toy_model, tmp_path / "out", "--epochs", "100000")
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    _wait_for(tmp_path / "out.running" / "metrics.jsonl", process)
     process.send_signal(signal.SIGTERM)
-    _, shown = process.communicate(timeout=60)
+    _, shown = process.communicate()
     assert process.returncode == 143
     assert "terminated" in shown
     done = len(metrics_of(tmp_path / "out.running" / "metrics.jsonl"))
     assert (tmp_path / "out.running" / "checkpoints" / f"step-{done:08d}" / "position.json").is_file()
 
 
-def _wait_for_steps(metrics: Path, count: int) -> None:
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
-        if metrics.exists() and len(metrics.read_text().splitlines()) >= count:
-            return
-        time.sleep(0.02)
-    pytest.fail(f"no {count} steps in time")
+# The clock of the kill starts in the process itself: it stands still where the process does.
+KILLED_AFTER_STEPS = """
+import os, signal, sys, threading
+from sftprep.cli.app import main
+from sftprep.train import run
+
+steps, seconds = int(sys.argv[1]), float(sys.argv[2])
+del sys.argv[1:3]
+real = run.run_steps
+
+def counted(*arguments, **options):
+    for number, item in enumerate(real(*arguments, **options), 1):
+        if number == steps:
+            threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGKILL)).start()
+        yield item
+
+run.run_steps = counted
+main()
+"""
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_a_kill_at_any_moment_also_while_saving_leaves_a_checkpoint_that_goes_on(
+def test_a_kill_at_any_moment_leaves_a_checkpoint_that_goes_on(
     shard_set: ShardSetFactory, toy_model: Path, tmp_path: Path
 ) -> None:
+    # Kills at chosen calls inside a save are in test_saving.py.
     data = shard_set(num_rows=9)
-    moments, partial, done, resume = random.Random(5), 0, 0, []
+    moments, resume = random.Random(5), []
     _run(data, toy_model, out=tmp_path / "whole", epochs=30, lr=2e-5)
-    running = tmp_path / "out.running"
     for _ in range(4):
-        process = _started(data, toy_model, tmp_path / "out", "--epochs", "30", "--save-every", "1", *resume)
-        _wait_for_steps(running / "metrics.jsonl", done + 3)
-        time.sleep(moments.random() * 0.2)
-        process.kill()
-        process.communicate(timeout=60)
-        partial += len(list((running / "checkpoints").glob(".step-*")))
-        latest = max((running / "checkpoints").glob("step-*"))
+        options = ["--epochs", "30", "--save-every", "1", *resume]
+        words = _command(data, toy_model, tmp_path / "out", *options)
+        words[1:3] = ["-c", KILLED_AFTER_STEPS, "3", str(moments.random() * 0.2)]
+        killed = subprocess.run(words, capture_output=True, text=True, check=False)
+        assert killed.returncode == -signal.SIGKILL, killed.stderr
+        latest = max((tmp_path / "out.running" / "checkpoints").glob("step-*"))
         assert isinstance(AutoModelForCausalLM.from_pretrained(latest), torch.nn.Module)
-        done, resume = int(latest.name[5:]), ["--resume"]
-    assert partial, "no kill fell into a save"
+        resume = ["--resume"]
     _run(data, toy_model, out=tmp_path / "out", epochs=30, lr=2e-5, resume=True)
     assert _parameters(tmp_path / "out") == _parameters(tmp_path / "whole")
     assert len(metrics_of(tmp_path / "out" / "metrics.jsonl")) == 150
