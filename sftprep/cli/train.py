@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from sftprep.cli.importing import importing
 from sftprep.cli.options import option_of, read_config
 from sftprep.config.train import TrainConfig
 
@@ -116,9 +117,10 @@ def _start(options: dict[str, Any]) -> None:
     given = {name: _plain(value) for name, value in options.items() if value is not None}
     names = {"eval_suites": "--eval", "compile_layers": "--compile"}
     config = read_config(TrainConfig, given, command="train", names=names)
-    # torch and transformers take seconds to import, which `sftprep --help` must not wait for.
-    from sftprep.train.estimate import rehearse
-    from sftprep.train.run import train as run
+    with importing():
+        # torch and transformers take seconds to import, which `sftprep --help` must not wait for.
+        from sftprep.train.estimate import rehearse
+        from sftprep.train.run import train as run
 
     if is_dry:
         rehearse(config)

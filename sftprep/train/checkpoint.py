@@ -6,40 +6,28 @@ too, and the directory is renamed to `OUT`.
 
 from __future__ import annotations
 
-import errno
 import json
 import math
 import shutil
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import torch
-from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
-from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.state_dict import (
-    StateDictOptions,
-    get_model_state_dict,
-    get_optimizer_state_dict,
-    set_optimizer_state_dict,
-)
-from transformers import PreTrainedModel
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
 from sftprep.config.train import TrainConfig
 from sftprep.errors import OutputError, ShardError, TrainError
 from sftprep.shards.place import holds_something, replace_directory, sync_directory
 from sftprep.shards.read import ShardSet
 from sftprep.train import lora
-from sftprep.train.distributed import World, fsdp_parts
+from sftprep.train.distributed import fsdp_parts
 from sftprep.train.export import save_model, writing
+from sftprep.train.optimizer_state import OPTIMIZER, State, read_optimizer, write_optimizer
 
 _MODEL_CONFIG: Final = "config.json"
 _POSITION: Final = "position.json"
-_OPTIMIZER: Final = "optimizer"
-RESUMED_FROM: Final = frozenset({_POSITION, _OPTIMIZER, lora.TRAINABLE})
+RESUMED_FROM: Final = frozenset({_POSITION, OPTIMIZER, lora.TRAINABLE})
 """Of a checkpoint: what a resumption needs; all else of it is a model."""
 
 
@@ -128,15 +116,6 @@ def open_workspace(config: TrainConfig) -> Workspace:
     return workspace
 
 
-@dataclass(frozen=True, slots=True)
-class State:
-    """What a checkpoint holds beside the position: a model and its optimizer, split among processes or not."""
-
-    model: PreTrainedModel
-    optimizer: torch.optim.Optimizer
-    world: World
-
-
 def save_checkpoint(workspace: Workspace, state: State, *, position: Position, shards: ShardSet) -> Path:
     """A model directory with the optimizer's state, renamed into place when all of it is on the disk."""
     final = workspace.checkpoint(position.step)
@@ -144,7 +123,7 @@ def save_checkpoint(workspace: Workspace, state: State, *, position: Position, s
     state.world.on_first(lambda: _make_empty(partial))
     weights = whole_weights(state)
     with writing(final):
-        _write_optimizer(state, partial / _OPTIMIZER)
+        write_optimizer(state, partial / OPTIMIZER)
 
     def finish() -> None:
         with writing(final):
@@ -188,7 +167,10 @@ def load_checkpoint(directory: Path, state: State, *, wanted: Position) -> Posit
                 place=str(directory),
                 hint="resume with the options and the shard set of the first run",
             )
-    _read_optimizer(state, directory / _OPTIMIZER)
+    try:
+        read_optimizer(state, directory / OPTIMIZER)
+    except OSError as error:
+        raise _damaged(directory, error) from error
     return position
 
 
@@ -202,45 +184,6 @@ def whole_weights(state: State) -> dict[str, Any] | None:
     # A tied weight has two names and is written once, as a model that is not split writes it.
     tied = {name for name, _ in state.model.named_parameters(remove_duplicate=False)} - single.keys()
     return {name: value for name, value in gathered.items() if name not in tied}
-
-
-def _write_optimizer(state: State, directory: Path) -> None:
-    """Each process writes its part; any number of processes can read it."""
-    held = {_OPTIMIZER: get_optimizer_state_dict(state.model, state.optimizer)}
-    with _quiet_alone(), _as_file_errors(directory):
-        state_dict_saver.save(held, checkpoint_id=directory, no_dist=state.world.size == 1)
-
-
-def _read_optimizer(state: State, directory: Path) -> None:
-    held = {_OPTIMIZER: get_optimizer_state_dict(state.model, state.optimizer)}
-    with _quiet_alone():
-        try:
-            with _as_file_errors(directory):
-                state_dict_loader.load(held, checkpoint_id=directory, no_dist=state.world.size == 1)
-        except OSError as error:
-            raise _damaged(directory.parent, error) from error
-    set_optimizer_state_dict(state.model, state.optimizer, optim_state_dict=held[_OPTIMIZER])
-
-
-@contextmanager
-def _quiet_alone() -> Iterator[None]:
-    """One process is no mistake, and torch warns that it could be."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-        yield
-
-
-@contextmanager
-def _as_file_errors(directory: Path) -> Iterator[None]:
-    """What torch wraps in an exception of its own, as an OSError again: the first process's failure."""
-    try:
-        yield
-    except CheckpointException as error:
-        cause, _ = next(iter(error.failures.values()))
-        if isinstance(cause, OSError):
-            raise cause from error
-        text = str(cause).strip().partition("\n")[0]
-        raise OSError(errno.EIO, f"{type(cause).__name__}: {text}", str(directory)) from error
 
 
 def _damaged(directory: Path, error: Exception) -> ShardError:

@@ -20,7 +20,6 @@ from sftprep.errors import StoppedError, TrainError
 from sftprep.shards.read import ShardSet
 from sftprep.train.checkpoint import (
     Position,
-    State,
     Workspace,
     load_checkpoint,
     open_workspace,
@@ -34,8 +33,10 @@ from sftprep.train.heldout import open_held_out
 from sftprep.train.loggers import Logger, open_loggers
 from sftprep.train.loop import Feed, Trainee, run_steps
 from sftprep.train.measure import Measures, check_metrics, end_lines, ends_early, first_position, measure
+from sftprep.train.optimizer_state import State
 from sftprep.train.outcome import outcome_step, write_best_outcome, write_outcome
 from sftprep.train.progress import Reporter, show_counts
+from sftprep.train.proof import forget
 from sftprep.train.samples import Watcher
 from sftprep.train.setup import Where, build, open_all
 from sftprep.train.shard_cache import ReadAhead
@@ -95,6 +96,7 @@ def _train(
 ) -> TrainResult:
     resumed = where.world.on_first(lambda: workspace.checkpoints()[-1]) if config.resume else None
     trainee, feed = build(config, shards=shards, where=where, resumed=resumed)
+    where.world.on_first(lambda: where.proof.write(workspace.directory))
     start = first_position(config, fingerprint=shards.manifest.fingerprint)
     if resumed is not None:
         start = load_checkpoint(resumed, _state(trainee), wanted=start)
@@ -210,6 +212,7 @@ def _publish(trainee: Trainee, result: TrainResult, *, config: TrainConfig, edge
 
     def write() -> None:
         model, workspace = trainee.model, edges.workspace
+        forget(workspace.directory)
         if is_last:
             write_outcome(model, workspace, shards=edges.shards, config=config, weights=weights)
         else:

@@ -23,6 +23,7 @@ from sftprep.train.stream import Row, collate_packed, collate_padded
 
 _MAX_DOCUMENTS: Final = 4
 _MAX_DOCUMENT_TOKENS: Final = 64
+_SHORT_TOKENS: Final = 16
 _TOLERANCE: Final = {torch.float32: 1e-3, torch.bfloat16: 0.25}
 """In standard deviations of the logits. Contaminated documents differ by about 1; rounding stays far below."""
 _MOVED: Final = {torch.float32: 1e-4, torch.bfloat16: 1e-2}
@@ -36,6 +37,7 @@ class Verdict:
     reason: str
     difference: float
     moved: float
+    num_tokens: int = 0
 
 
 def probe_documents(rows: Sequence[Row], *, window: int = 0) -> list[Row]:
@@ -47,6 +49,11 @@ def probe_documents(rows: Sequence[Row], *, window: int = 0) -> list[Row]:
     chosen = longest if len(longest) > 1 else [half for row in longest for half in _halves(row)]
     cut = [chosen[0], *(_cut(row, _MAX_DOCUMENT_TOKENS) for row in chosen[1:])] if chosen else []
     return [_cut(row, limit) for row in cut]
+
+
+def shortened(documents: Sequence[Row]) -> list[Row]:
+    """The first two of the probe documents, and few tokens of each: an eighth of the work of all."""
+    return [_cut(row, _SHORT_TOKENS) for row in documents[:2]]
 
 
 @torch.no_grad()
@@ -105,7 +112,7 @@ def _compare(model: PreTrainedModel, documents: Sequence[Row], *, alone: torch.T
         reason = f"packed logits differ from a document's own by {difference:.2g} standard deviations"
     elif not moved <= _MOVED[dtype]:
         reason = f"changing one document moves the others by {moved:.2g} standard deviations"
-    return Verdict(isolated=not reason, reason=reason, difference=difference, moved=moved)
+    return Verdict(not reason, reason, difference=difference, moved=moved, num_tokens=len(alone))
 
 
 def _packed(model: PreTrainedModel, documents: Sequence[Row]) -> tuple[torch.Tensor, Segments]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -16,6 +16,7 @@ from sftprep.config.train import TrainConfig
 from sftprep.errors import ShardError, TrainError
 from sftprep.shards.read import Scalars, ShardSet
 from sftprep.train import attention, lora
+from sftprep.train.checkpoint import Workspace
 from sftprep.train.compiled import check_compiled, compile_layers
 from sftprep.train.device import choose_device, named_memory_failures, set_up_torch
 from sftprep.train.distributed import World, split_model
@@ -24,9 +25,10 @@ from sftprep.train.loggers import check_loggers
 from sftprep.train.loop import Feed, Trainee
 from sftprep.train.model import ModelPlace, check_fit, check_lengths, load, locate
 from sftprep.train.optim import build_optimizer
+from sftprep.train.proof import Proof, ground_of_fit, ground_of_isolation
 from sftprep.train.recompute import recompute_activations
 from sftprep.train.rows import RowReader
-from sftprep.train.selftest import check_rows, check_segments, probe_documents
+from sftprep.train.selftest import Verdict, check_rows, check_segments, probe_documents, shortened
 from sftprep.train.shard_cache import open_set
 from sftprep.train.stream import Layout, Row, Schedule
 
@@ -43,6 +45,7 @@ class Where:
     dtype: torch.dtype
     console: Console
     world: World
+    proof: Proof = field(default_factory=Proof)
 
 
 def open_all(config: TrainConfig, *, world: World, console: Console) -> tuple[ShardSet, Where]:
@@ -54,9 +57,16 @@ def open_all(config: TrainConfig, *, world: World, console: Console) -> tuple[Sh
     device, dtype = choose_device(config)
     check_loggers(config)
     shards = open_set(config.data, config)
-    place = locate(config.model)
-    check_fit(place, shards.manifest)
-    return shards, Where(place, device, dtype, console, world)
+    where = Where(locate(config.model), device, dtype, console, world, _proven(config))
+    ground = ground_of_fit(where.place.directory, shards.manifest)
+    if not where.proof.knows("fit", ground):
+        check_fit(where.place, shards.manifest)
+    where.proof.now["fit"] = ground
+    return shards, where
+
+
+def _proven(config: TrainConfig) -> Proof:
+    return Proof.of(Workspace(config.out).directory) if config.resume else Proof()
 
 
 def build(config: TrainConfig, *, shards: ShardSet, where: Where, resumed: Path | None) -> tuple[Trainee, Feed]:
@@ -161,11 +171,12 @@ def _layout(
         raise ShardError("no row has two tokens to train on", code="nothing-to-train", place=str(shards.place))
     if shards.manifest.packing and config.attention != "unpack":
         attention.register()
-        verdict = check_segments(model, documents, dtype=where.dtype)
+        verdict = _verdict(config, model=model, documents=documents, where=where)
         if verdict.isolated:
             where.console.print(
                 f"self-test: packed documents do not see each other (logits differ by {verdict.difference:.1e} "
-                f"standard deviations from a document's own, move by {verdict.moved:.1e})",
+                f"standard deviations from a document's own, move by {verdict.moved:.1e}; "
+                f"{verdict.num_tokens} tokens)",
                 soft_wrap=True,
             )
             return Layout.SEGMENTS
@@ -176,6 +187,20 @@ def _layout(
         )
     check_rows(model, documents, dtype=where.dtype, pad_id=shards.manifest.model.pad_id)
     return Layout.UNPACKED if shards.manifest.packing else Layout.PADDED
+
+
+def _verdict(config: TrainConfig, *, model: PreTrainedModel, documents: list[Row], where: Where) -> Verdict:
+    """Whether packed rows may stay packed; on few tokens where that was proven before, unless those say no."""
+    options = {"dtype": str(where.dtype), "lora": [config.lora_rank, config.lora_embeddings]}
+    ground = ground_of_isolation(model, device=where.device, options=options)
+    verdict = None
+    if where.proof.knows("isolation", ground):
+        verdict = check_segments(model, shortened(documents), dtype=where.dtype)
+    if verdict is None or not verdict.isolated:
+        verdict = check_segments(model, documents, dtype=where.dtype)
+    if verdict.isolated:
+        where.proof.now["isolation"] = ground
+    return verdict
 
 
 def _feed(config: TrainConfig, *, shards: ShardSet, reader: RowReader) -> Feed:

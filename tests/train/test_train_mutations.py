@@ -166,7 +166,7 @@ MUTATIONS: list[tuple[str, str, Plant, Callable[..., object]]] = [
     ("held out is a mean of means", "I4", changed(heldout, "_batch_nll", mean_of_means), HELD_OUT),
     ("every loss is called the same", "I5", changed(run, "_MEANS", dict.fromkeys(run._MEANS, "tokens")), UNIT),
     ("held out is a mean over rows", "I6", changed(heldout, "_batch_nll", mean_of_means), SETS),
-    ("the optimizer begins anew", "J1", constant(checkpoint, "_read_optimizer", None), THREE_STOPS),
+    ("the optimizer begins anew", "J1", constant(checkpoint, "read_optimizer", None), THREE_STOPS),
     ("the rows begin anew", "J1 J4", changed(run, "load_checkpoint", from_the_start), MID_EPOCH),
     ("an epoch's rows come again", "J4", changed(Schedule, "rows", counted_from_the_epoch), OWN_ORDER),
     ("rows are drawn with replacement", "J2", changed(Schedule, "order_of", with_repeats), ONCE),
