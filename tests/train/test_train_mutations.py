@@ -5,6 +5,7 @@ Those of the model, the loss's memory and the export (F1–F3, N1, N2, B5, C2) a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -28,10 +29,12 @@ from tests.train import (
     test_stop_and_resume,
     test_stream,
     test_train_run,
+    test_weighting,
 )
 
 VALIDATE, AHEAD, TOKEN_LOSS, RATE = Manifest.model_validate, loop.ahead, loop.token_loss, optim.learning_rate
 BATCH_NLL, LOAD, PRUNE = heldout._batch_nll, checkpoint.load_checkpoint, checkpoint.prune_checkpoints
+ACCUMULATE = loop.accumulate
 
 
 def stamped(data: Any) -> Manifest:
@@ -45,6 +48,11 @@ def counting_nothing(position: Any, feed: Any, *, num_trained: int) -> Any:
 def mean_of_its_own(model: Any, batch: Any, *, head: Any, normaliser: float) -> Any:
     """Each batch's mean, as if all batches weighed alike."""
     return TOKEN_LOSS(model, batch, head=head, normaliser=float(batch["weights"].sum()))
+
+
+def over_zero(*arguments: Any, weight_sum: float, **options: Any) -> Any:
+    """A mean over nothing, which is no number."""
+    return ACCUMULATE(*arguments, weight_sum=weight_sum or math.nan, **options)
 
 
 def mean_of_means(trainee: Any, batch: Any) -> float:
@@ -108,6 +116,8 @@ SOURCES = test_expectations.sources
 STAMP = test_train_run.test_a_set_that_does_not_say_what_its_mask_is_is_refused_a4
 EPOCH = test_train_run.test_an_epoch_that_trains_another_number_of_tokens_than_the_manifest_says_is_refused_a5
 TEMPLATE = test_train_run.test_a_model_with_another_template_is_refused_c8
+NO_WEIGHT = test_weighting.test_a_step_without_weight_is_skipped_and_said_and_changes_nothing_g5
+BATCH_WITHOUT = test_weighting.test_a_batch_without_weight_adds_nothing_to_its_step_g5
 STEPS = partial(test_train_run.test_steps_are_the_manifest_s_rows_exactly_f8, epochs=2.0)
 BORDER = partial(test_stream.test_a_trained_first_token_of_a_document_is_refused_f4, collate=stream.collate_packed)
 BATCHES = partial(test_loss.test_gradients_do_not_depend_on_micro_batching_i1, packing=True)
@@ -156,6 +166,8 @@ MUTATIONS: list[tuple[str, str, Plant, Callable[..., object]]] = [
     ),
     ("short steps are dropped", "F8", changed(Schedule, "steps_per_epoch", property(without_the_last_rows)), STEPS),
     ("rates end with the first epoch", "F8", changed(loop, "learning_rate", of_one_epoch), LENGTH),
+    ("a step without weight is a step", "G5", changed(loop, "accumulate", over_zero), NO_WEIGHT),
+    ("a batch without weight has a mean", "G5", changed(loop, "token_loss", mean_of_its_own), BATCH_WITHOUT),
     ("a mean of batches' means", "I1 I3", changed(loop, "token_loss", mean_of_its_own), BATCHES),
     (
         "a loss of its own",
@@ -186,7 +198,7 @@ def test_every_requirement_of_training_has_a_mutation() -> None:
     met = {name for mutation in (*MUTATIONS, *SLOW) for name in mutation[1].split()}
     elsewhere = " ".join(test_model_mutations.GUARDS)
     wanted = {f"F{n}" for n in (1, 2, 3, 4, 8)} | {f"I{n}" for n in range(1, 7)} | {f"J{n}" for n in range(1, 7)}
-    wanted |= {"N1", "N2", "N3", "A4", "A5", "B5", "C2"}
+    wanted |= {"N1", "N2", "N3", "A4", "A5", "B5", "C2", "G5"}
     assert {name for name in wanted - met if name not in elsewhere.replace(":", " ").split()} == set()
 
 

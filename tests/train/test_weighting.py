@@ -107,19 +107,34 @@ def test_the_loss_is_told_by_source_and_adds_up(shard_set: ShardSetFactory, toy_
     assert raised.value.code == "source-unknown"
 
 
+def _without_weight(data: Path, rows: list[int]) -> None:
+    """The trained tokens of these rows of a set of four weigh nothing."""
+    scalars = open_shard_set(data).scalars().weight_sum
+    numbers, zeroed = iter(range(4)), iter(range(4))
+    edit_column(data, "weight_sum", lambda sums: [0.0 if next(numbers) in rows else value for value in sums])
+    edit_column(data, "weights", lambda lists: [[0.0] * len(x) if next(zeroed) in rows else x for x in lists])
+    left = float(sum(value for number, value in enumerate(scalars) if number not in rows))
+    manifest = json.loads((data / "manifest.json").read_text())
+    accept_set(data, counts=manifest["counts"] | {"weight_sum": left})
+
+
+def test_a_batch_without_weight_adds_nothing_to_its_step_g5(
+    shard_set: ShardSetFactory, toy_model: Path, tmp_path: Path
+) -> None:
+    data = shard_set(num_rows=4, weighted=True)
+    _without_weight(data, Schedule(num_rows=4, rows_per_step=2, seed=0).rows(0).tolist()[:1])
+    apart = _run(data, toy_model, tmp_path / "apart", batch_size=1, grad_accum=2)
+    together = _run(data, toy_model, tmp_path / "together", batch_size=2, grad_accum=1)
+    assert [line["skipped"] for line in apart] == [False, False]
+    assert [line["loss"] for line in apart] == pytest.approx([line["loss"] for line in together], rel=1e-5)
+    assert all(0 < line["loss"] < 20 and 0 < line["grad_norm"] < 100 for line in apart)
+
+
 def test_a_step_without_weight_is_skipped_and_said_and_changes_nothing_g5(
     shard_set: ShardSetFactory, toy_model: Path, tmp_path: Path
 ) -> None:
     data = shard_set(num_rows=4, weighted=True)
-    first = Schedule(num_rows=4, rows_per_step=2, seed=0).rows(0).tolist()
-    scalars = open_shard_set(data).scalars().weight_sum
-    numbers = iter(range(4))
-    zeroed = iter(range(4))
-    edit_column(data, "weight_sum", lambda sums: [0.0 if next(numbers) in first else value for value in sums])
-    edit_column(data, "weights", lambda lists: [[0.0] * len(x) if next(zeroed) in first else x for x in lists])
-    left = float(sum(value for number, value in enumerate(scalars) if number not in first))
-    manifest = json.loads((data / "manifest.json").read_text())
-    accept_set(data, counts=manifest["counts"] | {"weight_sum": left})
+    _without_weight(data, Schedule(num_rows=4, rows_per_step=2, seed=0).rows(0).tolist())
     shown = io.StringIO()
     settings: dict[str, Any] = {"grad_accum": 2, "lr": 3e-3, "device": "cpu", "threads": 1}
     config = TrainConfig(data=data, model=str(toy_model), out=tmp_path / "out", **settings)
