@@ -1,11 +1,11 @@
-"""What packing can fail to: each fault is planted, and its witness must see it (F4–F7, F9, F10, G1–G4, H1, H2, H4–H7).
+"""What packing can fail to: each fault is planted, and its witness must see it (F4–F7, F9, F10, G1–G4, H1–H7).
 
-F3, F8 and G5 are of training: `tests/train` has their witnesses and plants their faults. H3 is a matter of what is
-imported: its witness is in `test_pack_demands.py`.
+F3, F8 and G5 are of training: `tests/train` has their witnesses and plants their faults.
 """
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -149,6 +149,16 @@ def foretold_wrong(drops: Any) -> Any:
     return [replace(drop, num_conversations=drop.num_conversations + 1) for drop in drops]
 
 
+def with_what_encodes(patch: pytest.MonkeyPatch) -> None:
+    """Whatever a process is started for, it imports what encodes too."""
+    run = subprocess.run
+
+    def importing(words: list[str], **options: Any) -> Any:
+        return run([*words[:2], f"import sftprep.stages.encode\n{words[2]}"], **options)
+
+    patch.setattr(subprocess, "run", importing)
+
+
 @pytest.fixture
 def bench(tmp_path: Path, samples: Path) -> test_pack.Bench:
     return test_pack.Bench(tmp_path, samples / "model")
@@ -186,6 +196,7 @@ HELD = test_pack_demands.test_no_chunk_is_held_once_it_is_counted_f10_h2
 NAMED = test_pack_demands.test_nothing_is_cut_or_dropped_by_a_length_that_nobody_named_g1
 ONCE = test_pack_demands.test_a_shape_is_rendered_once_and_not_once_a_row_h1
 FREE = test_pack_demands.test_a_slow_chunk_holds_up_one_worker_and_no_other_h1
+NO_ENCODING = test_pack_demands.test_training_has_nothing_to_tokenise_or_render_with_h3
 SMALL = test_pack_demands.test_ids_are_small_and_compressed_and_nothing_is_stored_that_lengths_tell_h7
 DEAD = test_pack_workers.test_chunks_of_a_child_that_dies_are_compiled_by_another
 NEUTRAL = test_fingerprint.test_options_that_decide_no_byte_do_not
@@ -241,11 +252,11 @@ MUTATIONS: list[tuple[str, str, Plant, Callable[..., object], Any]] = [
     ("nothing is compressed", "H7", changed(write, "parquet_writer", uncompressed), SMALL, NOTHING),
 ]
 SLOW: list[tuple[str, str, Plant, Callable[..., object], Any]] = [
+    ("training can encode", "H3", with_what_encodes, NO_ENCODING, NOTHING),
     ("chunks are dealt out", "H1", changed(workers._Children, "_new_pool", dealt_out), FREE, NOTHING),
     ("a dead child's rows are others", "H4", changed(workers._Children, "_begin_again", first_again), DEAD, NOTHING),
 ]
 OF_TRAINING = {"F3", "F8", "G5"}
-BY_IMPORTS = {"H3"}
 
 
 def named(mutation: tuple[str, str, Plant, Callable[..., object], Any]) -> str:
@@ -255,7 +266,7 @@ def named(mutation: tuple[str, str, Plant, Callable[..., object], Any]) -> str:
 def test_every_requirement_of_packing_has_a_mutation() -> None:
     met = {name for mutation in [*MUTATIONS, *SLOW] for name in mutation[1].split()}
     wanted = {f"F{n}" for n in range(3, 11)} | {f"G{n}" for n in range(1, 6)} | {f"H{n}" for n in range(1, 8)}
-    assert wanted - met == OF_TRAINING | BY_IMPORTS
+    assert wanted - met == OF_TRAINING
     assert met <= wanted
 
 
