@@ -27,21 +27,21 @@ def lists(values: npt.NDArray[Any], offsets: npt.NDArray[Any]) -> pa.ListArray:
 
 def texts(values: Sequence[str]) -> pa.StringArray:
     """Texts as UTF-8, less than 2 GiB of them; UnicodeEncodeError where one holds half a character."""
-    return _pieces([value.encode() for value in values], pa.string())
+    encoded = [value.encode() for value in values]
+    return _cut(b"".join(encoded), np.fromiter(map(len, encoded), np.int64, len(encoded)), pa.string())
 
 
-def pieces(values: Sequence[bytes]) -> pa.BinaryArray:
-    """Byte strings, less than 2 GiB of them."""
-    return _pieces(values, pa.binary())
+def byte_strings(data: bytes | npt.NDArray[np.uint8], lengths: npt.NDArray[np.int64]) -> pa.BinaryArray:
+    """Byte strings of these lengths `[n]` that lie end to end, less than 2 GiB of them."""
+    return _cut(data, lengths, pa.binary())
 
 
-def _pieces(values: Sequence[bytes], kind: pa.DataType) -> pa.Array:
-    offsets = np.zeros(len(values) + 1, dtype=np.int64)
-    np.cumsum(np.fromiter(map(len, values), np.int64, len(values)), out=offsets[1:])
-    if offsets[-1] >= 1 << 31:
+def _cut(data: bytes | npt.NDArray[np.uint8], lengths: npt.NDArray[np.int64], kind: pa.DataType) -> pa.Array:
+    if len(data) >= 1 << 31:
         raise ValueError("an array of texts holds less than 2 GiB")
-    buffers = [None, pa.py_buffer(offsets.astype(np.int32)), pa.py_buffer(b"".join(values))]
-    return pa.Array.from_buffers(kind, len(values), buffers)
+    offsets = np.zeros(len(lengths) + 1, dtype=np.int32)
+    np.cumsum(lengths, out=offsets[1:])
+    return pa.Array.from_buffers(kind, len(lengths), [None, pa.py_buffer(offsets), pa.py_buffer(data)])
 
 
 def flat(array: pa.Array | pa.ChunkedArray) -> npt.NDArray[Any]:

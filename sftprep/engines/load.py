@@ -10,19 +10,23 @@ from typing import Any, Final
 
 from tokenizers import AddedToken, Tokenizer
 
-from sftprep.engines.model import ADDITIONAL_TEMPLATES, TEXT_FILES, ModelFiles, text_files
+from sftprep.engines.canonical import canonical
+from sftprep.engines.model import ADDITIONAL_TEMPLATES, TEXT_FILES, ModelFiles, Opened, text_files
 from sftprep.errors import ModelFilesError
 
 _NAMED_TOKENS: Final = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 
 
-def load_model(name: str) -> ModelFiles:
-    """The files of a model directory or hub id.
+def load_model(name: str, *, keep_open: bool = False) -> ModelFiles:
+    """The files of a model directory or hub id, with what was made of its tokenizer where that is kept open.
 
     Raises:
         ModelFilesError: `not-found`, `no-tokenizer`, `bad-model-file`, `no-template`, `no-stop-tokens`.
     """
-    return build_model(name, read_text_files(_directory(name)))
+    model = build_model(name, read_text_files(_directory(name)))
+    if not keep_open:
+        model.opened.take()
+    return model
 
 
 def read_text_files(directory: Path) -> dict[str, bytes]:
@@ -42,6 +46,7 @@ def build_model(name: str, files: Mapping[str, bytes]) -> ModelFiles:
     config = _json(name, files, "tokenizer_config.json")
     special = _special_tokens(config, _json(name, files, "special_tokens_map.json"))
     tokenizer, tokenizer_json = _tokenizer(name, files["tokenizer.json"], config)
+    parts = json.loads(tokenizer_json)
     templates = _templates(name, files, config)
     stop_ids = _stop_ids(tokenizer, special, [_json(name, files, f) for f in ("generation_config.json", "config.json")])
     if not stop_ids:
@@ -63,10 +68,11 @@ def build_model(name: str, files: Mapping[str, bytes]) -> ModelFiles:
         stop_ids=stop_ids,
         stop_tokens=tuple(str(tokenizer.id_to_token(i)) for i in stop_ids),
         control_tokens=tuple(t.content for t in tokenizer.get_added_tokens_decoder().values() if t.special),
-        vocab_size=1 + max(tokenizer.get_vocab(with_added_tokens=True).values()),
+        vocab_size=_vocab_size(tokenizer, parts),
         pad_id=stop_ids[0] if pad_id is None else pad_id,
-        tokenizer_sha256=_tokenizer_sha256(tokenizer_json),
+        tokenizer_sha256=hashlib.sha256(canonical(parts)).hexdigest(),
         template_sha256=hashlib.sha256(_hashed(templates).encode("utf-8")).hexdigest(),
+        opened=Opened(tokenizer, parts),
     )
 
 
@@ -203,12 +209,9 @@ def _stop_ids(tokenizer: Tokenizer, special: Mapping[str, str], configs: list[di
     return tuple(sorted(i for i in ids if tokenizer.id_to_token(i) is not None))
 
 
-def _tokenizer_sha256(tokenizer_json: str) -> str:
-    """A hash of what decides ids: the order of keys, the form of merges and the decoder do not matter."""
-    parts = json.loads(tokenizer_json)
-    model = dict(parts["model"])
-    if isinstance(model.get("merges"), list):
-        model["merges"] = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
-    kept = {key: parts.get(key) for key in ("added_tokens", "normalizer", "pre_tokenizer")}
-    canonical = json.dumps({**kept, "model": model}, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
-    return hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()
+def _vocab_size(tokenizer: Tokenizer, parts: Mapping[str, Any]) -> int:
+    """The number that all ids are below. Its own vocabulary as a mapping would cost 0.1 s where it is large."""
+    vocab = parts["model"]["vocab"]
+    ids = vocab.values() if isinstance(vocab, dict) else range(len(vocab))
+    largest: int = max([*ids, *tokenizer.get_added_tokens_decoder()])
+    return 1 + largest

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 TEXT_FILES: Final = (
     "tokenizer.json",
@@ -21,6 +21,24 @@ TEXT_FILES: Final = (
 
 ADDITIONAL_TEMPLATES: Final = "additional_chat_templates/"
 """Where transformers keeps templates beside the default one; `tool_use` is for rows with tools."""
+
+
+class Opened:
+    """What reading a model has made of its tokenizer.json, for who needs it next: made once, and taken out once.
+
+    Nothing is in one that was taken from, nor in what another process gets of it.
+    """
+
+    def __init__(self, tokenizer: Any = None, parts: Any = None) -> None:
+        self._held = (tokenizer, parts)
+
+    def take(self) -> tuple[Any, Any]:
+        """The `tokenizers.Tokenizer`, and the file's JSON, which nobody else has; None for each where it is gone."""
+        held, self._held = self._held, (None, None)
+        return held
+
+    def __reduce__(self) -> tuple[type[Opened], tuple[()]]:
+        return Opened, ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +64,8 @@ class ModelFiles:
     template_sha256: str
     tool_template: str | None = None
     """The template of rows with tools, where the model has one (`tool_use`); `template` is that of all others."""
+    opened: Opened = field(default_factory=Opened, repr=False, compare=False)
+    """Of `tokenizer_json`, where it was asked for."""
 
 
 def text_files(directory: Path) -> list[str]:

@@ -25,9 +25,10 @@ class ReferenceEngine:
 
     name = REFERENCE
 
-    def __init__(self, tokenizer_json: str) -> None:
+    def __init__(self, tokenizer_json: str, tokenizer: Tokenizer | None = None) -> None:
+        """`tokenizer` is what was made of the same text, where somebody has made it and lets go of it."""
         self._json = tokenizer_json
-        self._tokenizer = _load(tokenizer_json)
+        self._tokenizer = _load(tokenizer_json) if tokenizer is None else _plain(tokenizer)
         self.cutting = frozenset(
             token.content
             for token in self._tokenizer.get_added_tokens_decoder().values()
@@ -114,7 +115,11 @@ def _encoded(encoding: Encoding) -> Encoded:
 
 
 def _load(tokenizer_json: str) -> Tokenizer:
-    tokenizer = Tokenizer.from_str(tokenizer_json)
+    return _plain(Tokenizer.from_str(tokenizer_json))
+
+
+def _plain(tokenizer: Tokenizer) -> Tokenizer:
+    """The tokenizer without what its file does to lengths."""
     tokenizer.no_padding()
     tokenizer.no_truncation()
     return tokenizer

@@ -2,36 +2,50 @@
 
 from __future__ import annotations
 
-import itertools
 import json
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 
-from sftprep.arrow import pieces
+from sftprep.arrow import byte_strings
 from sftprep.engines.model import ModelFiles
 from sftprep.stages.encode_batch import TokenTable
 
 
-def token_table(model: ModelFiles) -> TokenTable | None:
+def bytes_of_characters() -> dict[str, int]:
+    """Byte-level BPE writes printable Latin-1 bytes as themselves, the others as U+0100 and on, in their order."""
+    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(0x100 + n): byte for n, byte in enumerate(others)}
+
+
+_BYTE: Final = bytes_of_characters()
+_CHARACTERS: Final = "".join(sorted(_BYTE, key=lambda character: _BYTE[character]))
+_BYTE_OF_UNIT: Final = np.full(1 << 16, -1, dtype=np.int16)
+"""The byte of each UTF-16 unit; -1 of those that stand for none."""
+_BYTE_OF_UNIT[[ord(character) for character in _BYTE]] = list(_BYTE.values())
+
+
+def token_table(model: ModelFiles, parts: Mapping[str, Any] | None = None) -> TokenTable | None:
     """The bytes that each id decodes to; None where ids do not decode to the bytes of their own, one after another.
 
     That is so of byte-level BPE, whose decoder joins the bytes of all pieces (Radford et al., 2019, section 2.2).
+    `parts` is the JSON of the model's tokenizer.json, where somebody has read it.
     """
-    parts = json.loads(model.tokenizer_json)
+    parts = json.loads(model.tokenizer_json) if parts is None else parts
     if parts["model"].get("type") != "BPE" or not _is_byte_level(parts.get("decoder")):
         return None
-    table = {number: piece for piece, number in parts["model"]["vocab"].items()}
-    size = max([*table, *(token["id"] for token in parts["added_tokens"])]) + 1
-    found = _all_bytes([table.get(number, "") for number in range(size)])
+    vocab: Mapping[str, int] = parts["model"]["vocab"]
+    found = [""] * (1 + max([*vocab.values(), *(token["id"] for token in parts["added_tokens"])]))
+    for piece, number in vocab.items():
+        found[number] = piece
     for token in parts["added_tokens"]:
-        found[token["id"]] = token["content"].encode("utf-8", "surrogatepass")
-    return TokenTable(
-        pieces=pieces(found),
-        lengths=np.array([len(piece) for piece in found], dtype=np.int64),
-        stop_ids=np.array(sorted(model.stop_ids), dtype=np.int32),
-    )
+        found[token["id"]] = _spelled(token["content"])
+    data, lengths = _all_bytes(found)
+    stop_ids = np.array(sorted(model.stop_ids), dtype=np.int32)
+    return TokenTable(pieces=byte_strings(data, lengths), lengths=lengths, stop_ids=stop_ids)
 
 
 def _is_byte_level(decoder: Any) -> bool:
@@ -43,26 +57,21 @@ def _is_byte_level(decoder: Any) -> bool:
     return bool(decoder.get("type") == "ByteLevel")
 
 
-def _all_bytes(pieces: Sequence[str]) -> list[bytes]:
-    """The bytes of each piece, all translated at once."""
-    of_character = {ord(character): chr(byte) for character, byte in bytes_of_characters().items()}
-    try:
-        joined = "".join(pieces).translate(of_character).encode("latin-1")
-    except UnicodeEncodeError:
-        # A word was added to the vocabulary as it is: each piece by itself.
-        return [_bytes(piece, of_character) for piece in pieces]
-    ends = list(itertools.accumulate(map(len, pieces), initial=0))
-    return [joined[start:stop] for start, stop in itertools.pairwise(ends)]
+def _all_bytes(spelled: list[str]) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
+    """The bytes of all pieces end to end, and how many each has."""
+    found = _bytes("".join(spelled))
+    if (found < 0).any():
+        # A word was added to the vocabulary as it is.
+        spelled = [piece if _BYTE.keys() >= set(piece) else _spelled(piece) for piece in spelled]
+        found = _bytes("".join(spelled))
+    return found.astype(np.uint8), np.fromiter(map(len, spelled), np.int64, len(spelled))
 
 
-def _bytes(piece: str, of_character: Mapping[int, str]) -> bytes:
-    if all(ord(character) in of_character for character in piece):
-        return piece.translate(of_character).encode("latin-1")
-    return piece.encode("utf-8", "surrogatepass")
+def _bytes(spelled: str) -> npt.NDArray[np.int16]:
+    found: npt.NDArray[np.int16] = _BYTE_OF_UNIT[np.frombuffer(spelled.encode("utf-16-le", "surrogatepass"), "<u2")]
+    return found
 
 
-def bytes_of_characters() -> dict[str, int]:
-    """Byte-level BPE writes printable Latin-1 bytes as themselves, the others as U+0100 and on, in their order."""
-    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    others = [byte for byte in range(256) if byte not in printable]
-    return {chr(byte): byte for byte in printable} | {chr(0x100 + n): byte for n, byte in enumerate(others)}
+def _spelled(text: str) -> str:
+    """A text in the characters of its UTF-8 bytes."""
+    return "".join([_CHARACTERS[byte] for byte in text.encode("utf-8", "surrogatepass")])

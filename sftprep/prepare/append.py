@@ -27,8 +27,11 @@ from sftprep.shards.read import ShardSet, open_shard_set
 
 _REPORTS: Final = "reports/part-{}.json"
 
-_NOT_OF_BYTES: Final = frozenset({"name", "files", "tokenizer_json"})
-"""Fields of a model that decide no byte: where it was, and how its files are written; `tokenizer_sha256` decides."""
+_NOT_OF_BYTES: Final = frozenset({"name", "files", "tokenizer_json", "opened"})
+"""Fields of a model that decide no byte: where it was, how its files are written, what is made of them.
+
+`tokenizer_sha256` decides.
+"""
 
 
 @dataclass(frozen=True, slots=True)

@@ -52,10 +52,11 @@ def batch_compiler(model: ModelFiles, config: PackConfig) -> Compiler:
     Raises:
         TemplateError: `template-syntax`.
     """
-    reference = ReferenceEngine(model.tokenizer_json)
+    tokenizer, parts = model.opened.take()
+    reference = ReferenceEngine(model.tokenizer_json, tokenizer)
     compile_row = compiler(model, config, engine=reference)
     policy = _policy(config)
-    table = token_table(model) if config.plans and PlanBook.serves(policy) else None
+    table = token_table(model, parts) if config.plans and PlanBook.serves(policy) else None
     if table is None:
         return Compiler(compile_row)
     choice = EngineChoice(model, reference, fast=config.tokenizer_engine == "auto")

@@ -119,7 +119,7 @@ def dry_run(config: PackConfig, *, on_bytes: OnBytes | None = None, num_sampled:
     Raises:
         UsageError, SourceError, TemplateError: as `pack` does. Rows that it would refuse the run for are counted.
     """
-    model = load_model(config.model)
+    model = load_model(config.model, keep_open=True)
     sample, population = _sample(config, on_bytes=on_bytes, size=num_sampled)
     slices = _slices(sample)
     one_process = config.model_copy(update={"workers": 1, "runner": "local"})

@@ -65,7 +65,7 @@ def pack(config: PackConfig, *, on_bytes: OnBytes | None = None, on_left_out: On
     if known is not None:
         return known
     before = snapshot(config)
-    model = load_model(config.model)
+    model = load_model(config.model, keep_open=True)
     compiler(model, config)  # A template that does not compile is found before anything is read.
     files = input_files(config)
     key = fingerprint(files, model=model, config=config)

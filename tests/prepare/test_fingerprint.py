@@ -71,6 +71,7 @@ MODEL_BY_OTHERS = {
     "stop_tokens": "stop_ids and tokenizer_sha256",
     "template": "template_sha256",
     "tool_template": "template_sha256",
+    "opened": "it is made of tokenizer_json",
 }
 """Fields that are no ingredients of their own, and what counts in their place."""
 
