@@ -38,7 +38,7 @@ from sftprep.reports.evaluate_json import (
 )
 from sftprep.shards.cache import open_set
 from sftprep.shards.read import ShardSet
-from sftprep.sources.lines import content_name
+from sftprep.sources.lines import content_name, require_source
 from sftprep.sources.paths import expand
 
 
@@ -55,7 +55,11 @@ def evaluate(config: EvaluateConfig, *, on_progress: OnProgress | None = None) -
     cases = [case for suite in suites for case in suite.cases]
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    trained_on = None if config.trained_on is None else _trained_on(config, config.trained_on)
+    trained_on = _opened(config, config.trained_on)
+    # What cannot be read is told before hours of answers, not after them.
+    _opened(config, config.held_out)
+    for path in expand(config.against):
+        require_source(path)
     run = Run(config, cases, datetime.now(), on_progress or (lambda what: None), source_state)
     new = run.see(config.model, trained_on)
     old = None if config.baseline is None else run.see(config.baseline, None)
@@ -89,8 +93,8 @@ def evaluate(config: EvaluateConfig, *, on_progress: OnProgress | None = None) -
     )
 
 
-def _trained_on(config: EvaluateConfig, place: Path) -> ShardSet:
-    return open_set(place, cache_dir=config.cache_dir, cache_gb=config.cache_gb)
+def _opened(config: EvaluateConfig, place: Path | None) -> ShardSet | None:
+    return None if place is None else open_set(place, cache_dir=config.cache_dir, cache_gb=config.cache_gb)
 
 
 def _placed(gate: str, suite: str) -> str:

@@ -20,7 +20,7 @@ from sftprep.config.places import is_remote
 from sftprep.errors import ShardError, UsageError
 from sftprep.shards.manifest import Manifest, ShardRecord
 from sftprep.shards.place import named_failures, sync_directory
-from sftprep.shards.read import ShardSet, no_manifest, open_shard_set, parse_manifest, refuse_outside
+from sftprep.shards.read import ShardSet, missing_shard, no_manifest, open_shard_set, parse_manifest, refuse_outside
 from sftprep.shards.schema import MANIFEST_NAME
 from sftprep.stores import read as stores
 from sftprep.stores.access import tried
@@ -40,9 +40,10 @@ def open_set(place: Path, *, cache_dir: Path, cache_gb: float) -> ShardSet:
     content = _manifest(place)
     manifest = parse_manifest(content, place=place / MANIFEST_NAME)
     # By what the manifest says, checksums included: another set at the same URL has another directory.
+    names = _names(place, manifest)
     directory = cache_dir.expanduser() / hashlib.sha256(content).hexdigest()[:32]
     with named_failures(directory):
-        for name in _model_files(place):
+        for name in names:
             _write(directory / name, stores.read_whole(place / name))
         _write(directory / MANIFEST_NAME, content)
     cache = ShardCache(place, manifest, directory=directory, max_bytes=int(cache_gb * 1e9))
@@ -153,7 +154,7 @@ class ShardCache:
         except UsageError as error:
             if error.code != "missing-file":
                 raise
-            raise ShardError("the shard is not there", code="missing-shard", place=str(place)) from error
+            raise missing_shard(place) from error
 
     def _make_room(self, coming: ShardRecord) -> None:
         """Remove copies until `coming` fits; the lock is held, so that what is half copied is of a killed process."""
@@ -188,11 +189,21 @@ def _manifest(place: Path) -> bytes:
         raise
 
 
-def _model_files(place: Any) -> list[str]:
+def _names(place: Any, manifest: Manifest) -> list[str]:
+    """The model's files in the set; ShardError `missing-shard` where a shard is not there, or has another size."""
     root = f"{place.path.rstrip('/')}/"
+
+    def listed() -> dict[str, int]:
+        place.fs.invalidate_cache()
+        found = place.fs.find(root, detail=True)
+        return {name.removeprefix(root): int(info["size"]) for name, info in found.items()}
+
     with stores.named_failures(place):
-        found = tried(lambda: place.fs.find(f"{root}model"))
-    names = sorted(name.removeprefix(root) for name in found)
+        sizes = tried(listed)
+    for shard in manifest.shards:
+        if sizes.get(shard.file) != shard.num_bytes:
+            raise missing_shard(place / shard.file)
+    names = sorted(name for name in sizes if name.startswith("model/"))
     for name in names:
         refuse_outside(name, place=place)
     return names

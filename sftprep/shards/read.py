@@ -167,8 +167,14 @@ def open_shard_set(path: Path) -> ShardSet:
     shards = ShardSet(directory=path, manifest=read_manifest(place))
     for shard in shards.manifest.shards:
         if not (path / shard.file).is_file():
-            raise ShardError("the shard is not there", code="missing-shard", place=str(path / shard.file))
+            raise missing_shard(path / shard.file)
     return shards
+
+
+def missing_shard(place: Path) -> ShardError:
+    """The error that says that a shard of the manifest is not at its place, or not whole."""
+    hint = "copy the set again, or write it again with sftprep pack"
+    return ShardError("the shard is not there, or not whole", code="missing-shard", place=str(place), hint=hint)
 
 
 def no_manifest(path: Path) -> ShardError:
