@@ -27,7 +27,7 @@ from sftprep.train.filling import filled_up
 from sftprep.train.flops import Meter, Reading
 from sftprep.train.forward import Head, pinned, to_device, token_loss
 from sftprep.train.loss import TokenLoss
-from sftprep.train.optim import clip_and_step, learning_rate, set_learning_rate
+from sftprep.train.optim import ClippingAdamW, clip_and_step, learning_rate, set_learning_rate
 from sftprep.train.record import StepRecord
 from sftprep.train.rows import RowReader
 from sftprep.train.seeds import dropout_seed
@@ -43,7 +43,7 @@ class Trainee:
     """The model, and how its batches are made."""
 
     model: PreTrainedModel
-    optimizer: torch.optim.Optimizer
+    optimizer: ClippingAdamW
     head: Head | None
     layout: Layout
     device: torch.device

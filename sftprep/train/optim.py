@@ -11,14 +11,23 @@ from sftprep.errors import TrainError
 from sftprep.train.distributed import whole
 
 
-def build_optimizer(model: torch.nn.Module, config: TrainConfig) -> torch.optim.AdamW:
+class ClippingAdamW(torch.optim.AdamW):
+    """AdamW whose fused step divides gradients by `grad_scale`, float32 and of no dimension, while it reads them.
+
+    Torch looks for this attribute and puts loss scales there; a division of its own is one more pass over gradients.
+    """
+
+    grad_scale: torch.Tensor | None = None
+
+
+def build_optimizer(model: torch.nn.Module, config: TrainConfig) -> ClippingAdamW:
     """AdamW, fused; weight decay on matrices, not on norms and biases."""
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [
         {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
         {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2), fused=True)
+    return ClippingAdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2), fused=True)
 
 
 def learning_rate(step: int, *, num_steps: int, config: TrainConfig) -> float:
@@ -42,17 +51,15 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
         group["lr"] = rate
 
 
-def clip_and_step(optimizer: torch.optim.Optimizer, *, max_norm: float, place: str, loss: float) -> float:
-    """Clip, step, and forget the gradient; its norm before clipping.
+def clip_and_step(optimizer: ClippingAdamW, *, max_norm: float, place: str, loss: float) -> float:
+    """Step by the gradient, scaled down to `max_norm` where its norm is larger, and forget it; the norm before.
 
     Raises:
         TrainError: `not-finite`, `no-gradient`.
     """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    total = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-    norm = float(whole(total))
-    if norm > max_norm:
-        torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, total)
+    total = whole(torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
+    norm = float(total)
     if not math.isfinite(norm) or not math.isfinite(loss):
         raise TrainError(
             f"the loss is {loss}, the gradient norm {norm}",
@@ -67,6 +74,8 @@ def clip_and_step(optimizer: torch.optim.Optimizer, *, max_norm: float, place: s
             place=place,
             hint="are all weights frozen?",
         )
+    # Made where the norm is: a number from here would be waited for.
+    optimizer.grad_scale = total.float() / max_norm if norm > max_norm else None
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return norm

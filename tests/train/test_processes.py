@@ -27,6 +27,7 @@ from sftprep.train.distributed import joined, whole
 from sftprep.train.heldout import HeldOut, held_out_nll
 from sftprep.train.loop import accumulate, local_batches
 from sftprep.train.model import locate
+from sftprep.train.optim import clip_and_step
 from sftprep.train.rows import RowReader
 from sftprep.train.run import train
 from sftprep.train.setup import Where, build_model, build_trainee
@@ -60,7 +61,10 @@ main()
 def gradients(
     data: Path, model: str, *, attention: str, batch_size: int = 1, grad_accum: int = 8, lora_rank: int = 0
 ) -> dict[str, torch.Tensor]:
-    """The first step's gradients, whole, and its sums and held-out loss, in whatever processes this is called."""
+    """The first step's gradients, whole, its sums, its held-out loss before it, and the optimizer's moments after it.
+
+    In whatever processes this is called; the gradients are scaled down on the way to the optimizer.
+    """
     torch.set_num_threads(1)
     config = TrainConfig(
         data=data, model=model, out=data / "out", device="cpu", batch_size=batch_size, grad_accum=grad_accum
@@ -85,6 +89,9 @@ def gradients(
         found = {name: whole(p.grad).clone() for name, p in built.named_parameters() if p.grad is not None}
         held = HeldOut(reader, num_rows=shards.num_rows, manifest=shards.manifest)
         found["held out"] = torch.tensor(held_out_nll(trainee, held, batch_size=2))
+        found["norm"] = torch.tensor(clip_and_step(trainee.optimizer, max_norm=1e-3, place="step 1", loss=sums.loss))
+        state = {name: trainee.optimizer.state[p] for name, p in built.named_parameters() if name in found}
+        found |= {f"moment of {name}": whole(moments["exp_avg"]).clone() for name, moments in state.items()}
         return found | {"loss": torch.tensor(sums.loss), "num_trained": torch.tensor(float(sums.num_trained))}
 
 
@@ -124,12 +131,13 @@ def test_how_many_processes_share_a_step_does_not_change_the_gradient_i2(
     data = shard_set(num_rows=8, weighted=True)
     wanted = gradients(data, str(toy_model), attention=attention, lora_rank=lora_rank)
     assert all(float(wanted[name].norm()) > 0 for name in wanted)
+    assert float(wanted["norm"]) > 1e-2
     script = tmp_path / "gradients.py"
     script.write_text(GRADIENTS)
     arguments = [str(data), str(toy_model), attention, str(lora_rank), str(tmp_path / "found")]
     command = _launch(processes, str(script), *arguments)
     done = subprocess.run(command, env=_environment(), capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.returncode == 0, done.stderr[-9000:]
     for rank in range(processes):
         found = torch.load(tmp_path / f"found-{rank}", weights_only=True)
         assert found.keys() == wanted.keys()
