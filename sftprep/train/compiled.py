@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Final
 
 import numpy as np
@@ -44,8 +45,11 @@ def check_compiled(trainee: Trainee, documents: Sequence[Row]) -> float:
     The documents are learnt twice, filled up and compiled and as they are, and the gradients are compared too.
 
     Raises:
-        TrainError: `compile-differs`, `compile-failed`, `compile-unsupported`.
+        TrainError: `compile-differs`, `compile-failed`, `compile-unsupported`. In all processes alike.
     """
+    if trainee.world.size > 1:
+        # One that failed within its layers would leave the others waiting for their share of the next layer.
+        trainee.world.on_all(partial(_try_compiler, trainee.device))
     rows = [_trained(row) for row in _fitting(documents, trainee.pack_length)]
     # Dropout draws other numbers in a compiled graph.
     has_dropout = any(isinstance(module, torch.nn.Dropout) and module.p > 0 for module in trainee.model.modules())
@@ -62,13 +66,27 @@ def check_compiled(trainee: Trainee, documents: Sequence[Row]) -> float:
     # Not the farthest token: of many, one rounds to four times as much as they do on the whole.
     difference = float((found - wanted).square().mean().sqrt())
     apart = float((norms - wanted_norms).abs().max() / wanted_norms.norm())
-    if not (difference <= _TOLERANCE[trainee.dtype] and apart <= _TOLERANCE[trainee.dtype]):
+    return trainee.world.on_all(partial(_judged, difference, apart, tolerance=_TOLERANCE[trainee.dtype]))
+
+
+def _judged(difference: float, apart: float, *, tolerance: float) -> float:
+    if not (difference <= tolerance and apart <= tolerance):
         raise TrainError(
             f"compiled layers give other losses (by {difference:.2g} nats) or gradients (by {apart:.2g})",
             code="compile-differs",
             hint="leave out --compile",
         )
     return difference
+
+
+def _try_compiler(device: torch.device) -> None:
+    """Whether this machine compiles at all. TrainError `compile-failed`."""
+    with _named_failures():
+        torch.compile(_small_graph, fullgraph=True)(torch.ones(2, device=device))
+
+
+def _small_graph(tensor: torch.Tensor) -> torch.Tensor:
+    return (tensor * 3 + 1).sin()
 
 
 def _fitting(documents: Sequence[Row], length: int) -> list[Row]:

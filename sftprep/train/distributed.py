@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -59,6 +59,22 @@ class World:
             raise told[1]
         result: T = told[0]
         return result
+
+    def on_all(self, call: Callable[[], T]) -> T:
+        """What `call` returns here; what it raises in any process, in all of them. It must not talk to the others."""
+        if self.size == 1:
+            return call()
+        result, error = None, None
+        try:
+            result = call()
+        except SftprepError as raised:
+            error = raised
+        told: list[SftprepError | None] = [None] * self.size
+        dist.all_gather_object(told, error)
+        for found in (error, *told):
+            if found is not None:
+                raise found
+        return cast("T", result)
 
 
 ALONE: Final = World()
