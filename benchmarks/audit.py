@@ -18,7 +18,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from sftprep.config.pack import PackConfig, SourceSpec
-from sftprep.prepare.audit import summarise
+from sftprep.prepare.audit_report import summarise
 from sftprep.prepare.pack import pack
 from sftprep.shards.read import ShardSet
 

@@ -42,6 +42,14 @@ def test_help_imports_nothing_heavy(argv: tuple[str, ...]) -> None:
     assert heavy_modules(*argv, "--help") == []
 
 
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_command_does_not_wait_for_the_others(name: str) -> None:
+    program = PROGRAM.format(argv=["sftprep", name, "--help"], heavy="sys.modules")
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    found = set(json.loads(done.stdout.splitlines()[-1]))
+    assert {other for other in COMMANDS if f"sftprep.cli.{other}" in found} == {name}
+
+
 def test_the_probe_sees_what_is_imported() -> None:
     assert "pyarrow" in heavy_modules("schema", "manifest")
 

@@ -3,26 +3,52 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator, Mapping
+from importlib import import_module
 from typing import Any
 
 import typer
 from typer.core import TyperGroup
 
 from sftprep import __version__
-from sftprep.cli.audit import audit
-from sftprep.cli.demo import demo
-from sftprep.cli.evaluate import evaluate
 from sftprep.cli.interrupt import end_interrupted
-from sftprep.cli.pack import pack
-from sftprep.cli.schema import schema
-from sftprep.cli.split import split
-from sftprep.cli.train import train
-from sftprep.cli.validate import validate
 from sftprep.errors import SftprepError
+
+_NAMES = ("audit", "demo", "evaluate", "pack", "schema", "split", "validate", "train")
+
+
+class _OnDemand(Mapping[str, Any]):
+    """The commands by name, of the module and the function of that name: one is imported when it is asked for."""
+
+    def __init__(self) -> None:
+        self._made: dict[str, Any] = {}
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in _NAMES:
+            raise KeyError(name)
+        if name not in self._made:
+            alone = typer.Typer(add_completion=False)
+            alone.command(name)(getattr(import_module(f"sftprep.cli.{name}"), name))
+            self._made[name] = typer.main.get_command(alone)
+        return self._made[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(_NAMES)
+
+    def __len__(self) -> int:
+        return len(_NAMES)
 
 
 class _Commands(TyperGroup):
-    """Typer would end an interrupted command without a word."""
+    """Commands that need not be there to be named; and an interrupted one that ends with a word, unlike Typer's."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.commands: Any = _OnDemand()
+
+    def list_commands(self, _: Any) -> list[str]:
+        """The commands' names, in their order."""
+        return list(self.commands)
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command that the arguments name."""
@@ -53,16 +79,6 @@ def root(
     version: bool = typer.Option(False, "--version", callback=_show_version, is_eager=True, help="Print the version."),
 ) -> None:
     """The compiler for supervised fine-tuning data of chat models."""
-
-
-app.command("audit")(audit)
-app.command("demo")(demo)
-app.command("evaluate")(evaluate)
-app.command("pack")(pack)
-app.command("schema")(schema)
-app.command("split")(split)
-app.command("validate")(validate)
-app.command("train")(train)
 
 
 def main() -> None:

@@ -127,10 +127,10 @@ def _tell(line: str) -> None:
 
 def _pack(config: PackConfig) -> PackResult:
     # Templates, tokenizers and the hub client take 0.5 s and more to import: not for a run that finds nothing to do.
-    from sftprep.prepare.pack import pack as run
+    from sftprep.prepare.pack import pack_read
 
     with _progress(config) as on_bytes:
-        return run(config, on_bytes=on_bytes, on_left_out=_tell)
+        return pack_read(config, on_bytes=on_bytes, on_left_out=_tell)
 
 
 @contextmanager

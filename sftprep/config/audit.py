@@ -60,7 +60,7 @@ def _gates(texts: tuple[str, ...]) -> tuple[str, ...]:
 class AuditConfig(BaseModel):
     """The options of an audit; each description is the option's help."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
     directory: Place = Field(
         description="The shard set that `sftprep pack` wrote, or its URL (s3://…, extra `remote`)."

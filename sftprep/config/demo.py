@@ -12,7 +12,7 @@ from sftprep.config.places import LocalPath
 class DemoConfig(BaseModel):
     """Where the tour writes, and how long it trains. Each field's description is the help text of its option."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
     out: LocalPath = Field(default=Path("demo"), description="Where everything that the tour makes is written.")
     steps: int = Field(default=120, ge=1, description="Optimizer steps of the training.")

@@ -68,7 +68,7 @@ class EvaluateGate:
 class EvaluateConfig(BaseModel):
     """What to evaluate, on what, and what makes it fail."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
     model: ModelName = Field(
         description="The model to judge: a directory, a hub id, a GGUF file, or a directory with one."

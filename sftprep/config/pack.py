@@ -37,7 +37,7 @@ class OverLength(StrEnum):
 class SourceSpec(BaseModel):
     """One input file, its name, and how often each of its rows is taken."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
     name: str = Field(min_length=1, description="What reports call it; it also seeds which rows a fraction takes.")
     path: Place
@@ -88,7 +88,7 @@ def _json_object(value: object) -> object:
 class PackConfig(BaseModel):
     """Everything that decides a shard set. Each field's description is the help text of its option."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
     files: tuple[Place, ...] = Field(
         default=(),

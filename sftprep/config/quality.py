@@ -10,7 +10,7 @@ from sftprep.config.places import Place
 class QualityConfig(BaseModel):
     """What to measure, and from where on it is shown."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
     files: tuple[Place, ...] = Field(min_length=1, description="Files of chat rows.")
     format: str | None = Field(default=None, description="As for validate: without it, each file's is detected.")

@@ -12,7 +12,7 @@ from sftprep.config.places import LocalPath, Place
 class SplitConfig(BaseModel):
     """What to split, and how much of it is held out."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
     files: tuple[Place, ...] = Field(min_length=1, description="Files of chat rows, one JSON object a line.")
     out: LocalPath = Field(description="New directory for train.jsonl, eval.jsonl and split.json.")

@@ -17,7 +17,7 @@ def _parted(value: Any) -> Any:
 class TrainConfig(BaseModel):
     """Everything that decides a training run. Each field's description is the help text of its option."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
     data: Place = Field(description="The shard set that `sftprep pack` wrote, or its URL (s3://…, extra `remote`).")
     model: ModelName = Field(description="A model directory, a hub id, a GGUF file, or a directory with one.")

@@ -15,7 +15,7 @@ _STDIN: Final = Path("-")
 class ValidateConfig(BaseModel):
     """What to check, and what to write beside the report."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
     files: tuple[Place, ...] = Field(
         min_length=1,

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from sftprep.engines.model import ModelFiles
-from sftprep.prepare.audit import summarise
+from sftprep.prepare.audit_report import summarise
 from sftprep.shards.read import ShardSet
 
 _TRAIN_REPORT = "train.json"

@@ -125,11 +125,6 @@ def audit(config: AuditConfig) -> Audit:
     return found
 
 
-def summarise(shards: ShardSet) -> AuditReport:
-    """Count and check every row of an open set."""
-    return build_report(shards, tally(shards))
-
-
 def _write_certificate(certificate: ParityCertificate, place: Path) -> None:
     """Into the set, wherever it lies."""
     if is_remote(place):

@@ -9,7 +9,7 @@ import numpy as np
 
 from sftprep.config.audit import LIMITS, Gate
 from sftprep.data import TRAINED_KINDS, SpanKind
-from sftprep.prepare.audit_tally import NUM_BINS, Tally
+from sftprep.prepare.audit_tally import NUM_BINS, Tally, tally
 from sftprep.reports.mask_json import (
     FINDING_TEXTS,
     AuditFinding,
@@ -27,6 +27,11 @@ from sftprep.shards.read import ShardSet
 from sftprep.stages.lengths import LengthCounts, PaddingWaste
 
 _SCAFFOLD: Final = (SpanKind.HEADER, SpanKind.SEPARATOR)
+
+
+def summarise(shards: ShardSet) -> AuditReport:
+    """Count and check every row of an open set."""
+    return report(shards, tally(shards))
 
 
 def report(shards: ShardSet, total: Tally) -> AuditReport:

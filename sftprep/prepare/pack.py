@@ -26,7 +26,7 @@ from sftprep.engines.load import load_model
 from sftprep.engines.model import ModelFiles
 from sftprep.errors import EngineDiffersError
 from sftprep.prepare.append import Base, with_lengths
-from sftprep.prepare.audit import summarise
+from sftprep.prepare.audit_report import summarise
 from sftprep.prepare.chunk import Chunk
 from sftprep.prepare.compile import compiler
 from sftprep.prepare.fingerprint import fingerprint
@@ -62,8 +62,13 @@ def pack(config: PackConfig, *, on_bytes: OnBytes | None = None, on_left_out: On
             `nothing-to-pack`, `source-changed`, `template-syntax`, `template-limit`, `audit-failed`.
     """
     known = find_unchanged(config, on_left_out=on_left_out)
-    if known is not None:
-        return known
+    return pack_read(config, on_bytes=on_bytes, on_left_out=on_left_out) if known is None else known
+
+
+def pack_read(
+    config: PackConfig, *, on_bytes: OnBytes | None = None, on_left_out: OnLeftOut | None = None
+) -> PackResult:
+    """As `pack`, where it is known already that `find_unchanged` knows of no such set: the files are read."""
     before = snapshot(config)
     model = load_model(config.model, keep_open=True)
     compiler(model, config)  # A template that does not compile is found before anything is read.

@@ -17,6 +17,14 @@ with open(os.environ["TRAPPED"], "a") as file:
     file.write(__name__ + chr(10))
 raise ImportError
 """
+OF_OTHER_COMMANDS = (
+    "sftprep.cli.audit",
+    "sftprep.config.evaluate",
+    "sftprep.prepare.audit",
+    "sftprep.prepare.prove",
+    "sftprep.prepare.validate",
+    "sftprep.reports.mask_html",
+)
 NEEDLESS = ("pandas", "torch", "transformers", "datasets", "polars", "ray", "fsspec", "huggingface_hub")
 
 
@@ -44,3 +52,22 @@ def test_packing_for_a_local_model_imports_nothing_needless(tmp_path: Path, samp
     words = ["-m", "sftprep", "pack", *rows, "--model", str(samples / "model"), "--out", str(tmp_path / "set")]
     assert trapped(tmp_path, *words, "--max-length", "512", "--max-drop", "100%", "--workers", str(workers)) == set()
     assert (tmp_path / "set" / "manifest.json").exists()
+
+
+def test_packing_imports_nothing_of_what_other_commands_do(tmp_path: Path, samples: Path) -> None:
+    rows, out = str(samples / "good" / "openai.jsonl"), tmp_path / "set"
+    words = ["pack", rows, "--model", str(samples / "model"), "--out", str(out), "--max-length", "512"]
+    program = (
+        "import sys\nfrom sftprep.cli.app import app\ntry:\n    app(sys.argv[1:])\nfinally:\n    print(*sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", program, *words], capture_output=True, text=True, check=True)
+    found = set(done.stdout.splitlines()[-1].split())
+    assert (out / "manifest.json").exists()
+    assert "sftprep.prepare.pack" in found
+    assert found & set(OF_OTHER_COMMANDS) == set()
+    assert set(OF_OTHER_COMMANDS) <= {f"sftprep.{name}" for name in _modules()}, "a module was renamed"
+
+
+def _modules() -> list[str]:
+    package = Path(__file__).resolve().parents[2] / "sftprep"
+    return [".".join(path.relative_to(package).with_suffix("").parts) for path in package.rglob("*.py")]
