@@ -112,12 +112,12 @@ class StoreOutput:
                 place=str(self._config.out),
                 hint="name a prefix that is new; only a shard set is ever replaced",
             )
+        self._is_claimed = claim is not None
         if self.there is not None:
             self._end()
             return
         if claim is None:
             self._claim()
-        self._is_claimed = True
         if self._config.append:
             self._fetch()
 
@@ -184,10 +184,12 @@ class StoreOutput:
         found = self._folder.create(CLAIM_NAME, json.dumps(about).encode())
         if self._token_in(found) != self._note.token:
             raise self._busy(found)
+        self._is_claimed = True
 
     def _end(self) -> None:
         """Give up the claim, if there is one, and what was made here."""
-        self._folder.remove([CLAIM_NAME])
+        if self._is_claimed:
+            self._folder.remove([CLAIM_NAME])
         shutil.rmtree(self._base, ignore_errors=True)
 
     def _whole_set(self) -> ShardSet | None:

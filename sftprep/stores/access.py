@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from http import HTTPStatus
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -16,7 +17,6 @@ FIRST_PAUSE_SECONDS: Final = 0.5
 
 _NO_CREDENTIALS: Final = frozenset({"NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError"})
 """Exceptions of botocore, which is no dependency: by their names."""
-_REFUSED: Final = frozenset({401, 403})
 _CREDENTIALS: Final = {
     "s3": "for S3: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile, or a role; and the right to the bucket",
     "hf": "for the Hugging Face hub: HF_TOKEN, or hf auth login; and the right to the repository",
@@ -27,8 +27,18 @@ T = TypeVar("T")
 
 def is_refused(error: Exception) -> bool:
     """Whether the store asks for other credentials, or there are none."""
-    status = getattr(getattr(error, "response", None), "status_code", None)  # of HTTP clients that know no errno
-    return isinstance(error, PermissionError) or type(error).__name__ in _NO_CREDENTIALS or status in _REFUSED
+    is_named = isinstance(error, PermissionError) or type(error).__name__ in _NO_CREDENTIALS
+    return is_named or _status(error) in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}
+
+
+def is_missing(error: Exception) -> bool:
+    """Whether there is no such object."""
+    return isinstance(error, FileNotFoundError) or _status(error) == HTTPStatus.NOT_FOUND
+
+
+def _status(error: Exception) -> object:
+    # Of HTTP clients whose exceptions know no errno.
+    return getattr(getattr(error, "response", None), "status_code", None)
 
 
 def no_access(place: Path, error: Exception) -> UsageError:
@@ -55,10 +65,10 @@ def tried(ask: Callable[[], T], *, between: Callable[[], object] = lambda: None)
     for attempt in range(TRIES):
         try:
             return ask()
-        except (SftprepError, FileNotFoundError, IsADirectoryError, NotImplementedError):
+        except (SftprepError, IsADirectoryError, NotImplementedError):
             raise
         except Exception as error:  # each store has exceptions of its own for a line that is down
-            if attempt == TRIES - 1 or is_refused(error):
+            if attempt == TRIES - 1 or is_refused(error) or is_missing(error):
                 raise
             time.sleep(FIRST_PAUSE_SECONDS * 2**attempt)
             between()

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Final
 
 from sftprep.errors import SftprepError, SourceError, UsageError
-from sftprep.stores.access import is_refused, no_access, said, tried
+from sftprep.stores.access import is_missing, is_refused, no_access, said, tried
 
 _BLOCK_BYTES: Final = 1 << 23
 _NAMES_OF_BYTES: Final = (
@@ -177,9 +177,10 @@ def named_failures(path: Path) -> Iterator[None]:
         yield
     except SftprepError:
         raise
-    except FileNotFoundError as error:
-        raise UsageError("there is no such file", code="missing-file", place=str(path), hint="check the URL") from error
     except Exception as error:  # each store has exceptions of its own
+        if is_missing(error):
+            what = "there is no such file"
+            raise UsageError(what, code="missing-file", place=str(path), hint="check the URL") from error
         if is_refused(error):
             raise no_access(path, error) from error
         raise SourceError(

@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from sftprep.errors import OutputError, SftprepError
-from sftprep.stores.access import is_refused, no_access, said, tried
+from sftprep.stores.access import is_missing, is_refused, no_access, said, tried
 
 T = TypeVar("T")
 
@@ -31,25 +31,20 @@ class StoreFolder:
 
         def listed() -> dict[str, int]:
             self._store.invalidate_cache()
-            try:
-                found = self._store.find(self._root, detail=True)
-            except FileNotFoundError:  # some stores say so of a prefix that nothing has; of a bucket, the first write
-                return {}
+            found = self._store.find(self._root, detail=True)
             return {name.removeprefix(self._root): int(info["size"]) for name, info in found.items()}
 
-        return self._tried(listed)
+        # Some stores say that nothing is there of a prefix that nothing has; of a bucket, the first write will.
+        return self._tried(listed, missing={})
 
     def read(self, name: str) -> bytes | None:
         """An object's bytes; None where there is no such object."""
 
         def content() -> bytes | None:
-            try:
-                found: bytes = self._store.cat_file(self._root + name)
-            except FileNotFoundError:
-                return None
+            found: bytes = self._store.cat_file(self._root + name)
             return found
 
-        return self._tried(content)
+        return self._tried(content, missing=None)
 
     def put(self, name: str, source: Path) -> None:
         """Upload a file; the object has its name when all bytes of it are there."""
@@ -75,20 +70,18 @@ class StoreFolder:
 
     def remove(self, names: Iterable[str]) -> None:
         """Objects that are gone already are no fault."""
-
-        def removed(name: str) -> None:
-            with suppress(FileNotFoundError):
-                self._store.rm_file(self._root + name)
-
         for name in names:
-            self._tried(partial(removed, name))
+            self._tried(partial(self._store.rm_file, self._root + name), missing=None)
 
-    def _tried(self, ask: Callable[[], T]) -> T:
+    def _tried(self, ask: Callable[[], T], *, missing: T | Literal["error"] = "error") -> T:
+        """What `ask` returns, or `missing` where there is no such object, unless that is an error."""
         try:
             return tried(ask)
         except SftprepError:
             raise
         except Exception as error:  # each store has exceptions of its own
+            if is_missing(error) and missing != "error":
+                return missing
             if is_refused(error):
                 raise no_access(self.place, error) from error
             raise self._failed(error) from error
