@@ -1,9 +1,8 @@
-"""What several tests of training do to a run: stop it, interrupt it, or take a guard away and ask the witness."""
+"""What several tests of training do to a run: stop it, interrupt it, or change what it reads."""
 
 from __future__ import annotations
 
 import hashlib
-import inspect
 import json
 import os
 import signal
@@ -13,12 +12,8 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import pytest
 
 from sftprep.train import run
-
-Guard = tuple[Any, str, Any, Callable[..., None]]
-"""Where a guard stands, its name, what it is replaced by, and the test that must then fail."""
 
 
 def stopping_after(step: int) -> Callable[..., Any]:
@@ -50,15 +45,6 @@ def interrupted_after(number: int) -> Callable[..., Any]:
 def metrics_of(path: Path) -> list[dict[str, Any]]:
     """The lines of a metrics.jsonl."""
     return [json.loads(line) for line in path.read_text().splitlines()]
-
-
-def assert_witness_sees(guard: Guard, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The witness fails, by what it asserts, where the guard is gone."""
-    owner, name, fault, witness = guard
-    values = {fixture: request.getfixturevalue(fixture) for fixture in inspect.signature(witness).parameters}
-    monkeypatch.setattr(owner, name, fault)
-    with pytest.raises((pytest.fail.Exception, AssertionError)):
-        witness(**values)
 
 
 def edit_column(data: Path, column: str, edit: Callable[[list[Any]], list[Any]]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,12 @@ from rich.console import Console
 
 from sftprep.config.train import TrainConfig
 from sftprep.errors import StoppedError
-from sftprep.train import attention, proof, run, selftest, setup
+from sftprep.train import attention, optimizer_state, proof, run, selftest, setup
+from sftprep.train.optim import ClippingAdamW
 from sftprep.train.run import train
 from sftprep.train.selftest import check_segments, shortened
+from tests import test_mutations
+from tests.test_mutations import Plant, changed, constant
 from tests.train.runs import stopping_after
 from tests.train.test_selftest import FALLBACK, ISOLATED, small_documents, small_model
 
@@ -138,13 +142,13 @@ def test_the_same_files_are_compared_with_the_set_once_and_changed_ones_again(
 
 def test_the_optimizer_takes_no_step_to_be_loaded(stopped: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     taken: list[int] = []
-    step = torch.optim.AdamW.step
+    step = ClippingAdamW.step
 
     def counted(self: Any, *arguments: Any, **keywords: Any) -> Any:
         taken.append(1)
         return step(self, *arguments, **keywords)
 
-    monkeypatch.setattr(torch.optim.AdamW, "step", counted)
+    monkeypatch.setattr(ClippingAdamW, "step", counted)
     train(stopped, console=Console(quiet=True))
     assert len(taken) == stopped.max_steps - 1
 
@@ -164,3 +168,42 @@ def test_a_parameter_that_never_has_a_gradient_hinders_no_resumption(
     config = TrainConfig(data=shard_set(), model=str(toy_model), out=tmp_path / "out", **settings)
     stop(config, monkeypatch, after=1)
     assert len(train(config.model_copy(update={"resume": True}), console=Console(quiet=True)).nll) == 1
+
+
+NUMBERS = count()
+MUTATIONS = [
+    (
+        "a proof is believed whatever it rests on",
+        changed(proof.Proof, "knows", lambda self, what, _: what in self.before),
+        test_another_version_of_what_a_proof_rests_on_is_proven_in_full,
+        {"package": "torch"},
+    ),
+    (
+        "a proof is not read",
+        constant(setup, "_proven", proof.Proof()),
+        test_what_was_proven_when_the_run_began_is_proven_on_fewer_tokens,
+        {},
+    ),
+    (
+        "files are compared again",
+        changed(setup, "ground_of_fit", lambda *_: str(next(NUMBERS))),
+        test_the_same_files_are_compared_with_the_set_once_and_changed_ones_again,
+        {},
+    ),
+    (
+        "room is made by a step",
+        constant(optimizer_state, "_make_room", None),
+        test_the_optimizer_takes_no_step_to_be_loaded,
+        {},
+    ),
+]
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS, ids=[mutation[0] for mutation in MUTATIONS])
+def test_the_witness_sees_the_fault(
+    mutation: tuple[str, Plant, Callable[..., object], dict[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
+) -> None:
+    name, plant, witness, given = mutation
+    test_mutations.test_the_witness_sees_the_fault((name, "J3", plant, witness, given), monkeypatch, request)

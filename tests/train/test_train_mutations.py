@@ -1,6 +1,6 @@
 """The trainer's promises can be broken: each fault is planted, and its witness must see it.
 
-Those of the model, the loss's memory and the export (F1–F3, N1, N2, B5, C2) are in `test_model_mutations.py`.
+Those of the model, the loss's memory and the export (F1–F3, N1, N2, B5, C2) are listed in `model_faults.py`.
 """
 
 from __future__ import annotations
@@ -16,14 +16,16 @@ import pytest
 
 from sftprep.shards.manifest import Manifest
 from sftprep.train import checkpoint, estimate, heldout, loop, optim, run, selftest, setup, stream
+from sftprep.train.optim import ClippingAdamW
 from sftprep.train.stream import Schedule
 from tests import test_mutations
 from tests.test_mutations import NOTHING, Plant, changed, constant, wrapped
 from tests.train import (
+    model_faults,
     test_estimate,
     test_expectations,
     test_loss,
-    test_model_mutations,
+    test_optim,
     test_out_of_memory,
     test_processes,
     test_stop_and_resume,
@@ -153,6 +155,8 @@ SELF_TEST = partial(
     name="_packed",
     place="before the first step",
 )
+NO_SCALE = property(lambda _: None, lambda *_: None)
+CLIPPED = partial(test_optim.test_a_step_is_that_of_gradients_that_were_scaled_down_before, max_norm=0.3)
 
 MUTATIONS: list[tuple[str, str, Plant, Callable[..., object]]] = [
     ("a set may not say what its mask is", "A4", changed(Manifest, "model_validate", stamped), STAMP),
@@ -190,16 +194,17 @@ MUTATIONS: list[tuple[str, str, Plant, Callable[..., object]]] = [
     ("a dry run measures the first step", "dry run", constant(estimate, "_largest_step", 0), LARGEST),
     ("no memory passes for no isolation", "memory", constant(selftest, "is_out_of_memory", False), SELF_TEST),
     ("the form is the version's choice", "N3", changed(test_expectations, "sources", without_a_form), FORM),
+    ("gradients are not scaled down", "clip", changed(ClippingAdamW, "grad_scale", NO_SCALE), CLIPPED),
+    *model_faults.FAULTS,
 ]
 SLOW: list[tuple[str, str, Plant, Callable[..., object]]] = [("gradients are averaged", "I2", averaging, PROCESSES)]
 
 
 def test_every_requirement_of_training_has_a_mutation() -> None:
     met = {name for mutation in (*MUTATIONS, *SLOW) for name in mutation[1].split()}
-    elsewhere = " ".join(test_model_mutations.GUARDS)
     wanted = {f"F{n}" for n in (1, 2, 3, 4, 8)} | {f"I{n}" for n in range(1, 7)} | {f"J{n}" for n in range(1, 7)}
     wanted |= {"N1", "N2", "N3", "A4", "A5", "B5", "C2", "G5"}
-    assert {name for name in wanted - met if name not in elsewhere.replace(":", " ").split()} == set()
+    assert wanted - met == set()
 
 
 @pytest.mark.parametrize(
