@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from collections.abc import Hashable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -22,6 +24,7 @@ from sftprep.templates.policy import ControlTokens, Mask, Part, RenderPolicy
 from sftprep.templates.shape import shape_of
 from sftprep.templates.symbolic_template import SymbolicTemplate
 from sftprep.templates.symbolic_tracer import SymbolicTracer
+from sftprep.templates.symbolic_turns import PlannedResolver
 from sftprep.templates.symbols import OpaqueError
 
 _MAX_FAILURES: Final = 8
@@ -132,8 +135,9 @@ class PlanBook:
 
     def _planned(self, conversation: Conversation, template: SymbolicTemplate) -> RowPlan | Refusal | None:
         try:
-            tracer = template.at(conversation.messages, conversation.tools)
-            return self._rendered(conversation, template, tracer)
+            with _uncollected():
+                tracer = template.at(conversation.messages, conversation.tools)
+                return self._rendered(conversation, template, tracer)
         except (TemplateError, OpaqueError):
             # The slow path says what is wrong with the row, or finds its exact form.
             return None
@@ -146,12 +150,26 @@ class PlanBook:
         try:
             # It was looked for control tokens before.
             policy = replace(self._policy, control_tokens=ControlTokens.ALLOW)
-            rendered = render(conversation, template=template, policy=policy)
+            rendered = render(conversation, template=template, policy=policy, resolver=PlannedResolver)
         except MaskError as error:
-            return plan_refusal(error, tracer)
+            # Without its traceback, which would keep the whole conversation.
+            bare = MaskError(error.message, code=error.code, place=error.place, hint=error.hint)
+            return plan_refusal(bare, tracer)
         if set(rendered.classes) - {"packed", "switched", "rewritten"} or not rendered.samples:
             return None
         return plan_row(rendered.samples, tracer, counts=(rendered.classes, rendered.remarks))
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """What is made for a plan lives until that is finished: to look for garbage meanwhile is a quarter of the work."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def _answered(plan: RowPlan | Refusal, texts: list[str] | None) -> Found:

@@ -44,7 +44,13 @@ class RenderedConversation:
     remarks: Mapping[str, int] = field(default_factory=dict)
 
 
-def render(conversation: Conversation, *, template: ChatTemplate, policy: RenderPolicy) -> RenderedConversation:
+def render(
+    conversation: Conversation,
+    *,
+    template: ChatTemplate,
+    policy: RenderPolicy,
+    resolver: type[TurnResolver] = TurnResolver,
+) -> RenderedConversation:
     """The fewest samples that train each turn once, each in exactly its inference context.
 
     Samples of one conversation that share a prefix are neighbours and numbered in the order of their last turns.
@@ -54,10 +60,10 @@ def render(conversation: Conversation, *, template: ChatTemplate, policy: Render
         TemplateLimitError: the template takes more than any conversation explains.
     """
     if not policy.merge_consecutive:
-        return _rendered(conversation, template, policy)
+        return _rendered(conversation, template, policy, resolver)
     merged, origin = merge_consecutive(conversation)
     try:
-        rendered = _rendered(merged, template, policy)
+        rendered = _rendered(merged, template, policy, resolver)
     except MaskError as error:
         place = re.sub(r"(?<=^/messages/)\d+", lambda found: str(origin[int(found.group())]), error.place)
         raise MaskError(error.message, code=error.code, place=place, hint=error.hint) from error
@@ -66,7 +72,9 @@ def render(conversation: Conversation, *, template: ChatTemplate, policy: Render
     return replace(rendered, samples=samples, remarks={**rendered.remarks, "merged": num_merged})
 
 
-def _rendered(conversation: Conversation, template: ChatTemplate, policy: RenderPolicy) -> RenderedConversation:
+def _rendered(
+    conversation: Conversation, template: ChatTemplate, policy: RenderPolicy, resolver: type[TurnResolver]
+) -> RenderedConversation:
     if policy.control_tokens is ControlTokens.ERROR and template.control_tokens:
         refuse_control_tokens(conversation, template.control_pattern)
     messages = adapt_messages(conversation.messages, probe_form(template))
@@ -79,7 +87,7 @@ def _rendered(conversation: Conversation, template: ChatTemplate, policy: Render
         if policy.mask is Mask.GENERATION_TAGS:
             groups = [tagged_turns(template, messages, request, trained)]
         else:
-            groups = TurnResolver(template, messages, request, policy.allow).resolve_all(trained)
+            groups = resolver(template, messages, request, policy.allow).resolve_all(trained)
     except TemplateError as error:
         raise MaskError(error.message, code=error.code, place="/messages", hint=error.hint) from error
     _refuse_lost_tools(conversation, groups[0][-1])

@@ -98,7 +98,7 @@ class TurnResolver:
 
     def _text(self, size: int, request: Request, *, prompt: bool) -> str:
         """The render of the first messages, made once."""
-        key = (size, json.dumps(request.kwargs, sort_keys=True), prompt)
+        key = (size, json.dumps(request.kwargs, sort_keys=True) if request.kwargs else "", prompt)
         if key not in self._texts:
             self._texts[key] = self.template.render(self.messages[:size], request, prompt=prompt)
         return self._texts[key]

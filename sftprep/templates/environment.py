@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from datetime import datetime
 from typing import Any, Final, Protocol
 
@@ -14,6 +14,7 @@ from jinja2.runtime import Context
 from sftprep.templates.codegen import TracingCodeGenerator, stamp_loops
 from sftprep.templates.formatting import format_percent, make_formatter, mentions_field
 from sftprep.templates.sandbox import MeteredEnvironment, MeteredFormatter
+from sftprep.templates.symbols import Guard
 from sftprep.templates.trace import TracedStr, Tracer
 from sftprep.templates.values import JsonWriter, dumps
 
@@ -29,6 +30,10 @@ class Mark(str):
     message: int
     num_guards: int
     has_read: int
+    asked: Mapping[Guard, Any]
+    """By the pass."""
+    seen: Set[int]
+    """Messages of which the pass has read anything."""
 
 
 class Marker(Protocol):

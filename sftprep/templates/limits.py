@@ -95,6 +95,9 @@ class Meter:
         elif operator == "*":
             self._before_product(left, right)
         elif operator == "+":
+            if isinstance(left, str) and isinstance(right, str):
+                self.charge(len(left) + len(right))
+                return
             for value in (left, right):
                 self.made(value)
         elif operator == "%" and isinstance(left, str):

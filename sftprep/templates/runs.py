@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 DERIVED: Final = -1
@@ -23,8 +22,7 @@ class Run(NamedTuple):
     offset: int
 
 
-@dataclass(frozen=True, slots=True)
-class Source:
+class Source(NamedTuple):
     """A string of the conversation: `message` is -1 for tools and keyword arguments; `path` is a JSON pointer.
 
     `structure` marks brackets, quotes and numbers that a JSON filter writes for a container of the conversation.

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any, Final, SupportsIndex
 
-from sftprep.templates.symbolic_tracer import SymbolicTracer, begins, keep_beginning, mentions_symbol, parts_of
+from sftprep.templates.symbolic_tracer import SymbolicTracer, begins, first_part, keep_beginning, mentions_symbol
 from sftprep.templates.symbols import OpaqueError
 from sftprep.templates.trace import TracedStr
 
@@ -138,10 +138,12 @@ class SymbolicStr(TracedStr):
 
     def _stripped_mixture(self, name: str, chars: str | None) -> TracedStr:
         """Of a text that begins with the template's words, white space on its left."""
-        source, words = parts_of(self)[0]
+        source, words = first_part(self)
         first = words if source < 0 else ""
         if name != "lstrip" or not first.lstrip(chars):
             raise OpaqueError("it strips a text that is a field in part")
+        if first[:1].strip(chars):
+            return self
         return self.piece(len(first) - len(first.lstrip(chars)), str.__len__(self))
 
 

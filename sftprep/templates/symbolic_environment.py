@@ -76,6 +76,8 @@ class Marks:
         mark.message = tracer.messages.get(id(items[0]), -2) if items else -1
         if isinstance(tracer, SymbolicTracer):
             mark.num_guards, mark.has_read = len(tracer.guards), tracer.reads.last
+            mark.asked, mark.seen = tracer.asked, tracer.reads.seen
+            tracer.asked, tracer.reads.seen = {}, set()
         return mark
 
     def taken(self, pieces: Iterable[str]) -> list[str]:

@@ -21,6 +21,15 @@ _PLAIN: Final = (
     *(nodes.If, nodes.Output, nodes.TemplateData, nodes.Const, nodes.Name, nodes.Test, nodes.Compare, nodes.Operand),
     *(nodes.And, nodes.Or, nodes.Not, nodes.CondExpr),
 )
+_SETS: Final = (nodes.Assign, nodes.AssignBlock)
+_NUMBERS: Final = frozenset({"index", "index0"})
+_FOLLOWED: Final = _NUMBERS | {"first", "last"}
+"""What a pass may ask of the loop: its number, whether it is the first, whether another message comes (which reads)."""
+_STATEFUL: Final = frozenset({"cycler", "joiner"})
+_USED_UP: Final = frozenset(
+    {"map", "select", "selectattr", "reject", "rejectattr", "batch", "slice", "reverse", "items"}
+)
+"""Filters whose result can be walked through once."""
 _BEYOND: Final = (nodes.Extends, nodes.Include, nodes.Import, nodes.FromImport, nodes.Block)
 
 
@@ -30,17 +39,23 @@ class Layout:
 
     before: frozenset[str]
     ending: frozenset[str]
+    repeats: bool
+    """Whether a pass of the loop is decided by what it reads of messages, and by what the template did before it."""
+    by_number: bool
+    """Whether passes ask for their number."""
 
 
 class Reads:
-    """The last message that anything was read of."""
+    """The last message that anything was read of, and all of which something was `seen` since the last mark."""
 
     def __init__(self) -> None:
         self.last = -1
+        self.seen: set[int] = set()
 
     def at(self, number: int) -> None:
         """A message is read, or that there is one."""
         self.last = max(self.last, number)
+        self.seen.add(number)
 
     def all(self) -> None:
         """Something is read that the last message, or their number, decides."""
@@ -114,9 +129,29 @@ def marked(tree: nodes.Template) -> Layout | None:
     ending = frozenset(name.name for node in tree.body[at:] for name in node.find_all(nodes.Name))
     if GENERATION_PROMPT in before:
         return None
+    asks = {node.attr for node in tree.find_all(nodes.Getattr) if node.attr in _NUMBERS}
+    layout = Layout(before, ending, _repeats(tree, loop, tree.body[: at - 2]), bool(asks))
     loop.body.append(_mark(loop, names_of(loop.target)))
     tree.body.insert(at, _mark(loop, []))
-    return Layout(before, ending)
+    return layout
+
+
+def _repeats(tree: nodes.Template, loop: nodes.For, before: Sequence[nodes.Node]) -> bool:
+    """Whether nothing is handed from one pass to the next: no namespace, nothing that is used up, no item before."""
+    if any(True for _ in tree.find_all(nodes.NSRef)) or not isinstance(loop.target, nodes.Name):
+        return False
+    followed = {id(node.node) for node in tree.find_all(nodes.Getattr) if node.attr in _FOLLOWED}
+    names = list(tree.find_all(nodes.Name))
+    is_followed = all(id(name) in followed for name in names if name.name == "loop")
+    set_before = [node for statement in before for node in (statement, *statement.find_all(_SETS))]
+    used_up = [
+        part
+        for node in set_before
+        if isinstance(node, _SETS)
+        for part in node.find_all(nodes.Filter)
+        if part.name in _USED_UP
+    ]
+    return is_followed and not used_up and {name.name for name in names}.isdisjoint(_STATEFUL)
 
 
 def _is_plain(node: nodes.Node, stored: set[str]) -> bool:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 from sftprep.data import Json
 from sftprep.templates.runs import Run, Source
@@ -16,6 +17,12 @@ from sftprep.templates.values import REASONING_KEYS
 
 Keys = tuple[str | int, ...]
 
+_PLAIN: Final[Mapping[str, Json]] = {"role": "", "content": ""}
+"""Stands for messages that are not wrapped yet."""
+_NUM_PLAIN: Final = len(_PLAIN)
+_ROLE: Final[Keys] = ("role",)
+_CONTENT: Final[Keys] = ("content",)
+
 
 class SymbolicSession:
     """The messages, tools and arguments of one conversation, wrapped once for all its renders."""
@@ -25,8 +32,19 @@ class SymbolicSession:
         self.messages = messages
         self._by_keys: dict[tuple[int, Keys], int] = {}
         self._keys: dict[int, tuple[int, Keys]] = {}
-        self.wrapped = [self._message(index, message) for index, message in enumerate(messages)]
-        self.tools = None if tools is None else self._tools(tools)
+        self.num_tools = None if tools is None else len(tools)
+        self._given_tools = tools
+        self._wrapped = [self._known_plain(index, m) or self._message(index, m) for index, m in enumerate(messages)]
+
+    @functools.cached_property
+    def wrapped(self) -> list[Mapping[str, Json]]:
+        """The messages as the template is to see them."""
+        return [self._of_plain(index) if copy is _PLAIN else copy for index, copy in enumerate(self._wrapped)]
+
+    @functools.cached_property
+    def tools(self) -> list[Json] | None:
+        """The tools as the template is to see them."""
+        return None if self._given_tools is None else self._tools(self._given_tools)
 
     def constant(self, message: int, keys: Keys, text: str) -> int:
         """The source of a text that is the same for every conversation of the shape."""
@@ -41,6 +59,8 @@ class SymbolicSession:
 
     def source_of(self, field: Field) -> int:
         """The number of the source that a field is here."""
+        if field.message < 0 and (field.message, field.keys) not in self._by_keys and self.tools is None:
+            raise OpaqueError("there are no tools")
         source = self._by_keys[field.message, field.keys]
         derived = self.tracer.derived_sources
         for op in field.ops:
@@ -69,6 +89,24 @@ class SymbolicSession:
         self.tracer.fields[number] = Field(message, keys)
         self.tracer.values[number] = value
         return number
+
+    def _known_plain(self, index: int, message: Mapping[str, Json]) -> Mapping[str, Json] | None:
+        """Know the texts of a message that is a role and a content; it is wrapped when it is rendered."""
+        content, role = message.get("content"), message.get("role")
+        if len(message) != _NUM_PLAIN or type(content) is not str or type(role) is not str:
+            return None
+        for keys, path, text in ((_ROLE, "/role", role), (_CONTENT, "/content", content)):
+            number = self._add(index, keys, Source(index, path, text))
+        self.tracer.fields[number] = Field(index, _CONTENT)
+        self.tracer.values[number] = content
+        return _PLAIN
+
+    def _of_plain(self, index: int) -> dict[str, Json]:
+        of_field = self.tracer.of_field
+        copy: dict[str, Json] = {key: of_field(self._by_keys[index, (key,)]) for key in self.messages[index]}
+        self.tracer.messages[id(copy)] = index
+        self.tracer.keep.append(copy)
+        return copy
 
     def _message(self, index: int, message: Mapping[str, Json]) -> dict[str, Json]:
         """As a server hands it to the template (see `normalise_messages`): no nulls, reasoning under each name."""
@@ -128,5 +166,6 @@ class SymbolicSession:
         self.tracer.keep.append(wrapped)
 
 
+@functools.lru_cache(maxsize=4096)
 def _pointer(keys: Keys) -> str:
     return "".join(f"/{key}" for key in keys)

@@ -12,20 +12,18 @@ from collections.abc import Hashable, Mapping, Sequence
 from itertools import accumulate
 from typing import Final
 
-import jinja2
-
 from sftprep.data import Json
 from sftprep.errors import TemplateError
-from sftprep.templates.environment import TracingEnvironment
-from sftprep.templates.runs import Run
 from sftprep.templates.shape import shape_of
-from sftprep.templates.symbolic_environment import Marks, symbolic_environment
-from sftprep.templates.symbolic_layout import Layout, Reads, WatchedMessages
+from sftprep.templates.symbolic_environment import symbolic_environment
+from sftprep.templates.symbolic_layout import Layout
+from sftprep.templates.symbolic_passes import Joined, PassBook, TurnMemory
+from sftprep.templates.symbolic_run import Given, Symbolic, run_symbolic
 from sftprep.templates.symbolic_session import SymbolicSession
-from sftprep.templates.symbolic_texts import Body, Builder, Piece, bodies, pieces_of
+from sftprep.templates.symbolic_texts import Body, Builder, Piece, bodies, ends_of, pieces_of
 from sftprep.templates.symbolic_tracer import SymbolicTracer
 from sftprep.templates.symbols import OpaqueError
-from sftprep.templates.template import GENERATION_PROMPT, ChatTemplate, Request, TracedText, raised
+from sftprep.templates.template import GENERATION_PROMPT, ChatTemplate, Request, TracedText
 from sftprep.templates.trace import TracedStr
 
 _MAX_ANSWERS: Final = 32
@@ -42,11 +40,13 @@ class SymbolicTemplate(ChatTemplate):
     _session: SymbolicSession | None = None
     _shape: tuple[Hashable, ...] = ()
     _builders: dict[int, Builder]
+    _joined: dict[str, Joined | None]
+    """The conversation as it is put together, by its arguments; None where it is not."""
     _is_forward = True
     """Whether no render has read of a message what comes after it, so that one tells the texts of all beginnings."""
 
     @functools.cached_property
-    def _symbolic(self) -> tuple[TracingEnvironment, Marks, jinja2.Template]:
+    def _symbolic(self) -> Symbolic:
         """The environment of symbolic renders, its marks, and the template as it is compiled for it."""
         environment, marks = symbolic_environment(self.now)
         return environment, marks, environment.from_string(self.text)
@@ -57,6 +57,17 @@ class SymbolicTemplate(ChatTemplate):
         return {}
 
     @functools.cached_property
+    def turns(self) -> TurnMemory:
+        """What was found of turns, by all that decides it."""
+        return {}
+
+    @functools.cached_property
+    def _passes(self) -> PassBook | None:
+        """The passes of the loop that are known; None where one may decide what the next one writes."""
+        layout = self._layout
+        return PassBook(layout.by_number) if layout is not None and layout.repeats else None
+
+    @functools.cached_property
     def _endings(self) -> dict[str, list[Piece]]:
         """What was rendered behind any messages, by the arguments that the ending reads."""
         return {}
@@ -65,12 +76,16 @@ class SymbolicTemplate(ChatTemplate):
         """Render these messages symbolically from now on; the tracer notes what is asked of them."""
         self._session = SymbolicSession(messages, tools)
         self._builders = {}
+        self._joined = {}
         self._shape = shape_of(messages)
         return self._session.tracer
 
     def leave(self) -> None:
         """Render as `ChatTemplate` does from now on."""
+        if self._session is not None:
+            self._session.tracer.forget_texts()
         self._session = None
+        self._builders, self._joined = {}, {}
 
     def render(
         self,
@@ -100,6 +115,9 @@ class SymbolicTemplate(ChatTemplate):
 
     def _text(self, size: int, request: Request, *, prompt: bool) -> TracedStr:
         session = self._current()
+        joined = self.joined(request)
+        if joined is not None and joined.first < size:
+            return joined.text(size, self._ending(size, request, prompt=prompt))
         body = self._body(size, request, prompt=prompt)
         if body.error is not None:
             raise body.error
@@ -109,10 +127,42 @@ class SymbolicTemplate(ChatTemplate):
         builder = self._builders.setdefault(id(body.pieces), Builder(session, body.pieces))
         return builder.text(body.count, ending)
 
+    def joined(self, request: Request) -> Joined | None:
+        """The conversation put together from passes that are known, which is what a server renders of it."""
+        if self._passes is None:
+            return None
+        key = self._early_arguments(request)
+        if key not in self._joined:
+            made = self._put_together(request, self._passes)
+            self._joined[key] = made if made is not None and self._is_rendered(made, request) else None
+        return self._joined[key]
+
+    def _is_rendered(self, made: Joined, request: Request) -> bool:
+        """Whether a server renders what was put together."""
+        whole = len(self._shape)
+        expected = self._plainly(whole, request, prompt=False)
+        text = made.text(whole, self._ending(whole, request, prompt=False))
+        if isinstance(expected, str) and expected != str.__str__(text):
+            self._passes = None  # something else decides what a pass writes: nothing is put together any more
+            return False
+        return isinstance(expected, str)
+
+    def _put_together(self, request: Request, book: PassBook) -> Joined | None:
+        session, whole = self._current(), len(self._shape)
+        for first in book.firsts:
+            head = self._found(first + 1, request, prompt=False) if first + 1 < whole else None
+            passes = [] if head is None else list(book.find(session, head, self._shape, first))
+            made = [one for one in passes if one is not None]
+            if head is not None and len(made) == len(passes):
+                return Joined(session, head, made, first)
+        return None
+
     def _body(self, size: int, request: Request, *, prompt: bool) -> Body:
         """What the template writes of the first messages before its ending; of all of it where that is not known."""
         if len(self._known) >= _MAX_SHAPES:
             self._known.clear()  # what is forgotten is rendered again where it is needed
+            if self._passes is not None:
+                del self._passes  # its passes follow on what is forgotten
         found = self._found(size, request, prompt=prompt)
         whole = len(self._current().messages)
         if found is None and self._is_forward and self._layout is not None and size < whole:
@@ -130,16 +180,22 @@ class SymbolicTemplate(ChatTemplate):
 
     def _key(self, size: int, request: Request, *, prompt: bool) -> Hashable:
         """All that decides a body: where the ending is known, only the arguments that are read before it."""
-        session, layout = self._current(), self._layout
-        kwargs = request.kwargs or {}
-        if layout is not None:
-            kwargs = {name: value for name, value in kwargs.items() if name in layout.before}
-        num_tools = None if session.tools is None else len(session.tools)
-        return self._shape[:size], num_tools, _as_key(kwargs), prompt and layout is None
+        num_tools = self._current().num_tools if self._reads_tools else None
+        return self._shape[:size], num_tools, self._early_arguments(request), prompt and self._layout is None
 
-    @property
+    def _early_arguments(self, request: Request) -> str:
+        kwargs = request.kwargs or {}
+        if self._layout is not None:
+            kwargs = {name: value for name, value in kwargs.items() if name in self._layout.before}
+        return _as_key(kwargs)
+
+    @functools.cached_property
     def _layout(self) -> Layout | None:
         return self._symbolic[1].layout
+
+    @functools.cached_property
+    def _reads_tools(self) -> bool:
+        return self._layout is None or "tools" in self._layout.before
 
     def _ending(self, size: int, request: Request, *, prompt: bool) -> Sequence[Piece]:
         if self._layout is None:
@@ -164,7 +220,7 @@ class SymbolicTemplate(ChatTemplate):
         """
         tracer = self._current().tracer
         expected = self._plainly(size, request, prompt=prompt)
-        asked, tracer.guards = tracer.guards, {}
+        asked, tracer.guards, tracer.asked = tracer.guards, {}, {}
         error, found = None, {}
         try:
             text = self._run_symbolic(size, request, prompt=prompt)
@@ -182,7 +238,18 @@ class SymbolicTemplate(ChatTemplate):
                 known.append(told)
             if len(known) > _MAX_ANSWERS:
                 raise OpaqueError("the shape has too many ways through the template")
+        self._learn(body, request)
         return body
+
+    def _learn(self, body: Body, request: Request) -> None:
+        """Remember the passes of the render that a body is from."""
+        if self._passes is None or body.pieces is None or not body.ends:
+            return
+        first = body.ends[0][1]
+        head = self._found(first.message + 1, request, prompt=False) if first.has_read == first.message else None
+        if head is not None and head.pieces is not None:
+            self._passes.learn(head, self._shape, body.pieces, body.ends)
+            self._joined.pop(self._early_arguments(request), None)
 
     def _told(self, text: TracedStr, size: int, request: Request, *, prompt: bool) -> dict[int, Body]:
         """The bodies that one text tells, by the number of messages; and its ending, which is remembered."""
@@ -196,7 +263,8 @@ class SymbolicTemplate(ChatTemplate):
         count = _count_at(text, position)
         kwargs = {name: value for name, value in (request.kwargs or {}).items() if name in layout.ending}
         self._endings[_as_key({**kwargs, GENERATION_PROMPT: prompt})] = pieces[count:]
-        return {**dict(bodies(text, pieces, guards, marks)), size: Body(guards, pieces, count)}
+        ends = ends_of(text, marks)
+        return {**dict(bodies(pieces, guards, ends)), size: Body(guards, pieces, count, ends=ends)}
 
     def _plainly(self, size: int, request: Request, *, prompt: bool) -> str | TemplateError:
         """What a server renders of the first messages, or the template's refusal."""
@@ -206,41 +274,17 @@ class SymbolicTemplate(ChatTemplate):
             return error
 
     def _run_symbolic(self, size: int, request: Request, *, prompt: bool) -> TracedStr:
-        session = self._current()
-        tracer = session.tracer
-        environment, marks, compiled = self._symbolic
-        environment.tracer = tracer
-        marks.found = []
-        tracer.stamp, tracer.loops, tracer.rendering = -1, [], True
-        tracer.reads = Reads()
-        messages = WatchedMessages(session.wrapped[:size], tracer.reads)
-        arguments = {key: _argument(session, key, value) for key, value in (request.kwargs or {}).items()}
-        arguments = {**self.special_tokens, **arguments, GENERATION_PROMPT: prompt}
-        try:
-            text = compiled.render(messages=messages, tools=session.tools, documents=None, **arguments)
-        except jinja2.TemplateError as error:
-            # A field that is handed to what raises is opaque: the words are the template's own.
-            raise raised(str(error) or type(error).__name__) from error
-        except Exception as error:
-            # This is what symbols cannot do; or the texts of the messages refuse it, which says nothing of others.
-            raise OpaqueError(f"{type(error).__name__}: {error}") from error
-        finally:
-            tracer.rendering = False
-        return text if isinstance(text, TracedStr) else tracer.literal(text)
+        given = Given(
+            special_tokens=self.special_tokens,
+            kwargs=request.kwargs or {},
+            prompt=prompt,
+            shows_tools=self._reads_tools,
+        )
+        return run_symbolic(self._current(), self._symbolic, size, given)
 
 
 def _as_key(kwargs: Mapping[str, Json] | None) -> str:
-    return json.dumps(kwargs or {}, sort_keys=True)
-
-
-def _argument(session: SymbolicSession, name: str, value: Json) -> Json:
-    """A keyword argument of the template: its text is a source, and the same for all that have it."""
-    if isinstance(value, (dict, list)):
-        raise OpaqueError("an argument of the template is no plain value")
-    if not isinstance(value, str):
-        return value
-    source = session.constant(-1, (name,), value)
-    return TracedStr.of(session.tracer, value, (Run(len(value), source, 0),) if value else ())
+    return json.dumps(kwargs, sort_keys=True) if kwargs else "{}"
 
 
 def _count_at(text: TracedStr, position: int) -> int:

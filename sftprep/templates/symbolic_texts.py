@@ -31,7 +31,7 @@ class Constant(NamedTuple):
 Piece = Field | Constant
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Body:
     """What the template writes before its ending where the guards have these answers, or raises.
 
@@ -42,6 +42,8 @@ class Body:
     pieces: Sequence[Piece] | None = None
     count: int = 0
     error: TemplateError | None = None
+    ends: Sequence[tuple[int, Mark]] = ()
+    """Of the passes, where it was just rendered."""
 
 
 def pieces_of(session: SymbolicSession, text: TracedStr) -> list[Piece]:
@@ -64,17 +66,22 @@ def pieces_of(session: SymbolicSession, text: TracedStr) -> list[Piece]:
     return pieces
 
 
+def ends_of(text: TracedStr, marks: Sequence[tuple[int, Mark]]) -> list[tuple[int, Mark]]:
+    """The number of pieces at the end of each pass of the loop over messages where no piece goes on, and its mark."""
+    ends = list(accumulate((run.length for run in text.runs), initial=0))
+    counts = [(bisect_left(ends, position), position, mark) for position, mark in marks if mark.message >= 0]
+    return [(count, mark) for count, position, mark in counts if ends[count] == position]
+
+
 def bodies(
-    text: TracedStr, pieces: Sequence[Piece], guards: Mapping[Guard, Any], marks: Sequence[tuple[int, Mark]]
+    pieces: Sequence[Piece], guards: Mapping[Guard, Any], ends: Sequence[tuple[int, Mark]]
 ) -> Iterator[tuple[int, Body]]:
     """The number of messages and the body of each beginning of a conversation that one render of it tells.
 
     A pass of the loop tells it where nothing was read of a later message before it ended.
     """
-    ends = list(accumulate((run.length for run in text.runs), initial=0))
-    for position, mark in marks:
-        count = bisect_left(ends, position)
-        if mark.message >= 0 and mark.has_read == mark.message and ends[count] == position:
+    for count, mark in ends:
+        if mark.has_read == mark.message:
             yield mark.message + 1, Body(dict(islice(guards.items(), mark.num_guards)), pieces, count)
 
 

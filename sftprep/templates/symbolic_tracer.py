@@ -31,6 +31,8 @@ class SymbolicTracer(Tracer):
     values: dict[int, Any] = field(default_factory=dict)
     """The JSON value of each field that the conversation itself has."""
     guards: dict[Guard, Any] = field(default_factory=dict)
+    asked: dict[Guard, Any] = field(default_factory=dict)
+    """The same since somebody began to look, also what was asked before."""
     rendering: bool = False
     """Whether the template runs: positions in a text mean nothing to it, and something to who reads what it wrote."""
     parts: dict[int, tuple[TracedStr, list[Part]]] = field(default_factory=dict)
@@ -38,6 +40,11 @@ class SymbolicTracer(Tracer):
     derived_sources: dict[tuple[int, Op], int] = field(default_factory=dict)
     reads: Reads = field(default_factory=Reads)
     """Of the messages, by the render that runs."""
+
+    def forget_texts(self) -> None:
+        """Let go of every text, each of which knows this tracer: then nothing is left for the garbage collector."""
+        self.parts.clear()
+        self.keep.clear()
 
     def printed(self, value: object) -> str:
         """The text of a value that is no traced text: of one that holds fields, Python's own form is not known."""
@@ -88,7 +95,8 @@ class SymbolicTracer(Tracer):
         guard = Guard(self.fields[source], question, args)
         if guard not in self.guards:
             self.guards[guard] = answer(self.sources[source].text, question, args)
-        return self.guards[guard]
+        said = self.asked[guard] = self.guards[guard]
+        return said
 
     def of_field(self, source: int) -> TracedStr:
         """The text of a source."""
@@ -126,6 +134,15 @@ def mentions_symbol(value: object) -> bool:
     if isinstance(value, dict):
         return any(mentions_symbol(key) or mentions_symbol(item) for key, item in value.items())
     return isinstance(value, (list, tuple)) and any(map(mentions_symbol, value))
+
+
+def first_part(text: str) -> Part:
+    """The first piece of a text, constants joined; no characters where it is empty."""
+    tracer = text.tracer if isinstance(text, TracedStr) else None
+    if not isinstance(text, TracedStr) or not isinstance(tracer, SymbolicTracer):
+        return -1, text
+    size = sum(run.length for run in itertools.takewhile(lambda run: run.source not in tracer.fields, text.runs))
+    return (-1, str.__getitem__(text, slice(size))) if size or not text.runs else parts_of(text)[0]
 
 
 def parts_of(text: str) -> list[Part]:
@@ -177,6 +194,13 @@ def begins(text: str, prefix: str) -> bool:
     Where words of the template meet a field, it is noted that one does not begin as the other.
     OpaqueError where it does.
     """
+    source, words = first_part(text)
+    if type(prefix) is str and source < 0 and len(words) >= len(prefix):
+        return words.startswith(prefix)
+    return _begins(text, prefix)
+
+
+def _begins(text: str, prefix: str) -> bool:
     left, right = parts_of(text), parts_of(prefix)
     first = len(right) - 1 if left[: len(right) - 1] == right[:-1] else 0
     pairs = zip(left[first:], right[first:], strict=False)
