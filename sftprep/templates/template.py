@@ -60,7 +60,7 @@ class TracedText:
     def placed(self) -> list[Placed]:
         """The runs with their positions."""
         stops = list(itertools.accumulate([run.length for run in self.runs]))
-        return list(map(Placed, [0, *stops], stops, self.runs))
+        return [tuple.__new__(Placed, at) for at in zip([0, *stops], stops, self.runs, strict=False)]
 
     @functools.cached_property
     def of_message(self) -> Mapping[int, Sequence[Placed]]:
