@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
@@ -14,13 +13,14 @@ from sftprep.arrow import numbers, texts
 from sftprep.config.pack import PackConfig
 from sftprep.data import TOKEN_BATCH_SCHEMA, Document, Severity
 from sftprep.errors import MaskError, TemplateError
-from sftprep.prepare.batch import Replayed, ReplayedRow, token_batch
+from sftprep.prepare.batch import Replayed, token_batch
 from sftprep.prepare.chunk import Chunk, ExactRow, InputRow, LeftOutRow
 from sftprep.prepare.compile import CompiledRow, Compiler, CompileRow
 from sftprep.prepare.input_rows import InputRows
 from sftprep.prepare.recheck import recheck
 from sftprep.prepare.row_length import Fit, Sizes, left_out
 from sftprep.stages.encode_batch import EncodedTexts, Spans, flat_offsets
+from sftprep.stages.replay import RowPlan
 
 
 def compile_chunk(rows: Sequence[InputRow], *, compile_row: CompileRow, config: PackConfig) -> Chunk:
@@ -31,55 +31,64 @@ def compile_chunk(rows: Sequence[InputRow], *, compile_row: CompileRow, config: 
         DataError: `replay-differs`.
     """
     taken = rows if isinstance(rows, InputRows) else InputRows.of(rows)
-    made = _Made(taken, Fit.of(compile_row, config))
     batch = compile_row.batch if isinstance(compile_row, Compiler) else None
-    replayed = None if batch is None else batch.compile(taken)
+    replayed = Replayed.none() if batch is None else batch.compile(taken)
+    made = _Made(taken, Fit.of(compile_row, config), replayed)
+    places = {number: place for place, number in enumerate(replayed.rows)}
     for number in range(len(taken)):
-        known = None if replayed is None else replayed.rows.get(number)
-        error = None if replayed is None else replayed.refused.get(number)
-        if error is not None:
-            made.refuse(taken[number], error)
-        elif known is None or not made.add_replayed(number, known):
+        place = places.get(number)
+        if number in replayed.refused:
+            made.refuse(taken[number], replayed.refused[number])
+        elif place is None or not made.add_replayed(number, place):
             made.add(number, compile_row)
-    if batch is not None and replayed is not None:
+    if batch is not None:
         made.rendering["checked"] += recheck(taken, replayed, compile_row, tokens=(batch.choice, batch.table))
         made.rendering[f"engine {batch.choice.engine.name}"] += len(replayed.rows)
-    return made.chunk(replayed)
+    return made.chunk()
 
 
-@dataclass(slots=True)
 class _Made:
     """What became of the rows so far."""
 
-    rows: InputRows
-    fit: Fit
-    exact: list[ExactRow] = field(default_factory=list)
-    left_out: list[LeftOutRow] = field(default_factory=list)
-    classes: Counter[str] = field(default_factory=Counter)
-    remarks: Counter[str] = field(default_factory=Counter)
-    rendering: Counter[str] = field(default_factory=Counter)
-    traced: list[tuple[InputRow, Document]] = field(default_factory=list)
-    order: list[int] = field(default_factory=list)
-    """Of each document: its place among the replayed ones, or, as -1 - place, among the traced ones."""
-    times: list[int] = field(default_factory=list)
+    def __init__(self, rows: InputRows, fit: Fit, replayed: Replayed) -> None:
+        self.rows = rows
+        self.fit = fit
+        self.rendering: Counter[str] = Counter()
+        self._replayed = replayed
+        self._sizes = _sizes_of_rows(replayed)
+        self._exact: list[ExactRow] = []
+        self._left_out: list[LeftOutRow] = []
+        self._counts = (Counter[str](), Counter[str]())
+        """Classes, and remarks."""
+        self._plans: dict[int, RowPlan] = {}
+        self._times_of_plans: Counter[int] = Counter()
+        self._traced: list[tuple[InputRow, Document]] = []
+        self._order: list[int] = []
+        """Of each document: its place among the replayed ones, or, as -1 - place, among the traced ones."""
+        self._times: list[int] = []
 
-    def add_replayed(self, number: int, known: ReplayedRow) -> bool:
-        """Take a row as it was replayed; False where it is too long, and may be shortened."""
-        sizes = Sizes(known.lengths, known.trained)
-        if self.fit.is_too_long(sizes):
+    def add_replayed(self, number: int, place: int) -> bool:
+        """Take a row as it was replayed, `place` among those; False where it is too long, and may be shortened."""
+        first, stop, num_tokens, longest, repeated = self._sizes[place]
+        if self.fit.is_too_long(longest):
             if self.fit.shorten is not None:
                 return False
-            self.left_out.append(self.fit.refusal(self.rows[number], sizes))
+            sizes = Sizes(self._replayed.lengths[first:stop].tolist(), self._replayed.trained[first:stop].tolist())
+            self._left_out.append(self.fit.refusal(self.rows[number], sizes))
         else:
-            self.order.extend(known.documents)
-            self._count(number, sizes, (known.plan.classes, known.plan.remarks))
+            times, plan = self.rows.times[number], self._replayed.plans[place]
+            self._order.extend(range(first, stop))
+            self._times.extend([times] * (stop - first))
+            self._exact.append(ExactRow(self.rows.sources[number], times, stop - first, num_tokens, longest, repeated))
+            self._plans[id(plan)] = plan
+            self._times_of_plans[id(plan)] += times
         self.rendering["replayed"] += 1
         return True
 
     def refuse(self, row: InputRow, error: MaskError) -> None:
         """Leave out a row that its plan refuses."""
         self.rendering["replayed"] += 1
-        self.left_out.append(left_out(row, error))
+        self._left_out.append(left_out(row, error))
 
     def add(self, number: int, compile_row: CompileRow) -> None:
         """Compile a row by itself."""
@@ -87,55 +96,62 @@ class _Made:
         self.rendering["traced"] += 1
         whole = _compiled(row, compile_row)
         if isinstance(whole, LeftOutRow):
-            self.left_out.append(whole)
+            self._left_out.append(whole)
             return
         result, lost = self.fit.fitted(row, whole)
-        self.left_out += lost
+        self._left_out += lost
         if result is None:
             return
-        first = len(self.traced)
-        self.traced.extend((row, document) for document in result.documents)
-        self.order.extend(-1 - number for number in range(first, len(self.traced)))
-        counts = (result.classes, result.remarks)
-        self._count(number, Sizes.of(result), counts, whole=None if result is whole else Sizes.of(whole))
-
-    def _count(
-        self,
-        number: int,
-        sizes: Sizes,
-        counts: tuple[Mapping[str, int], Mapping[str, int]],
-        *,
-        whole: Sizes | None = None,
-    ) -> None:
+        first = len(self._traced)
+        self._traced.extend((row, document) for document in result.documents)
+        self._order.extend(-1 - number for number in range(first, len(self._traced)))
         times = self.rows.times[number]
-        self.times.extend([times] * len(sizes.lengths))
-        self.exact.append(_exact((self.rows.sources[number], times), sizes, whole=whole))
-        for counter, own in zip((self.classes, self.remarks), counts, strict=True):
+        self._times.extend([times] * len(result.documents))
+        self._exact.append(_exact(row, Sizes.of(result), whole=None if result is whole else Sizes.of(whole)))
+        self._count((result.classes, result.remarks), times)
+
+    def _count(self, counts: tuple[Mapping[str, int], Mapping[str, int]], times: int) -> None:
+        for counter, own in zip(self._counts, counts, strict=True):
             for name, count in own.items():
                 counter[name] += count * times
 
-    def chunk(self, replayed: Replayed | None) -> Chunk:
+    def chunk(self) -> Chunk:
         """The chunk of all rows."""
+        for key, plan in self._plans.items():
+            self._count((plan.classes, plan.remarks), self._times_of_plans[key])
+        classes, remarks = self._counts
         return Chunk(
-            documents=self._documents(replayed),
-            times=np.array(self.times, dtype=np.int64),
-            exact=tuple(self.exact),
-            left_out=tuple(self.left_out),
-            classes=self.classes,
-            remarks=self.remarks,
+            documents=self._documents(),
+            times=np.array(self._times, dtype=np.int64),
+            exact=tuple(self._exact),
+            left_out=tuple(self._left_out),
+            classes=classes,
+            remarks=remarks,
             rendering=self.rendering,
         )
 
-    def _documents(self, replayed: Replayed | None) -> pa.RecordBatch:
-        if replayed is None:
-            return _batch(self.traced)
-        num_replayed = replayed.documents.num_rows
-        if not self.traced and len(self.order) == num_replayed:
-            return replayed.documents
-        order = [number if number >= 0 else num_replayed - 1 - number for number in self.order]
-        both = pa.Table.from_batches([replayed.documents, _batch(self.traced)], schema=TOKEN_BATCH_SCHEMA)
+    def _documents(self) -> pa.RecordBatch:
+        replayed = self._replayed.documents
+        if not self._traced and len(self._order) == replayed.num_rows:
+            return replayed
+        order = [number if number >= 0 else replayed.num_rows - 1 - number for number in self._order]
+        both = pa.Table.from_batches([replayed, _batch(self._traced)], schema=TOKEN_BATCH_SCHEMA)
         chosen = both.take(numbers(np.array(order, np.int64))).combine_chunks().to_batches()
         return chosen[0] if chosen else _batch([])
+
+
+def _sizes_of_rows(replayed: Replayed) -> list[tuple[int, int, int, int, int]]:
+    """Of each replayed row: its first document and that of the next, its tokens, its longest document's, its repeated.
+
+    Repeated are the untrained tokens beyond those of the document that has most of them.
+    """
+    first, stop = replayed.offsets[:-1], replayed.offsets[1:]
+    if not len(first):
+        return []
+    tokens, untrained = replayed.lengths, replayed.lengths - replayed.trained
+    repeated = np.add.reduceat(untrained, first) - np.maximum.reduceat(untrained, first)
+    columns = (first, stop, np.add.reduceat(tokens, first), np.maximum.reduceat(tokens, first), repeated)
+    return list(zip(*(column.tolist() for column in columns), strict=True))
 
 
 def _compiled(row: InputRow, compile_row: CompileRow) -> CompiledRow | LeftOutRow:
@@ -151,13 +167,13 @@ def _compiled(row: InputRow, compile_row: CompileRow) -> CompiledRow | LeftOutRo
     return left_out(row, MaskError("a sample has no trained token", code="nothing-trained", place="/messages"))
 
 
-def _exact(row: tuple[int, int], sizes: Sizes, *, whole: Sizes | None) -> ExactRow:
-    """Of a row's source and times; `whole` is of the row before it was shortened, where it was."""
+def _exact(row: InputRow, sizes: Sizes, *, whole: Sizes | None) -> ExactRow:
+    """`whole` is of the row before it was shortened, where it was."""
     of_row = sizes if whole is None else whole
     untrained = [length - trained for length, trained in zip(sizes.lengths, sizes.trained, strict=True)]
     return ExactRow(
-        source=row[0],
-        times=row[1],
+        source=row.source,
+        times=row.times,
         num_documents=len(sizes.lengths),
         num_tokens=sum(of_row.lengths),
         longest=max(of_row.lengths),

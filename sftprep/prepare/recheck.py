@@ -12,7 +12,7 @@ from sftprep.arrow import flat
 from sftprep.data import Conversation, Document
 from sftprep.engines.fast import EngineChoice
 from sftprep.errors import DataError, EngineDiffersError, MaskError
-from sftprep.prepare.batch import Replayed, ReplayedRow
+from sftprep.prepare.batch import Replayed
 from sftprep.prepare.chunk import InputRow
 from sftprep.prepare.input_rows import InputRows
 from sftprep.stages.encode_batch import TokenTable
@@ -47,14 +47,16 @@ def recheck(
         EngineDiffersError: the engine gave other ids than the reference.
         DataError: `replay-differs` where a plan made another document than the template, or another error.
     """
-    encoded = [number for number in replayed.rows if _is_drawn(rows.lines[number], one_in=_ENCODED_AGAIN)]
-    for number in encoded:
-        for document in replayed.rows[number].documents:
-            _check_ids(rows[number], replayed.documents["input_ids"][document].values, *tokens)
-    for number in encoded:
+    encoded = [
+        place for place, number in enumerate(replayed.rows) if _is_drawn(rows.lines[number], one_in=_ENCODED_AGAIN)
+    ]
+    for place in encoded:
+        number, documents = replayed.rows[place], slice(*replayed.offsets[place : place + 2].tolist())
+        for ids in replayed.documents["input_ids"][documents]:
+            _check_ids(rows[number], ids.values, *tokens)
         conversation = rows[number].conversation
         if conversation is not None and _is_drawn(rows.lines[number], one_in=_COMPILED_AGAIN):
-            _refuse_other(rows[number], replayed, replayed.rows[number], compile_row(conversation))
+            _refuse_other(rows[number], replayed.documents[documents], compile_row(conversation))
     for number, error in replayed.refused.items():
         conversation = rows[number].conversation
         if conversation is not None and _is_drawn(rows.lines[number], one_in=_REFUSED_AGAIN):
@@ -79,9 +81,8 @@ def _check_ids(row: InputRow, ids: pa.Array, choice: EngineChoice, table: TokenT
         )
 
 
-def _refuse_other(row: InputRow, replayed: Replayed, known: ReplayedRow, compiled: RowDocuments) -> None:
+def _refuse_other(row: InputRow, own: pa.RecordBatch, compiled: RowDocuments) -> None:
     """DataError where a row was not replayed as the documents that it was compiled to."""
-    own = replayed.documents.slice(known.documents.start, len(known.documents))
     spans = {"span_starts": "start", "span_kinds": "kind", "span_messages": "message", "span_weights": "weight"}
     documents = compiled.documents
     expected = {

@@ -41,9 +41,9 @@ class Fit:
             return cls(config.max_length, None)
         return cls(config.max_length, Shortener(compile_row, max_length=config.max_length, policy=config.over_length))
 
-    def is_too_long(self, sizes: Sizes) -> bool:
-        """Whether a document of a row is longer than that."""
-        return self.max_length is not None and max(sizes.lengths) > self.max_length
+    def is_too_long(self, longest: int) -> bool:
+        """Whether a row's longest document is longer than that."""
+        return self.max_length is not None and longest > self.max_length
 
     def refusal(self, row: InputRow, sizes: Sizes) -> LeftOutRow:
         """A row as one that is too long."""
@@ -52,7 +52,7 @@ class Fit:
     def fitted(self, row: InputRow, whole: CompiledRow) -> tuple[CompiledRow | None, Sequence[LeftOutRow]]:
         """What is packed of a row, if anything is, and what is left out of it."""
         sizes = Sizes.of(whole)
-        if self.max_length is None or not self.is_too_long(sizes):
+        if self.max_length is None or not self.is_too_long(max(sizes.lengths)):
             return whole, ()
         refused = self.refusal(row, sizes)
         if self.shorten is None or row.conversation is None:

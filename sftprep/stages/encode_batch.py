@@ -92,25 +92,30 @@ class Spans:
 
 def prove_batch(batch: Batch, encoded: EncodedTexts, table: TokenTable) -> tuple[npt.NDArray[np.bool_], Spans]:
     """Which samples are exact, bool `[samples]`, and the spans of all of them."""
-    lengths = table.lengths[encoded.ids]
-    ends = np.cumsum(lengths)
-    starts = ends - lengths
-    ok = _decoded(batch, encoded, (ends, table))
+    written, bounds = _written(encoded, table)
+    ok = _decoded(batch, written, bounds[encoded.offsets])
     if not ok.all():
         return ok, _no_spans(len(ok))
-    piece_starts = np.concatenate([[0], np.cumsum(batch.piece_bytes)])
-    exact = _exact_turns(batch.turns, piece_starts, (encoded, starts, lengths), table)
+    # Of the same type: numpy would convert all borders at each search else.
+    pieces = flat_offsets(batch.piece_bytes).astype(bounds.dtype)
+    exact = _exact_turns(batch.turns, pieces, (encoded.ids, bounds), table)
     ok[batch.turns.sample[~exact]] = False
-    return ok, _spans(batch, np.searchsorted(starts, piece_starts[batch.segments]), encoded.offsets)
+    return ok, _spans(batch, np.searchsorted(bounds[:-1], pieces[batch.segments]), encoded.offsets)
 
 
-def _decoded(batch: Batch, encoded: EncodedTexts, tokens: tuple[Ints, TokenTable]) -> npt.NDArray[np.bool_]:
-    """Of which samples the tokens' bytes are the text's bytes."""
-    ends, table = tokens
-    bounds = np.concatenate([[0], ends])[encoded.offsets]
-    expected = np.concatenate([[0], np.cumsum(batch.sample_bytes)])
-    buffer = table.pieces.take(numbers(encoded.ids)).buffers()[2]
-    written = pa.py_buffer(b"") if buffer is None else buffer.slice(0, int(bounds[-1]))
+def _written(encoded: EncodedTexts, table: TokenTable) -> tuple[pa.Buffer, npt.NDArray[np.int32]]:
+    """The bytes of all tokens, joined, and where each begins; last where the last one ends."""
+    joined = table.pieces.take(numbers(encoded.ids))
+    _, offsets, data = joined.buffers()
+    if offsets is None or data is None or not len(joined):
+        return pa.py_buffer(b""), np.zeros(len(joined) + 1, dtype=np.int32)
+    bounds = np.frombuffer(offsets, dtype=np.int32, count=len(joined) + 1)
+    return data.slice(0, int(bounds[-1])), bounds
+
+
+def _decoded(batch: Batch, written: pa.Buffer, bounds: npt.NDArray[np.int32]) -> npt.NDArray[np.bool_]:
+    """Of which samples the tokens' bytes are the text's bytes; `bounds` `[samples + 1]` are those of the tokens."""
+    expected = flat_offsets(batch.sample_bytes)
     text = pa.py_buffer(batch.text)
     if np.array_equal(bounds, expected) and written.equals(text):
         return np.ones(len(batch.sample_bytes), dtype=np.bool_)
@@ -120,21 +125,20 @@ def _decoded(batch: Batch, encoded: EncodedTexts, tokens: tuple[Ints, TokenTable
 
 
 def _exact_turns(
-    turns: TurnBorders, pieces: Ints, tokens: tuple[EncodedTexts, Ints, Ints], table: TokenTable
+    turns: TurnBorders, pieces: npt.NDArray[np.int32], tokens: tuple[npt.NDArray[np.int32], ...], table: TokenTable
 ) -> npt.NDArray[np.bool_]:
-    """Which turns begin behind the ids of their opening and end in one stop token."""
-    encoded, starts, lengths = tokens
-    last = len(starts) - 1
+    """Which turns begin behind the ids of their opening and end in one stop token; `tokens`: ids, and their borders."""
+    ids, bounds = tokens
+    starts, last = bounds[:-1], len(ids) - 1
     begin, stop = pieces[turns.start], pieces[turns.stop_start]
-    at_begin = np.minimum(np.searchsorted(starts, begin), last)
-    at_stop = np.minimum(np.searchsorted(starts, stop), last)
+    opened = begin - turns.opened.astype(begin.dtype)
+    at_begin, at_stop, first = (np.minimum(np.searchsorted(starts, at), last) for at in (begin, stop, opened))
     exact = (starts[at_begin] == begin) & (starts[at_stop] == stop)
-    exact &= (stop + lengths[at_stop] == pieces[turns.stop]) & np.isin(encoded.ids[at_stop], table.stop_ids)
+    exact &= (bounds[at_stop + 1] == pieces[turns.stop]) & np.isin(ids[at_stop], table.stop_ids)
     counts = np.diff(turns.opening_offsets)
-    first = np.minimum(np.searchsorted(starts, begin - turns.opened), last)
-    exact &= (starts[first] == begin - turns.opened) & (first + counts == at_begin)
+    exact &= (starts[first] == opened) & (first + counts == at_begin)
     place = np.repeat(first - turns.opening_offsets[:-1], counts) + np.arange(len(turns.opening))
-    equal = encoded.ids[np.minimum(place, last)] == turns.opening
+    equal = ids[np.minimum(place, last)] == turns.opening
     differing = np.add.reduceat(np.append(~equal, False), turns.opening_offsets[:-1]) if len(counts) else counts
     proven: npt.NDArray[np.bool_] = exact & ((counts == 0) | (differing == 0))
     return proven
@@ -164,6 +168,6 @@ def _no_spans(num_samples: int) -> Spans:
     return Spans(empty, empty.astype(np.int8), empty, empty.astype(np.float32), offsets)
 
 
-def flat_offsets(counts: Sequence[int]) -> Ints:
+def flat_offsets(counts: Sequence[int] | Ints) -> Ints:
     """Offsets of runs of these sizes, int64 `[n + 1]`."""
     return np.concatenate([[0], np.cumsum(np.asarray(counts, dtype=np.int64))])

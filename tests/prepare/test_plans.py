@@ -6,6 +6,7 @@ import json
 import random
 import shutil
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sftprep.config.pack import PackConfig
-from sftprep.data import TOKEN_BATCH_SCHEMA, Conversation, RowAddress
+from sftprep.data import Conversation, RowAddress
 from sftprep.engines.fast import EngineChoice, FastokensBatch, fast_engine
 from sftprep.engines.load import load_model
 from sftprep.engines.reference import ReferenceEngine
@@ -367,7 +368,7 @@ def test_a_refusal_that_the_template_does_not_make_ends_the_run(own: tuple[Compi
     compile_rows, _ = own
     rows = rows_of([conversation(n, ["so", "that is it"]) for n in range(1, 400)])
     error = MaskError("it is lost", code="field-lost", place="/messages/1")
-    refused = Replayed({}, TOKEN_BATCH_SCHEMA.empty_table(), dict.fromkeys(range(len(rows)), error))
+    refused = replace(Replayed.none(), refused=dict.fromkeys(range(len(rows)), error))
     assert compile_rows.batch is not None
     tokens = (compile_rows.batch.choice, compile_rows.batch.table)
     with pytest.raises(DataError, match="field-lost of it, and the template does not"):

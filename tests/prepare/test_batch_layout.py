@@ -1,0 +1,75 @@
+"""Arrays that are taken from plans for a whole batch are those that each sample's own plan says."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sftprep.engines.load import load_model
+from sftprep.prepare.compile import batch_compiler
+from sftprep.stages.encode_batch import Batch
+from sftprep.stages.replay import SamplePlan
+from tests.prepare.test_plans import SAMPLES, config, conversation
+
+TEXTS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=6)
+CHATS = st.lists(TEXTS, min_size=2, max_size=8).filter(lambda texts: len(texts) % 2 == 0)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.tuples(CHATS, st.none() | TEXTS), min_size=1, max_size=6))
+def test_a_batch_is_its_samples_one_after_another(chats: list[tuple[list[str], str | None]]) -> None:
+    made = batch_compiler(load_model(str(SAMPLES / "model")), config(SAMPLES / "model")).batch
+    assert made is not None
+    layouts = made._layouts
+    found = [made._book.replay(conversation(n, texts, system=system)) for n, (texts, system) in enumerate(chats)]
+    plans = [plan for plan in found if isinstance(plan, tuple)]
+    samples = [sample for plan, _ in plans for sample in plan.samples]
+    pieces = [sample.take(values) for plan, values in plans for sample in plan.samples]
+    if not samples:
+        return
+    assert all(map(layouts.can_prove, samples))
+    batch = layouts.batch(samples, pieces, [b"".join(own) for own in pieces])
+    expected = expected_batch(samples, pieces)
+    assert batch.text == expected["text"]
+    for name in ("piece_bytes", "sample_bytes", "segments", "kinds", "messages", "weights", "segment_offsets"):
+        assert getattr(batch, name).tolist() == expected[name], name
+    assert turns_of(batch) == expected["turns"]
+    openings = batch.turns.opening_offsets.tolist()
+    assert len(openings) == len(expected["turns"]) + 1
+    for number, (sample, _, _, _) in enumerate(expected["turns"]):
+        ids = batch.turns.opening[openings[number] : openings[number + 1]]
+        size = int(batch.turns.opened[number])
+        (alone,) = made.choice.reference.encode([opening_text(samples[sample].turns[0].opening, size)])
+        assert ids.tolist() == alone.ids.tolist()
+
+
+def opening_text(opening: str, size: int) -> str:
+    """So many bytes of an opening, from its end."""
+    return opening.encode()[-size:].decode()
+
+
+def turns_of(batch: Batch) -> list[tuple[int, int, int, int]]:
+    turns = batch.turns
+    columns = (turns.sample, turns.start, turns.stop_start, turns.stop)
+    return list(zip(*(column.tolist() for column in columns), strict=True))
+
+
+def expected_batch(samples: Sequence[SamplePlan], pieces: Sequence[Sequence[bytes]]) -> dict[str, Any]:
+    """The obvious way."""
+    found: dict[str, Any] = {
+        name: [] for name in ("piece_bytes", "sample_bytes", "segments", "kinds", "messages", "weights", "turns")
+    }
+    offsets = [0]
+    for number, (sample, own) in enumerate(zip(samples, pieces, strict=True)):
+        first = len(found["piece_bytes"])
+        found["piece_bytes"] += [len(piece) for piece in own]
+        found["sample_bytes"].append(len(b"".join(own)))
+        found["segments"] += [first + start for start in sample.starts.tolist()]
+        for name in ("kinds", "messages", "weights"):
+            found[name] += getattr(sample, name).tolist()
+        found["turns"] += [(number, first + t.start, first + t.stop_start, first + t.stop) for t in sample.turns]
+        offsets.append(len(found["kinds"]))
+    return {**found, "text": b"".join(b"".join(own) for own in pieces), "segment_offsets": offsets}
