@@ -106,7 +106,7 @@ class TracingEnvironment(MeteredEnvironment):
 
     def print_value(self, value: Any) -> str:
         """A printed expression; marks stay what they are."""
-        if isinstance(value, Mark):
+        if isinstance(value, (Mark, TracedStr)):
             return value
         self.meter_look(value)
         return self.tracer.concat((value,))

@@ -49,7 +49,7 @@ class Meter:
         self._input_size = input_size
         self._steps = 0
         self._next_check = _CHECK_EVERY
-        self._size = 0
+        self.size = 0
         self._max_size = BASE_SIZE
         self._extended = False
         self._started = time.thread_time()
@@ -66,11 +66,11 @@ class Meter:
 
     def charge(self, size: int) -> None:
         """Count characters that are made. RenderLimitError where they are more than this conversation explains."""
-        self._size += size
-        if self._size > self._max_size and not self._extended:
+        self.size += size
+        if self.size > self._max_size and not self._extended:
             self._extended = True
             self._max_size += SIZE_FACTOR * self._input_size()
-        if self._size > self._max_size:
+        if self.size > self._max_size:
             raise RenderLimitError(f"it makes more than {self._max_size:,} characters")
 
     def made(self, value: object) -> None:

@@ -27,6 +27,7 @@ from sftprep.templates.values import dumps
 _REFUSED_METHODS = frozenset({"translate", "maketrans"})
 """Text methods whose cost cannot be told before; no real template has them."""
 _DICT_ATTRIBUTES = frozenset(dir(dict))
+_PLAIN = (bool, int, str)
 _LOOP_NUMBERS = frozenset({"first", "last", "index", "index0", "length", "revindex", "revindex0"})
 
 
@@ -105,9 +106,12 @@ class MeteredEnvironment(ImmutableSandboxedEnvironment):
         super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[GenerationExtension, loopcontrols])
         self.meter = Meter()
         self.generation_marks: tuple[str, str] | None = None
+        self.written: dict[int, tuple[Any, int, str]] | None = None
+        """Where it is not None, JSON is written once: by what it is of and how, that value, its charge and its text."""
         self.filters["tojson"] = _tojson
         for name, function in list(self.filters.items()):
             self.filters[name] = self.metered(name, function)
+        self.filters["tojson"] = self._written_once(self.filters["tojson"])
         self.globals["raise_exception"] = _raise_exception
         self.globals["strftime_now"] = now.strftime
         self.globals["dict"] = TemplateDict()
@@ -126,6 +130,24 @@ class MeteredEnvironment(ImmutableSandboxedEnvironment):
             return result
 
         return filtered
+
+    def _written_once(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The filter `tojson`; the same value costs a look the second time, and is charged as it was."""
+
+        @functools.wraps(function)
+        def write(value: Any, *args: Any, **kwargs: Any) -> Any:
+            if self.written is None or args or kwargs or type(value) not in (dict, list):
+                return function(value, *args, **kwargs)
+            known = self.written.get(id(value))
+            if known is not None:
+                self.meter.charge(known[1])
+                return known[2]
+            before = self.meter.size
+            text = function(value)
+            self.written[id(value)] = (value, self.meter.size - before, text)  # that keeps the value, and so its id
+            return text
+
+        return write
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
         tree = super()._parse(source, name, filename)
@@ -150,6 +172,10 @@ class MeteredEnvironment(ImmutableSandboxedEnvironment):
                 return self.undefined(obj=obj, name=attribute)
         if kind is LoopContext and attribute in _LOOP_NUMBERS:
             return getattr(obj, attribute)
+        if kind is TemplateNamespace:
+            value = object.__getattribute__(obj, "_Namespace__attrs").get(attribute)
+            if type(value) in _PLAIN:
+                return value  # no namespace has a name that the sandbox refuses
         return super().getattr(obj, attribute)
 
     def concat(self, pieces: Iterable[str]) -> str:

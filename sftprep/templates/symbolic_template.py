@@ -75,6 +75,7 @@ class SymbolicTemplate(ChatTemplate):
     def at(self, messages: Sequence[Mapping[str, Json]], tools: Sequence[Json] | None) -> SymbolicTracer:
         """Render these messages symbolically from now on; the tracer notes what is asked of them."""
         self._session = SymbolicSession(messages, tools)
+        self._environment.written = {}
         self._builders = {}
         self._joined = {}
         self._shape = shape_of(messages)
@@ -84,7 +85,7 @@ class SymbolicTemplate(ChatTemplate):
         """Render as `ChatTemplate` does from now on."""
         if self._session is not None:
             self._session.tracer.forget_texts()
-        self._session = None
+        self._session = self._environment.written = None
         self._builders, self._joined = {}, {}
 
     def render(

@@ -105,9 +105,12 @@ class SymbolicTracer(Tracer):
 
     def as_json(self, source: int, options: JsonOptions) -> TracedStr:
         """A JSON value, or a text, of the conversation as the JSON filter writes it."""
-        return self.operated(
-            source, ("json", options), write_json(self.values.get(source, self.sources[source].text), options), DERIVED
-        )
+        known = self.derived_sources.get((source, ("json", options)))
+        if known is not None:
+            self.ask(known, "shape", ())
+            return self.of_field(known)
+        text = write_json(self.values.get(source, self.sources[source].text), options)
+        return self.operated(source, ("json", options), text, DERIVED)
 
     def operated(self, source: int, op: Op, text: str, shift: int) -> TracedStr:
         """What an operation makes of a field; whether that is empty is asked."""
