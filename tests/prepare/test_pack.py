@@ -130,7 +130,7 @@ def test_every_conversation_is_packed_exactly_once_or_listed_with_a_reason(bench
     assert packed == Counter(line for line in range(1, len(rows) + 1) if line not in listed)
 
 
-@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck))
 @given(words=st.lists(st.integers(1, 120), min_size=1, max_size=12), seed=st.integers(0, 5))
 def test_tokens_in_are_tokens_packed_and_dropped_and_no_row_overflows_b7(
     bench: Bench, words: list[int], seed: int
