@@ -67,7 +67,9 @@ def build_model(name: str, files: Mapping[str, bytes]) -> ModelFiles:
         special_tokens=special,
         stop_ids=stop_ids,
         stop_tokens=tuple(str(tokenizer.id_to_token(i)) for i in stop_ids),
-        control_tokens=tuple(t.content for t in tokenizer.get_added_tokens_decoder().values() if t.special),
+        control_tokens=tuple(
+            t.content for i, t in tokenizer.get_added_tokens_decoder().items() if t.special or i in stop_ids
+        ),
         vocab_size=_vocab_size(tokenizer, parts),
         pad_id=stop_ids[0] if pad_id is None else pad_id,
         tokenizer_sha256=hashlib.sha256(canonical(parts)).hexdigest(),

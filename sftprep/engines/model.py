@@ -47,7 +47,8 @@ class ModelFiles:
 
     `files` holds the bytes of every file that a shard set copies (tokenizer.json, chat_template.jinja ...), by name.
     `special_tokens` is what the template sees (`bos_token` ...). `stop_ids` come from tokenizer and generation_config,
-    ascending; `stop_tokens` are their texts in the same order. `control_tokens` are all special added tokens.
+    ascending; `stop_tokens` are their texts in the same order. `control_tokens` are all added tokens that are special
+    or end an answer.
     """
 
     name: str

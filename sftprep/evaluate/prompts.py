@@ -15,7 +15,7 @@ from sftprep.engines.reference import ReferenceEngine
 from sftprep.errors import MaskError, TemplateError
 from sftprep.prepare.chat_templates import ChatTemplates
 from sftprep.templates.adapt import adapt_messages, probe_form
-from sftprep.templates.control import refuse_control_tokens
+from sftprep.templates.control import refuse_control_tokens, refuse_formed_tokens
 from sftprep.templates.template import ChatTemplate, Request
 
 
@@ -39,18 +39,21 @@ def prompt_ids(
         messages = adapt_messages(conversation.messages, probe_form(template))
         request = Request(tools=conversation.tools, kwargs=conversation.template_kwargs)
         try:
-            text = template.trace(messages, request, prompt=True).text
+            traced = template.trace(messages, request, prompt=True)
         except TemplateError as error:
             raise TemplateError(
                 error.message, code=error.code, place=str(conversation.address), hint=error.hint
             ) from error
-        ids = [int(i) for i in engine.encode([text])[0].ids]
+        if template.control_tokens:
+            refuse_formed_tokens(traced, template.control_pattern)
+        ids = [int(i) for i in engine.encode([traced.text])[0].ids]
         if ids != _served(served, messages, conversation):
             raise MaskError(
                 "transformers would send other ids for this conversation",
                 code="prompt-differs",
                 place=str(conversation.address),
-                hint="the model's tokenizer files do not agree with each other; save them again with transformers",
+                hint="the model's tokenizer files do not agree with each other: save them again with transformers; "
+                "before 5.22 it reads some (DeepSeek-V3's) otherwise than they are: upgrade it",
             )
         found.append(ids)
     return found

@@ -48,8 +48,9 @@ def fitter(model: str, *, max_length: int | None) -> FitRow:
             template = templates.for_tools(conversation.tools)
             if error.code == _RAISED:
                 error.place = _refused_from(conversation, template)
-            typed = list(typed_errors(conversation, template.control_pattern)) if error.code == _TYPED else [error]
-            faults = sorted((*typed, *_hidden(conversation, typed[-1], compile_rest)), key=_turn_of)
+            typed = typed_errors(conversation, template.control_pattern) if error.code == _TYPED else ()
+            named: list[DataError] = [*typed] or [error]  # No field holds a token that the template joined.
+            faults = sorted((*named, *_hidden(conversation, named[-1], compile_rest)), key=_turn_of)
             return None, tuple(_finding(conversation, fault) for fault in faults)
         if not documents or not all(document.num_trained for document in documents):
             return None, (_finding(conversation, MaskError("a sample has no trained token", code=_NOTHING)),)

@@ -19,7 +19,7 @@ from sftprep.records.plain_lines import PlainChat
 from sftprep.stages.render import render
 from sftprep.stages.replay import Refusal, RowPlan, plan_refusal, plan_row
 from sftprep.templates.adapt import adapt_messages, probe_form
-from sftprep.templates.control import TokenSearch, typed_tokens
+from sftprep.templates.control import TokenSearch, may_hold_tokens
 from sftprep.templates.policy import ControlTokens, Mask, Part, RenderPolicy
 from sftprep.templates.shape import shape_of
 from sftprep.templates.symbolic_template import SymbolicTemplate
@@ -114,13 +114,13 @@ class PlanBook:
         return found
 
     def _has_typed_tokens(self, conversation: Conversation, template: SymbolicTemplate) -> bool:
-        if self._policy.control_tokens is not ControlTokens.ERROR or not template.control_tokens:
+        if not template.control_tokens:
             return False
         if template not in self._searches:
             self._searches[template] = TokenSearch(template.control_tokens)
         if self._searches[template].clears(conversation):
             return False
-        return any(True for _ in typed_tokens(conversation, template.control_pattern))
+        return may_hold_tokens(conversation, template.control_pattern)
 
     def _adapted(self, conversation: Conversation, template: SymbolicTemplate) -> Conversation:
         """The conversation in the form that the template wants, with the run's own arguments."""

@@ -11,8 +11,13 @@ from sftprep.data import Conversation, Role, Sample, Segment, SpanKind, TrainedT
 from sftprep.errors import MaskError, TemplateError
 from sftprep.templates.adapt import adapt_messages, probe_form
 from sftprep.templates.contract import TurnResolver
-from sftprep.templates.control import refuse_control_tokens, typed_tokens, written_tokens
-from sftprep.templates.exact import ExactTurn
+from sftprep.templates.control import (
+    formed_token,
+    refuse_control_tokens,
+    refuse_formed_tokens,
+    written_tokens,
+)
+from sftprep.templates.exact import ExactTurn, refuse_typed_stops
 from sftprep.templates.generation import tag_remarks
 from sftprep.templates.masking import masked_fields, masked_stretches, says_more_than
 from sftprep.templates.merge import merge_consecutive
@@ -92,21 +97,33 @@ def _rendered(
         raise MaskError(error.message, code=error.code, place="/messages", hint=error.hint) from error
     _refuse_lost_tools(conversation, groups[0][-1])
     _refuse_double_bos(template, groups, policy)
+    _refuse_typed(template, groups, policy)
     kept = groups if policy.history is History.EXPAND else groups[:1]
     if policy.mask is Mask.CONTRACT and template.has_generation_blocks:
         remarks.update(remark for group in kept for remark in tag_remarks(template, messages, group))
     remarks["context-lost"] += lost_context(groups[0][-1].traced, groups[0][-1].message)
     samples = [_sample(conversation, number, group, policy) for number, group in enumerate(reversed(kept))]
-    if policy.control_tokens is ControlTokens.SPLIT and any(typed_tokens(conversation, template.control_pattern)):
+    pattern = template.control_pattern
+    traces = [group[-1].traced for group in reversed(kept)]
+    splits = policy.control_tokens is ControlTokens.SPLIT and bool(template.control_tokens)
+    if splits and any(formed_token(traced, pattern) for traced in traces):
         remarks["control-token-split"] += 1
-        pattern = template.control_pattern
-        traces = [group[-1].traced for group in reversed(kept)]
         samples = [
             replace(s, written_tokens=written_tokens(traced, pattern))
             for s, traced in zip(samples, traces, strict=True)
         ]
     untrained = len(trained) - sum(len({turn.message for turn in group}) for group in kept)
     return RenderedConversation(tuple(samples), _classes(kept), untrained, +remarks)
+
+
+def _refuse_typed(template: ChatTemplate, groups: Sequence[Sequence[ExactTurn]], policy: RenderPolicy) -> None:
+    """MaskError where a control token that is none of the template's would be read as one."""
+    if policy.control_tokens is ControlTokens.ERROR and template.control_tokens:
+        for group in groups:
+            refuse_formed_tokens(group[-1].traced, template.control_pattern)
+    if policy.control_tokens is ControlTokens.ALLOW and policy.mask is Mask.CONTRACT and template.stop_tokens:
+        for turn in (turn for group in groups for turn in group):
+            refuse_typed_stops(turn, template.stop_pattern)
 
 
 def _renumbered(sample: Sample, origin: Sequence[int]) -> Sample:

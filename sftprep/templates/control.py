@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -9,6 +10,7 @@ from pydantic_core import PydanticSerializationError, to_json
 
 from sftprep.data import Conversation, Json
 from sftprep.errors import MaskError
+from sftprep.templates.runs import Run
 from sftprep.templates.template import TracedText
 from sftprep.templates.turns import is_template_text
 
@@ -39,14 +41,20 @@ class TokenSearch:
         self._pattern = re.compile(b"|".join(re.escape(token.encode("utf-8", "surrogatepass")) for token in tokens))
 
     def clears(self, conversation: Conversation) -> bool:
-        """True where no text or key holds one for certain; False says nothing."""
-        if not self._is_plain:
+        """True where `may_hold_tokens` is false for certain; False says nothing."""
+        if not self._is_plain or any(_has_parts(message) for message in conversation.messages):
             return False
         try:
             written = to_json([conversation.messages, conversation.tools], inf_nan_mode="constants")
         except (PydanticSerializationError, ValueError):
             return False
-        return self._pattern.search(written) is None
+        # A backslash in a text, which JSON writes twice, may be an escape of arguments that a template takes away.
+        return self._pattern.search(written) is None and rb"\\" not in written
+
+
+def _has_parts(message: Mapping[str, Json]) -> bool:
+    content = message.get("content")
+    return isinstance(content, list) and len(content) > 1
 
 
 def typed_tokens(conversation: Conversation, pattern: re.Pattern[str]) -> Iterator[tuple[str, re.Match[str]]]:
@@ -57,6 +65,62 @@ def typed_tokens(conversation: Conversation, pattern: re.Pattern[str]) -> Iterat
             match = pattern.search(text)
             if match:
                 yield place, match
+
+
+def may_hold_tokens(conversation: Conversation, pattern: re.Pattern[str]) -> bool:
+    """Whether a template may show a control token that somebody typed, in one text or in pieces that it joins.
+
+    True says nothing for certain: a template may write arguments as they are, escapes and all, or keep parts apart.
+    """
+    return any(True for _ in typed_tokens(conversation, pattern)) or any(
+        pattern.search(text) for message in conversation.messages for text in _formed(message)
+    )
+
+
+def _formed(message: Mapping[str, Json]) -> Iterator[str]:
+    """Texts that templates make of a message: its parts joined, and its arguments without JSON's escapes."""
+    content, calls = message.get("content"), message.get("tool_calls")
+    if isinstance(content, list):
+        yield "".join(str(part.get("text", "")) for part in content if isinstance(part, Mapping))
+    for call in calls if isinstance(calls, list) else ():
+        function = call.get("function") if isinstance(call, Mapping) else None
+        arguments = function.get("arguments") if isinstance(function, Mapping) else None
+        if isinstance(arguments, str) and "\\" in arguments:
+            yield from _unescaped(arguments)
+
+
+def _unescaped(arguments: str) -> Iterator[str]:
+    try:
+        yield from (text for _, text in _strings(json.loads(arguments), ""))
+    except (ValueError, RecursionError):
+        return
+
+
+def refuse_formed_tokens(traced: TracedText, pattern: re.Pattern[str]) -> None:
+    """MaskError `control-token` where a rendered text holds a control token that the template did not write.
+
+    No field holds it: the template joined it from pieces, or took the JSON escapes away that hid it.
+    """
+    found = formed_token(traced, pattern)
+    if found is None:
+        return
+    match, run = found
+    source = traced.sources[run.source]
+    raise MaskError(
+        f"the template makes the control token {match!r} of this text, which the tokenizer would not read as text",
+        code="control-token",
+        place=f"/messages/{source.message}{source.path}" if source.message >= 0 else source.path,
+        hint="clean the row; --control-tokens split encodes it as text, allow as a control token, as a server does",
+    )
+
+
+def formed_token(traced: TracedText, pattern: re.Pattern[str]) -> tuple[str, Run] | None:
+    """The first control token of a text that somebody typed a part of, and the run of that part."""
+    for match in pattern.finditer(traced.text):
+        for at in traced.within(*match.span()):
+            if not is_template_text(traced, at.run):
+                return match.group(), at.run
+    return None
 
 
 def _strings(value: Json, path: str) -> Iterator[tuple[str, str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from sftprep.errors import MaskError
@@ -66,6 +67,19 @@ def problem_of(turn: ExactTurn, *, template: ChatTemplate, allow: frozenset[str]
     if repeated is not None:
         return mask_error(turn.message, FIELD_REPEATED, f"{repeated} reaches the text twice", repeated)
     return None
+
+
+def refuse_typed_stops(turn: ExactTurn, pattern: re.Pattern[str]) -> None:
+    """MaskError `early-stop` where the turn itself says a stop token, read as one: no server lets it say more."""
+    # A pattern asks nothing of a symbolic text: the row that it was made of was looked through before.
+    typed = pattern.search(turn.traced.text, turn.start, turn.end.stop_start)
+    if typed:
+        raise MaskError(
+            f"the answer itself holds the stop token {typed.group()!r}: a server stops there",
+            code=EARLY_STOP,
+            place=f"/messages/{turn.message}",
+            hint="clean the row; --control-tokens split encodes it as text",
+        )
 
 
 def _own_beginning(turn: ExactTurn) -> int:

@@ -201,7 +201,12 @@ class ChatTemplate:
     @functools.cached_property
     def control_pattern(self) -> re.Pattern[str]:
         """Matches any control token, longer ones first."""
-        return re.compile("|".join(re.escape(token) for token in sorted(self.control_tokens, key=len, reverse=True)))
+        return _any_of(self.control_tokens)
+
+    @functools.cached_property
+    def stop_pattern(self) -> re.Pattern[str]:
+        """Matches any stop token, longer ones first."""
+        return _any_of(self.stop_tokens)
 
     @functools.cached_property
     def has_generation_blocks(self) -> bool:
@@ -232,6 +237,10 @@ class ChatTemplate:
 
 
 _MAX_TEXTS: Final = 8
+
+
+def _any_of(tokens: Sequence[str]) -> re.Pattern[str]:
+    return re.compile("|".join(re.escape(token) for token in sorted(tokens, key=len, reverse=True)))
 
 
 def _compared_texts(tree: nodes.Template) -> dict[str, list[str]]:

@@ -95,7 +95,7 @@ def check_exact(model: Model, documents: Sequence[Document], messages: list[Any]
             before, run = document.ids[:start].tolist(), document.ids[start:stop].tolist()
             assert before in model.prompts(messages[:message], tools), f"turn {message}: not the server's prompt"
             assert run[-1] in model.files.stop_ids, "the stop token is trained, and nothing after it"
-            assert not set(run[:-1]) & set(model.files.stop_ids) or "<|" in str(messages[message])
+            assert not set(run[:-1]) & set(model.files.stop_ids), "no server lets a model write behind a stop token"
             trained.append(message)
     return trained
 
@@ -197,10 +197,12 @@ def test_what_cannot_be_exact_is_an_error_with_a_name(messages: list[Any], code:
 MARKER = "marker"
 PIECES = (*"ab \n\té日🙂<|>[]{}%#", "<|im_end|>", "<|im_start|>assistant\n", "</think>")
 WORDS = st.lists(st.sampled_from(PIECES), max_size=20).map("".join)
+ANSWERS = st.lists(st.sampled_from([piece for piece in PIECES if piece != "<|im_end|>"]), max_size=20).map("".join)
+"""What a model can write: a stop token within is `early-stop`."""
 
 
 @settings(max_examples=60, deadline=None)
-@given(turns=st.lists(st.tuples(WORDS, WORDS), min_size=1, max_size=4))
+@given(turns=st.lists(st.tuples(WORDS, ANSWERS), min_size=1, max_size=4))
 def test_hostile_conversations_keep_the_contract_a11_m4(turns: list[tuple[str, str]]) -> None:
     model = model_at(OWN)
     messages = [m for q, a in turns for m in (user(MARKER + q), assistant("answer" + a))]

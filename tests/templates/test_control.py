@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Any
 
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sftprep.data import Conversation, RowAddress
-from sftprep.templates.control import TokenSearch, typed_tokens
+from sftprep.templates.control import TokenSearch, may_hold_tokens
 
 TOKENS = ("<|im_end|>", "<｜a｜>", "[INST]", "</s>")
 TEXTS = st.lists(
@@ -22,12 +23,18 @@ JSON = st.recursive(
 )
 
 
-@given(TEXTS, st.dictionaries(TEXTS, JSON), st.none() | st.lists(JSON))
-def test_nothing_that_is_typed_is_missed_quickly(content: str, more: dict[str, Any], tools: list[Any] | None) -> None:
-    conversation = Conversation(RowAddress("chats", 1), [{**more, "content": content}], [1.0], tools=tools)
+@given(
+    TEXTS | st.lists(TEXTS.map(lambda text: {"text": text})), st.dictionaries(TEXTS, JSON), st.none() | st.lists(JSON)
+)
+def test_nothing_that_is_typed_is_missed_quickly(
+    content: str | list[Any], more: dict[str, Any], tools: list[Any] | None
+) -> None:
+    call = {"function": {"name": "f", "arguments": json.dumps(more).replace("<", "\\u003c").replace("/", "\\/")}}
+    messages = [{**more, "content": content}, {"content": "", "tool_calls": [call]}]
+    conversation = Conversation(RowAddress("chats", 1), messages, [1.0, 1.0], tools=tools)
     pattern = re.compile("|".join(map(re.escape, TOKENS)))
     if TokenSearch(TOKENS).clears(conversation):
-        assert not list(typed_tokens(conversation, pattern))
+        assert not may_hold_tokens(conversation, pattern)
 
 
 @pytest.mark.parametrize("token", ['<"end">', "a\\b", "<\n>"])
