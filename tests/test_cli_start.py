@@ -54,6 +54,14 @@ def test_the_probe_sees_what_is_imported() -> None:
     assert "pyarrow" in heavy_modules("schema", "manifest")
 
 
+def test_a_command_seldom_looks_for_cycles_of_objects() -> None:
+    program = (
+        "import gc\nfrom sftprep.__main__ import main\ntry:\n    main()\nfinally:\n    print(gc.get_threshold()[0])"
+    )
+    done = subprocess.run([sys.executable, "-c", program, "--version"], capture_output=True, text=True, check=True)
+    assert int(done.stdout.split()[-1]) >= 50_000
+
+
 def parameters(command: Any) -> Iterator[Any]:
     return (parameter for parameter in command.params if parameter.name not in {"help"})
 

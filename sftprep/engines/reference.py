@@ -59,6 +59,10 @@ class ReferenceEngine:
         normalizer = self._tokenizer.normalizer
         return text if normalizer is None else str(normalizer.normalize_str(text))
 
+    def has(self, token: str) -> bool:
+        """Whether a text is in the vocabulary."""
+        return self._tokenizer.token_to_id(token) is not None
+
     def cuts(self, token: str) -> bool:
         """Whether a text is an added token that is matched in raw text, wherever it stands."""
         return token in self.cutting

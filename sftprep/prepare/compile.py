@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from sftprep.config.pack import PackConfig
+from sftprep.config.places import is_remote
 from sftprep.data import Conversation, Document, Engine
 from sftprep.engines.fast import EngineChoice
 from sftprep.engines.model import ModelFiles
@@ -15,6 +16,7 @@ from sftprep.engines.token_bytes import token_table
 from sftprep.prepare.batch import BatchCompiler
 from sftprep.prepare.chat_templates import ChatTemplates
 from sftprep.prepare.plans import PlanBook
+from sftprep.sources.paths import total_bytes
 from sftprep.stages.encode import encode
 from sftprep.stages.render import RenderedConversation, render
 from sftprep.templates.policy import ControlTokens, History, Mask, Part, RenderPolicy, TrainOn
@@ -59,8 +61,16 @@ def batch_compiler(model: ModelFiles, config: PackConfig) -> Compiler:
     table = token_table(model, parts) if config.plans and PlanBook.serves(policy) else None
     if table is None:
         return Compiler(compile_row)
-    choice = EngineChoice(model, reference, fast=config.tokenizer_engine == "auto")
+    is_fast = config.tokenizer_engine == "auto"
+    choice = EngineChoice(model, reference, fast=is_fast, expected=_expected_bytes(config))
     return Compiler(compile_row, BatchCompiler(PlanBook(model, config, policy), choice=choice, table=table))
+
+
+def _expected_bytes(config: PackConfig) -> int:
+    """Bytes of input that this process may expect as one of its workers; 0 where no file here says so."""
+    paths = [spec.path for spec in config.inputs]
+    total = None if any(map(is_remote, paths)) else total_bytes(paths)
+    return (total or 0) // (config.workers or 1)
 
 
 def compiler(model: ModelFiles, config: PackConfig, *, engine: Engine | None = None) -> CompileRow:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 from collections import deque
 from collections.abc import Iterator
@@ -78,7 +79,8 @@ class _Children:
         # Fork would copy this process's threads' locks (tokenizers has a thread pool) in whatever state they are.
         context = multiprocessing.get_context("spawn")
         count = self._num_workers
-        return ProcessPoolExecutor(count, mp_context=context, initializer=_start_child, initargs=self._job)
+        own = (*self._job, gc.get_threshold())
+        return ProcessPoolExecutor(count, mp_context=context, initializer=_start_child, initargs=own)
 
     def _give(self, chunk: InputChunk) -> None:
         try:
@@ -122,8 +124,10 @@ class _Child:
     config: PackConfig
 
 
-def _start_child(model: ModelFiles, config: PackConfig) -> None:
+def _start_child(model: ModelFiles, config: PackConfig, collected_after: tuple[int, int, int]) -> None:
+    """The child looks for cycles of objects as seldom as its parent does."""
     obey_parent()
+    gc.set_threshold(*collected_after)
     _Child.compile_row = staticmethod(batch_compiler(model, config))
     _Child.config = config
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import multiprocessing
 import os
@@ -62,6 +63,17 @@ def test_chunks_come_out_in_the_order_of_the_rows(job: dict[str, Any]) -> None:
     lines = [chunk.documents["doc_line"].to_pylist() for chunk in compile_chunks(chunks(17), **job)]
     assert lines == [[line] for line in range(1, 18)]
     assert multiprocessing.active_children() == []
+
+
+def test_children_look_for_cycles_as_seldom_as_their_parent(job: dict[str, Any]) -> None:
+    before = gc.get_threshold()
+    gc.set_threshold(12_345, 6, 7)
+    try:
+        children = workers._Children((job["model"], job["config"]))
+        assert children._pool.submit(gc.get_threshold).result() == (12_345, 6, 7)
+        children._pool.shutdown()
+    finally:
+        gc.set_threshold(*before)
 
 
 def with_murders(count: int, *, before: set[int]) -> Iterator[InputChunk]:

@@ -201,6 +201,40 @@ def test_an_engine_that_differs_within_a_run_is_found_and_all_is_done_again(
         assert path.read_bytes() == (tmp_path / "auto" / shard.file).read_bytes()
 
 
+@pytest.mark.parametrize(
+    ("expected", "sizes", "names"),
+    [
+        (1 << 20, [10, 10], ["other", "other"]),
+        (10, [1 << 19, 1 << 19, 10], ["tokenizers", "tokenizers", "other"]),
+        (0, [(1 << 20) + 1], ["other"]),
+    ],
+)
+def test_a_fast_engine_is_loaded_where_text_enough_will_come_or_has_come(
+    monkeypatch: pytest.MonkeyPatch, expected: int, sizes: list[int], names: list[str]
+) -> None:
+    model = load_model(str(SAMPLES / "model"))
+    monkeypatch.setattr("sftprep.engines.fast.fast_engine", lambda model, reference: OtherIds(model.tokenizer_json))
+    choice = EngineChoice(model, ReferenceEngine(model.tokenizer_json), fast=True, expected=expected)
+    used = []
+    for size in sizes:
+        choice.encode_batch([b"a" * size])
+        used.append(choice.engine.name)
+    assert used == names
+
+
+def test_an_input_that_is_large_for_each_worker_is_encoded_by_the_fast_engine_from_the_start(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    chats = tmp_path / "chats.jsonl"
+    chats.write_bytes(bytes(4000))
+    monkeypatch.setattr("sftprep.engines.fast.FAST_FROM", 2000)
+    for workers, fast in ((1, True), (2, True), (3, False)):
+        options = config(SAMPLES / "model", workers=workers).model_copy(update={"files": (chats,)})
+        compile_rows = batch_compiler(load_model(str(SAMPLES / "model")), options)
+        assert compile_rows.batch is not None
+        assert (compile_rows.batch.choice._until_fast == 0) is fast
+
+
 def test_the_check_of_an_engine_names_the_row() -> None:
     model = load_model(str(SAMPLES / "model"))
     compile_rows = batch_compiler(model, config(SAMPLES / "model"))
