@@ -55,6 +55,12 @@ def constant(owner: object, name: str, value: Any) -> Plant:
     return lambda patch: patch.setattr(owner, name, lambda *_, **__: value)
 
 
+def unsearched(patch: pytest.MonkeyPatch) -> None:
+    """Look for control tokens neither in fields nor in the text that the template makes of them."""
+    constant(render, "refuse_control_tokens", None)(patch)
+    constant(render, "_refuse_typed", None)(patch)
+
+
 def changed(owner: object, name: str, value: Any) -> Plant:
     """Replace a thing by another."""
     return lambda patch: patch.setattr(owner, name, value)
@@ -198,6 +204,8 @@ NO_STOP = test_exact.test_a_template_without_a_stop_token_is_refused_unless_waiv
 KWARGS = test_exact.test_the_arguments_that_the_template_was_given_are_known_for_every_document_e6
 WEIGHT_ZERO = test_exact.test_a_turn_of_weight_zero_is_context_and_a_fraction_is_carried_l1
 CONTROL = test_exact.test_a_control_token_in_content_is_an_error_by_default_m4
+JOINED = test_exact.test_a_control_token_that_the_template_joins_of_parts_is_an_error_m4
+SAID = test_exact.test_no_answer_goes_on_behind_a_stop_token_that_it_says_a8
 BORDER = test_policies.test_a_token_that_straddles_the_border_is_encoded_on_both_sides_of_it_c5
 SCAFFOLD = test_policies.test_an_empty_thought_that_the_prompt_supplies_is_never_trained_e3_a8
 DOUBLE_BOS = test_policies.test_a_text_that_begins_with_bos_twice_is_refused_unless_waived_c3
@@ -312,7 +320,9 @@ MUTATIONS = [
     ("reasoning tags are not paired", "E5", constant(text_rules, "_check_tags", ()), FAULTS, "closed only E5"),
     ("arguments of the template are not recorded", "E6", wrapped(render, "_sample", without_kwargs), KWARGS, GIVEN),
     ("weights are not read", "L1", wrapped(render, "_trained_messages", lambda t: [1, 3]), WEIGHT_ZERO, NOTHING),
-    ("control tokens are not looked for", "M4", constant(render, "refuse_control_tokens", None), CONTROL, NOTHING),
+    ("control tokens are not looked for", "M4", unsearched, CONTROL, NOTHING),
+    ("joined control tokens are not looked for", "M4", constant(render, "_refuse_typed", None), JOINED, NOTHING),
+    ("a stop token that an answer says is trained", "A8", constant(render, "_refuse_typed", None), SAID, NOTHING),
     ("typed control tokens are read as such", "M4", wrapped(render, "written_tokens", lambda _: ()), SPLIT, NOTHING),
 ]
 

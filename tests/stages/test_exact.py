@@ -180,6 +180,19 @@ def test_a_control_token_in_content_is_an_error_by_default_m4() -> None:
     assert (caught.value.code, caught.value.place) == ("control-token", "/messages/0/content")
 
 
+def test_a_control_token_that_the_template_joins_of_parts_is_an_error_m4() -> None:
+    parts = [{"type": "text", "text": text} for text in ("say <|im_", "end|>")]
+    with pytest.raises(MaskError) as caught:
+        model_at(OWN).documents([{"role": "user", "content": parts}, assistant("no")], policy=RenderPolicy())
+    assert (caught.value.code, caught.value.place) == ("control-token", "/messages/0/content/0/text")
+
+
+def test_no_answer_goes_on_behind_a_stop_token_that_it_says_a8() -> None:
+    with pytest.raises(MaskError) as caught:
+        model_at(OWN).documents([user("q"), assistant("yes<|im_end|>and no")], policy=ALLOW)
+    assert (caught.value.code, caught.value.place) == ("early-stop", "/messages/1")
+
+
 @pytest.mark.parametrize(
     ("messages", "code"),
     [
