@@ -73,6 +73,10 @@ def evaluate(
     options |= {"fail_on": tuple(fail_on or ()), "harness": tuple(harness or ()), "device": device.value}
     config = read_config(EvaluateConfig, options, command="evaluate")
     _check_places(config.json_file, config.html)
+    _run(config)
+
+
+def _run(config: EvaluateConfig) -> None:
     # torch and transformers take seconds to import, which `sftprep --help` must not wait for.
     from sftprep.evaluate.run import evaluate as run
     from sftprep.reports.evaluate_html import write_evaluation_page
@@ -93,7 +97,13 @@ def evaluate(
 def _check_places(*paths: Path | None) -> None:
     """A report that cannot be written is named before hours of answers, not after them."""
     for path in paths:
-        if path is not None and not is_remote(path) and not path.parent.is_dir():
+        if path is None:
+            continue
+        if is_remote(path):
+            from sftprep.stores.write import check_place  # pyarrow comes with it, which `--help` must not wait for
+
+            check_place(path)
+        elif not path.parent.is_dir():
             raise OutputError(
                 "the report cannot be written: there is no such directory",
                 code="write-failed",

@@ -38,7 +38,7 @@ from sftprep.reports.parity_json import CERTIFICATE_NAME, ParityCertificate
 from sftprep.shards.cache import open_set
 from sftprep.shards.read import ShardSet
 from sftprep.stages.mask_audit import readable_rows
-from sftprep.stores.write import StoreFolder
+from sftprep.stores.write import StoreFolder, check_place
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,8 +99,11 @@ def audit(config: AuditConfig) -> Audit:
     Raises:
         ShardError: the set is incomplete or damaged (`no-manifest`, `missing-shard`, `shard-checksum` …).
         ModelFilesError: the server's model cannot be used.
-        OutputError: `write-failed`.
+        OutputError: `write-failed`, `store-failed`.
     """
+    for path in (config.json_file, config.html):
+        if path is not None and is_remote(path):
+            check_place(path)
     shards = open_set(config.directory, cache_dir=config.cache_dir, cache_gb=config.cache_gb)
     if shards.copies is None:  # what is copied is verified on the way
         shards.verify(checksums=config.checksums)

@@ -11,6 +11,7 @@ from sftprep.config.places import is_remote
 from sftprep.config.validate import ValidateConfig
 from sftprep.errors import OutputError
 from sftprep.prepare.check_block import CheckedBlock
+from sftprep.stores.write import check_place
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +59,9 @@ def check_outputs(config: ValidateConfig, inputs: Sequence[Path]) -> None:
             raise OutputError("is an input or another output", code="output-in-use", place=place, hint=hint)
         if path.suffix in {".gz", ".zst"}:
             raise OutputError("outputs are not compressed", code="output-suffix", place=place, hint="name it .jsonl")
-        if not is_remote(path) and (path.is_dir() or not path.parent.is_dir()):
+        if is_remote(path):
+            check_place(path)
+        elif path.is_dir() or not path.parent.is_dir():
             hint = "name a file in a directory that exists"
             raise OutputError("is not a place for a file", code="no-such-directory", place=place, hint=hint)
         taken.add(_place(path))

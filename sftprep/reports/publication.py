@@ -12,7 +12,7 @@ from typing import BinaryIO
 
 from sftprep.config.places import is_remote
 from sftprep.errors import OutputError
-from sftprep.stores.write import StoreFolder
+from sftprep.stores.write import StoreFolder, check_place
 
 
 @dataclass(slots=True)
@@ -35,6 +35,8 @@ def publishing(paths: list[Path]) -> Iterator[Publication]:
     partial: list[Path] = []
     publication = Publication()
     try:
+        for path in filter(is_remote, paths):
+            check_place(path)
         for path in paths:
             partial.append(_partial(path))
             publication.files.append(partial[-1].open("wb"))

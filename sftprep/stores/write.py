@@ -14,6 +14,17 @@ from sftprep.stores.access import is_missing, is_refused, no_access, said, tried
 T = TypeVar("T")
 
 
+def check_place(place: Path) -> None:
+    """Whether one file can be put at a URL, as far as a store says so before it is written.
+
+    OutputError `no-such-directory` where the URL names no file, `store-failed`; UsageError `no-access`.
+    """
+    if not place.name:
+        hint = "name a file in it, as s3://bucket/report.json"
+        raise OutputError("is not a place for a file", code="no-such-directory", place=str(place), hint=hint)
+    StoreFolder(place.parent).has(place.name)
+
+
 class StoreFolder:
     """Objects whose names begin with one URL; names here are what follows it.
 
@@ -45,6 +56,16 @@ class StoreFolder:
             return found
 
         return self._tried(content, missing=None)
+
+    def has(self, name: str) -> bool:
+        """Whether there is such an object."""
+
+        def asked() -> bool:
+            self._store.invalidate_cache(self._root)
+            return bool(self._store.info(self._root + name))
+
+        absent: bool = False
+        return self._tried(asked, missing=absent)
 
     def put(self, name: str, source: Path) -> None:
         """Upload a file; the object has its name when all bytes of it are there."""

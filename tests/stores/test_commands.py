@@ -214,6 +214,33 @@ def test_validate_reads_and_writes_urls(chats: Path, bucket: Bucket, tmp_path: P
         compared(written, (tmp_path / "expected" / name).read_bytes(), **{source: str(chats)})
 
 
+@pytest.mark.parametrize(
+    ("place", "code"),
+    [
+        ("s3://bucket/chats.jsonl", "output-in-use"),
+        ("s3://bucket/good.jsonl.gz", "output-suffix"),
+        ("s3://bucket", "no-such-directory"),
+    ],
+)
+def test_a_url_that_no_rows_can_be_written_to_is_named_before_they_are_read(
+    chats: Path, bucket: Bucket, place: str, code: str
+) -> None:
+    before = bucket.put(chats) and sorted(bucket.store.find("bucket"))
+    error = told(["validate", f"{BUCKET}chats.jsonl", "--good", place]).exception
+    assert isinstance(error, UsageError)
+    assert (error.code, error.place.rstrip("/")) == (code, place)
+    assert sorted(bucket.store.find("bucket")) == before
+    assert bucket.get("chats.jsonl") == chats.read_bytes()
+
+
+def test_a_report_that_cannot_be_put_at_its_url_is_named_before_the_work_for_it(bucket: Bucket) -> None:
+    words = ["evaluate", "--suite", "tone", "--model", "nowhere", "--json"]
+    error = told([*words, "s3://bucket"]).exception
+    assert getattr(error, "code", "") == "no-such-directory"
+    error = told(["audit", "nowhere", "--html", "s3://bucket"]).exception
+    assert getattr(error, "code", "") == "no-such-directory"
+
+
 def test_validate_takes_patterns_of_objects(chats: Path, samples: Path, bucket: Bucket) -> None:
     lines = chats.read_bytes().splitlines(keepends=True)
     bucket.store.pipe_file("bucket/data/a.jsonl", b"".join(lines[:10]))
@@ -349,7 +376,7 @@ def model(samples: Path, tmp_path: Path) -> Path:
 
 
 def test_evaluate_reads_and_writes_urls(packed: Path, model: Path, suite: Path, bucket: Bucket, tmp_path: Path) -> None:
-    rows = Path(open_shard_set(packed).manifest.sources[0].path)
+    rows = Path(open_shard_set(packed).manifest.sources[0].path).with_name("tools.jsonl")
     local = {"--suite": suite, "--held-out": packed, "--trained-on": packed, "--against": rows}
     urls = {option: bucket.put(path) for option, path in local.items()} | {"--suite": f"{bucket.put(suite)}/own.yaml"}
     words = ["evaluate", "--model", str(model), "--threads", "1", "--json"]

@@ -15,9 +15,11 @@ from typer.testing import CliRunner
 from sftprep.cli.app import app
 from sftprep.config.audit import AuditConfig
 from sftprep.config.pack import PackConfig
+from sftprep.config.places import place_of
 from sftprep.errors import OutputError, SftprepError, SourceError
 from sftprep.prepare.audit import audit
 from sftprep.prepare.pack import pack
+from sftprep.stores.write import StoreFolder
 from tests.prepare.test_resume import bytes_of, options, rows
 
 if TYPE_CHECKING:
@@ -75,8 +77,15 @@ def test_a_set_is_published_on_the_hub_manifest_last_and_read_back(
     assert found.report.passed
     assert json.loads(files(hub, "sets/one")["parity.json"])["verdict"] == "proven"
     hub.commits.clear()
+    hub.requests.clear()
     assert pack(PackConfig(**{**call, "out": f"{URL}/sets/one"})).unchanged
-    assert hub.commits == []
+    assert [path for _, path in hub.requests if "/commit/" in path] == []
+
+
+def test_removing_what_is_not_there_is_no_fault(hub: Hub) -> None:
+    hub.repositories["us/chats"]["sets/two.json"] = b"2"
+    StoreFolder(place_of(f"{URL}/sets")).remove(["one.json", "two.json"])
+    assert hub.repositories["us/chats"] == {}
 
 
 def test_a_set_on_the_hub_is_added_to(call: dict[str, Any], hub: Hub, tmp_path: Path) -> None:
@@ -135,14 +144,19 @@ def test_uploads_that_stop_are_gone_on_with(call: dict[str, Any], hub: Hub, tmp_
     assert not set(done) & set(hub.commits[len(done) :]), "what was uploaded is not uploaded again"
 
 
+@pytest.mark.parametrize("number", [1, 2])
 def test_a_file_of_the_hub_that_changes_while_it_is_read_is_refused(
-    call: dict[str, Any], hub: Hub, tmp_path: Path
+    call: dict[str, Any], hub: Hub, tmp_path: Path, number: int
 ) -> None:
+    # Its first bytes are read to see what it is, then all: the hub gives whatever the branch has by then.
     path = "raw/chats.jsonl"
     hub.repositories["us/chats"][path] = (tmp_path / "chats.jsonl").read_bytes()
+    reads: list[str] = []
 
     def changed(method: str, asked: str) -> int:
         if "/resolve/" in asked:
+            reads.append(asked)
+        if len(reads) == number:
             hub.fault = lambda method, path: 0
             hub.repositories["us/chats"][path] = hub.repositories["us/chats"][path].replace(b"Tell", b"Told")
         return 0
@@ -150,6 +164,7 @@ def test_a_file_of_the_hub_that_changes_while_it_is_read_is_refused(
     hub.fault = changed
     with pytest.raises(SourceError) as caught:
         pack(PackConfig(**{**call, "sources": (f"chats={URL}/{path}",)}))
+    assert len(reads) == number
     assert (caught.value.code, caught.value.place) == ("source-changed", f"{URL}/{path}")
 
 
