@@ -7,13 +7,11 @@ get them raises, because attention over the whole row would train on other docum
 
 from __future__ import annotations
 
-import inspect
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 import torch
 from torch.nn import functional
-from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface
 
 from sftprep.errors import TrainError
@@ -21,8 +19,7 @@ from sftprep.train.packed_op import packed_attention
 
 ATTENTION_NAME: Final = "sftprep_segments"
 
-_VARLEN_PARAMETERS: Final = frozenset(inspect.signature(varlen_attn).parameters)
-_VARLEN_MAX_HEAD_DIM: Final = 256
+_KERNEL_MAX_HEAD_DIM: Final = 256
 _ALIEN_ARGUMENTS: Final = ("position_bias", "cache", "past_key_values")
 """Arguments that change attention in a way that this module does not implement."""
 
@@ -111,12 +108,19 @@ def segment_attention(
     if alien or not (getattr(module, "is_causal", True) if causal is None else causal):
         raise _unsupported(f"a layer asks for {', '.join(alien) or 'attention that is not causal'}")
     terms = _terms(module, query, keywords)
-    if segments.extent is not None:
-        return _opaque(query, key, value, segments=segments, terms=terms), None
-    segments.num_calls += 1
-    if _fits_varlen(query, value, terms):
-        return _varlen(query, key, value, segments=segments, terms=terms), None
-    return _loop(query, key, value, segments=segments, terms=terms), None
+    fits = _fits_operation(query, value, terms)
+    if segments.extent is None:
+        segments.num_calls += 1
+        attend = _operation if fits and _has_kernel(query) else _loop
+        return attend(query, key, value, segments=segments, terms=terms), None
+    if not fits:
+        raise TrainError(
+            "attention with sinks, soft-capping, dropout or values of another size, and float32 on a GPU, "
+            "cannot be compiled",
+            code="compile-unsupported",
+            hint="leave out --compile",
+        )
+    return _operation(query, key, value, segments=segments, terms=terms), None
 
 
 def _terms(module: torch.nn.Module, query: torch.Tensor, keywords: dict[str, Any]) -> _Terms:
@@ -177,48 +181,34 @@ def _explicit(
     return functional.dropout(weights, p=terms.dropout) @ value
 
 
-def _fits_varlen(query: torch.Tensor, value: torch.Tensor, terms: _Terms) -> bool:
-    half = torch.float16, torch.bfloat16
-    plain = not terms.softcap and terms.sinks is None and not terms.dropout
-    shape = query.shape[-1] == value.shape[-1] and query.shape[-1] <= _VARLEN_MAX_HEAD_DIM
-    low = query.dtype in half or torch.is_autocast_enabled("cuda")
-    return query.is_cuda and plain and shape and low
+def _fits_operation(query: torch.Tensor, value: torch.Tensor, terms: _Terms) -> bool:
+    """Whether `packed_attention` computes this; on a GPU, for head sizes that its kernel takes."""
+    plain = not (terms.softcap or terms.dropout) and terms.sinks is None and query.shape[-1] == value.shape[-1]
+    low = _compute_type(query) in (torch.float16, torch.bfloat16) and query.shape[-1] <= _KERNEL_MAX_HEAD_DIM
+    return plain and (low or not query.is_cuda)
 
 
-def _varlen(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *, segments: Segments, terms: _Terms
-) -> torch.Tensor:
-    """The variable-length flash kernel; its arguments differ between torch versions. No GPU has run this yet."""
-    dtype = query.dtype if query.dtype in (torch.float16, torch.bfloat16) else torch.get_autocast_dtype("cuda")
-    q, k, v = (tensor[0].transpose(0, 1).to(dtype).contiguous() for tensor in (query, key, value))
-    options: dict[str, Any] = {"scale": terms.scale, "window_size": (terms.window - 1 if terms.window else -1, 0)}
-    if "enable_gqa" in _VARLEN_PARAMETERS:
-        options["enable_gqa"] = key.shape[1] != query.shape[1]
-    cu_seqlens, longest = segments.cu_seqlens, segments.max_length
-    output = varlen_attn(q, k, v, cu_seqlens, cu_seqlens, longest, longest, **options)
-    if not isinstance(output, torch.Tensor):
-        raise _unsupported("varlen_attn gave more than the attention output")
-    return output.unsqueeze(0).to(value.dtype)
+def _has_kernel(query: torch.Tensor) -> bool:
+    """Whether one call attends within all documents; elsewhere the loop is as fast, and torch knows its gradient."""
+    return query.is_cuda
 
 
-def _opaque(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *, segments: Segments, terms: _Terms
-) -> torch.Tensor:
-    """As an operation of which a graph sees nothing but shapes."""
+def _compute_type(query: torch.Tensor) -> torch.dtype:
     device = query.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else query.dtype
-    special = bool(terms.softcap or terms.dropout) or terms.sinks is not None or query.shape[-1] != value.shape[-1]
-    low = dtype in (torch.float16, torch.bfloat16) and query.shape[-1] <= _VARLEN_MAX_HEAD_DIM
-    if special or (query.is_cuda and not low):
-        raise TrainError(
-            "attention with sinks, soft-capping, dropout or values of another size, and float32 on a GPU, "
-            "cannot be compiled",
-            code="compile-unsupported",
-            hint="leave out --compile",
-        )
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else query.dtype
+
+
+def _operation(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *, segments: Segments, terms: _Terms
+) -> torch.Tensor:
+    """All documents at once, as an operation of which a compiled graph sees nothing but shapes."""
+    dtype = _compute_type(query)
     q, k, v = (tensor[0].transpose(0, 1).to(dtype).contiguous() for tensor in (query, key, value))
-    output: torch.Tensor = packed_attention(q, k, v, segments.cu_seqlens, segments.extent, terms.scale, terms.window)[0]
-    return output.unsqueeze(0)
+    extent = segments.extent
+    if extent is None:
+        extent = torch.tensor([len(segments.offsets) - 1, segments.max_length])
+    output: torch.Tensor = packed_attention(q, k, v, segments.cu_seqlens, extent, terms.scale, terms.window)[0]
+    return output.unsqueeze(0).to(value.dtype)
 
 
 def _unsupported(message: str, *, code: str = "attention-unsupported") -> TrainError:

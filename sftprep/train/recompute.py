@@ -19,7 +19,6 @@ _DEAR: Final = frozenset(
         "aten::_scaled_dot_product_flash_attention_for_cpu",
         "aten::_scaled_dot_product_efficient_attention",
         "aten::_scaled_dot_product_cudnn_attention",
-        "torch_attn::_varlen_attn",
         "sftprep::packed_attention",
     }
 )

@@ -100,8 +100,8 @@ def test_packed_is_per_document_in_float32_f1(kind: str) -> None:
 def test_the_self_test_passes_with_the_kernel_in_bfloat16_f2(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     attention.register()
     called = []
-    real = attention._varlen
-    monkeypatch.setattr(attention, "_varlen", lambda *a, **k: called.append(1) or real(*a, **k))
+    real = attention._operation
+    monkeypatch.setattr(attention, "_operation", lambda *a, **k: called.append(1) or real(*a, **k))
     with torch.autocast("cuda", dtype=torch.bfloat16):
         verdict = check_segments(_model(kind, ISOLATED[kind]), small_documents(), dtype=torch.bfloat16)
     assert (verdict.reason, verdict.isolated) == ("", True)
@@ -116,13 +116,13 @@ def test_models_that_mix_documents_are_found_f3(kind: str) -> None:
 
 
 def test_the_self_test_sees_a_kernel_that_mixes_documents(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = attention.varlen_attn
+    real = attention.packed_attention
 
-    def mixing(q: Any, k: Any, v: Any, *given: Any, **options: Any) -> Any:
+    def mixing(q: Any, k: Any, v: Any, *given: Any) -> Any:
         whole = torch.tensor([0, len(q)], dtype=torch.int32, device=q.device)
-        return real(q, k, v, whole, whole, len(q), len(q), **options)
+        return real(q, k, v, whole, torch.tensor([1, len(q)]), *given[2:])
 
-    monkeypatch.setattr(attention, "varlen_attn", mixing)
+    monkeypatch.setattr(attention, "packed_attention", mixing)
     attention.register()
     with torch.autocast("cuda", dtype=torch.bfloat16):
         verdict = check_segments(_model("llama", {}), small_documents(), dtype=torch.bfloat16)
