@@ -29,10 +29,12 @@ class ReferenceEngine:
         """`tokenizer` is what was made of the same text, where somebody has made it and lets go of it."""
         self._json = tokenizer_json
         self._tokenizer = _load(tokenizer_json) if tokenizer is None else _plain(tokenizer)
+        # What is matched after normalising is matched in raw text where normalising changes nothing.
+        normalises = _normalises(self._tokenizer)
         self.cutting = frozenset(
             token.content
             for token in self._tokenizer.get_added_tokens_decoder().values()
-            if not (token.normalized or token.single_word or token.lstrip)
+            if not ((token.normalized and normalises) or token.single_word or token.lstrip)
         )
 
     def encode(self, texts: Sequence[str]) -> list[Encoded]:
@@ -120,6 +122,13 @@ def _encoded(encoding: Encoding) -> Encoded:
 
 def _load(tokenizer_json: str) -> Tokenizer:
     return _plain(Tokenizer.from_str(tokenizer_json))
+
+
+def _normalises(tokenizer: Tokenizer) -> bool:
+    """Whether a tokenizer has a normaliser that does anything."""
+    if tokenizer.normalizer is None:
+        return False
+    return bool(json.loads(tokenizer.normalizer.__getstate__()) != {"type": "Sequence", "normalizers": []})
 
 
 def _plain(tokenizer: Tokenizer) -> Tokenizer:
