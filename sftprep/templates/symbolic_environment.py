@@ -12,6 +12,7 @@ from jinja2.tests import TESTS
 
 from sftprep.templates.environment import Mark, TracingEnvironment
 from sftprep.templates.limits import Meter
+from sftprep.templates.runs import Source
 from sftprep.templates.symbolic_layout import Layout, marked
 from sftprep.templates.symbolic_tracer import SymbolicTracer, mentions_symbol
 from sftprep.templates.symbols import OpaqueError, Watched
@@ -124,6 +125,8 @@ def _json_filter(environment: TracingEnvironment) -> Callable[..., TracedStr]:
             raise TypeError("a symbolic environment has a symbolic tracer")
         options = (ensure_ascii, indent, None if separators is None else tuple(separators), sort_keys)
         source = _source_of(value, tracer)
+        if source is not None and _is_walked(value, tracer.sources[source]):
+            raise OpaqueError("it writes JSON of a message's texts, of which none is then known to be there")
         if source is not None:
             return tracer.as_json(source, options)
         if mentions_symbol(value):
@@ -131,6 +134,11 @@ def _json_filter(environment: TracingEnvironment) -> Callable[..., TracedStr]:
         return environment.traced_json(value, ensure_ascii, indent, separators, sort_keys)
 
     return write
+
+
+def _is_walked(value: Any, source: Source) -> bool:
+    """Whether a value is a list or an object of a message that is no value to be printed whole: texts are in it."""
+    return source.message >= 0 and isinstance(value, (dict, list)) and not isinstance(value, Watched)
 
 
 def _source_of(value: Any, tracer: SymbolicTracer) -> int | None:

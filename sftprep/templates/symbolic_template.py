@@ -221,7 +221,8 @@ class SymbolicTemplate(ChatTemplate):
         """
         tracer = self._current().tracer
         expected = self._plainly(size, request, prompt=prompt)
-        asked, tracer.guards, tracer.asked = tracer.guards, {}, {}
+        guards, tracer.guards = tracer.guards, {}
+        asked, tracer.asked = tracer.asked, {}
         error, found = None, {}
         try:
             text = self._run_symbolic(size, request, prompt=prompt)
@@ -231,7 +232,8 @@ class SymbolicTemplate(ChatTemplate):
         except OpaqueError:
             pass
         finally:
-            own, tracer.guards = tracer.guards, {**asked, **tracer.guards}
+            own, tracer.guards = tracer.guards, {**guards, **tracer.guards}
+            tracer.asked = {**asked, **own}
         body = found.setdefault(size, Body(own, error=error))
         for number, told in found.items():
             known = self._known.setdefault(self._key(number, request, prompt=prompt), [])

@@ -45,6 +45,7 @@ class WatchedDict(dict[str, Any], Watched):
     """An object that is printed whole or not at all; whether it is empty is part of the shape."""
 
     __getitem__ = get = items = keys = values = __iter__ = __contains__ = __len__ = __eq__ = copy = _refuse
+    __repr__ = __str__ = __format__ = __or__ = __ror__ = __reversed__ = setdefault = _refuse
 
     def __bool__(self) -> bool:
         return dict.__len__(self) > 0
@@ -54,6 +55,7 @@ class WatchedList(list[Any], Watched):
     """The same for a list."""
 
     __getitem__ = __iter__ = __contains__ = __len__ = __eq__ = index = count = copy = __reversed__ = _refuse
+    __repr__ = __str__ = __format__ = __add__ = __radd__ = __mul__ = __rmul__ = __lt__ = __gt__ = _refuse
 
     def __bool__(self) -> bool:
         return list.__len__(self) > 0

@@ -137,13 +137,13 @@ def test_real_rows_are_replayed_as_the_template_writes_them(
     assert (num_exact > 0) == ((Path(options.model).name, name) in _PLANNED)
 
 
-# Of rows with tools, only the template of Qwen3 prints each tool and each call's arguments whole.
+# The token that opens an answer of deepseek-v3 is matched after normalising, so it is not known to cut every encode;
+# of rows with tools, only the template of Qwen3 prints each tool and each call's arguments whole.
 _PLANNED = {
     ("qwen3", "bench/chat_10k.jsonl.zst"),
     ("qwen3", "chat/bfcl_single_turn_tool_calls.jsonl.zst"),
     ("smollm2-135m-instruct", "bench/chat_10k.jsonl.zst"),
     ("gpt-oss", "bench/chat_10k.jsonl.zst"),
-    ("deepseek-v3", "bench/chat_10k.jsonl.zst"),
     ("mistral-tekken", "bench/chat_10k.jsonl.zst"),
 }
 
@@ -374,6 +374,37 @@ def test_a_call_that_is_lost_or_written_twice_is_the_error_that_the_template_mak
     pointers = [row.findings[0].pointer for row in slow.left_out]
     assert bool(pointers) == bool(found)
     assert all(any(part in pointer for pointer in pointers) for part in found)
+
+
+def with_tools(number: int, calls: int) -> Conversation:
+    tool = {"type": "function", "function": {"name": f"look_up_{number}", "parameters": {"type": "object"}}}
+    plain = conversation(number, [f"question {number}", f"answer {number}"])
+    made = called(number, arguments={"city": f"Rome {number}"}) if calls else plain
+    return Conversation(made.address, made.messages, made.weights, tools=[tool])
+
+
+@pytest.mark.parametrize("calls", [0, 1])
+@pytest.mark.parametrize(
+    "printed",
+    ["{{ t | string }}", "{{ '%s' % t }}", "{{ '{}'.format(t) }}", "{{ [t] | string }}", "{{ t }}", "{{ t | tojson }}"],
+)
+def test_tools_are_those_of_the_row_however_they_are_printed(printed: str, calls: int, tmp_path: Path) -> None:
+    template = f"{{% for t in tools or [] %}}{printed}\n{{% endfor %}}"
+    written = "{{ c.function.name }}{{ c.function.arguments | tojson }}"
+    compile_rows = model_with(template + _CALLS.replace("WRITTEN", written), tmp_path)
+    rows = rows_of([with_tools(n, calls) for n in range(1, 5)])
+    fast, slow = both(compile_rows, rows, config(tmp_path / "model"))
+    assert same(fast, slow)
+    assert len(slow.exact) == len(rows)
+
+
+@pytest.mark.parametrize("written", ["{{ c | tojson }}", "{{ c.function | tojson }}", "{{ m.tool_calls | tojson }}"])
+def test_a_call_that_is_printed_whole_is_not_lost(written: str, tmp_path: Path) -> None:
+    compile_rows = model_with(_CALLS.replace("WRITTEN", written), tmp_path)
+    rows = rows_of([called(n, arguments={"city": f"Rome {n}"}) for n in range(1, 5)])
+    fast, slow = both(compile_rows, rows, config(tmp_path / "model"))
+    assert same(fast, slow)
+    assert len(slow.exact) == len(rows)
 
 
 def test_rows_that_the_template_refuses_are_refused_by_plan(tmp_path: Path) -> None:
