@@ -56,10 +56,7 @@ def evaluate(config: EvaluateConfig, *, on_progress: OnProgress | None = None) -
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     trained_on = _opened(config, config.trained_on)
-    # What cannot be read is told before hours of answers, not after them.
-    _opened(config, config.held_out)
-    for path in expand(config.against):
-        require_source(path)
+    _refuse_unreadable(config, [trained_on, _opened(config, config.held_out)])
     run = Run(config, cases, datetime.now(), on_progress or (lambda what: None), source_state)
     new = run.see(config.model, trained_on)
     old = None if config.baseline is None else run.see(config.baseline, None)
@@ -95,6 +92,15 @@ def evaluate(config: EvaluateConfig, *, on_progress: OnProgress | None = None) -
 
 def _opened(config: EvaluateConfig, place: Path | None) -> ShardSet | None:
     return None if place is None else open_set(place, cache_dir=config.cache_dir, cache_gb=config.cache_gb)
+
+
+def _refuse_unreadable(config: EvaluateConfig, sets: Sequence[ShardSet | None]) -> None:
+    """What cannot be read is told before hours of answers, not after them."""
+    for path in expand(config.against):
+        require_source(path)
+    for source in (source for shards in sets if shards is not None for source in shards.manifest.sources):
+        if source.identity:  # of a store, which says at once whether it lets us in; a file would be read whole
+            source_state(source)
 
 
 def _placed(gate: str, suite: str) -> str:

@@ -22,7 +22,10 @@ def bytes_name(record: SourceRecord) -> str:
 
 
 def source_state(record: SourceRecord) -> Literal["read", "missing", "changed"]:
-    """Whether a source can be read at its recorded path, with its recorded bytes."""
+    """Whether a source can be read at its recorded path, with its recorded bytes.
+
+    UsageError `no-access`, SourceError `read-failed` where a store does not say.
+    """
     path = recorded(record.path)
     if record.identity:
         return _remote_state(path, record)
@@ -34,7 +37,9 @@ def source_state(record: SourceRecord) -> Literal["read", "missing", "changed"]:
 def _remote_state(path: Path, record: SourceRecord) -> Literal["read", "missing", "changed"]:
     try:
         return "read" if identity(path) == (record.identity, record.num_bytes) else "changed"
-    except UsageError:
+    except UsageError as error:
+        if error.code != "missing-file":  # nobody knows whether it is there: no word on it would be true
+            raise
         return "missing"
 
 

@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -29,6 +29,9 @@ from sftprep.errors import UsageError
 from sftprep.prepare.pack import pack
 from sftprep.reports.quality_json import QualityReport
 from sftprep.shards.read import open_shard_set
+
+if TYPE_CHECKING:
+    from tests.stores.s3 import Server
 
 pytest_plugins = ("tests.stores.s3",)
 
@@ -182,6 +185,27 @@ def packed(tmp_path: Path, samples: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
     pack(PackConfig(files=[samples / "good" / "openai.jsonl"], out=tmp_path / "packed", **options))
     assert len(open_shard_set(tmp_path / "packed").manifest.shards) > 1
     return tmp_path / "packed"
+
+
+def test_a_source_that_is_gone_or_another_is_unprovable_and_one_that_is_closed_is_an_error(
+    samples: Path, bucket: Bucket, server: Server, tmp_path: Path
+) -> None:
+    url = bucket.put(samples / "good" / "openai.jsonl")
+    options: dict[str, Any] = {"model": str(samples / "model"), "out": tmp_path / "set", "max_length": 512}
+    pack(PackConfig(files=[url], **options))
+
+    def proof() -> Any:
+        result = told(["audit", str(tmp_path / "set"), "--prove", "--json", str(tmp_path / "a.json")])
+        parity = json.loads((tmp_path / "a.json").read_bytes())["parity"] if result.exception.args == (1,) else {}
+        return parity.get("verdict"), parity.get("sources", [{}])[0].get("state"), result.exception
+
+    server.fault = lambda method, path: "refuse"
+    assert getattr(proof()[2], "code", "") == "no-access"
+    server.fault = lambda method, path: ""
+    bucket.store.pipe_file("bucket/openai.jsonl", (samples / "good" / "tools.jsonl").read_bytes())
+    assert proof()[:2] == ("unprovable", "changed")
+    bucket.store.rm_file("bucket/openai.jsonl")
+    assert proof()[:2] == ("unprovable", "missing")
 
 
 Ends = tuple[str, str]

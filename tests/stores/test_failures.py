@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -225,6 +228,13 @@ def test_a_shard_that_is_gone_or_another_is_named(place: Place, damage: str, com
     assert (place.objects(), place.files()) == before
 
 
+def test_sources_that_a_store_closed_are_told_before_a_model_is_opened(place: Place) -> None:
+    place.run("pack")
+    place.server.fault = lambda method, path: "refuse"
+    words = {"s3://bucket/packed": f"{place.directory}/out"}
+    assert named(place.run("evaluate", **words)) == ("no-access", "s3://bucket/chats.jsonl", 2)
+
+
 def test_an_object_that_changes_between_being_listed_and_being_read_is_refused(place: Place) -> None:
     # Its name for the bytes is in the fingerprint already: rows of other bytes would go by it.
     url = "s3://bucket/chats.jsonl"
@@ -281,3 +291,28 @@ def test_a_write_whose_answer_is_lost_once_is_made_again_and_whole(place: Place,
     audited = {"pack --out": "out", "append": "packed"}.get(command)
     if audited is not None:
         assert place.run("audit", **{"bucket/packed": f"bucket/{audited}"}).exit_code == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", [name for name in WRITES if name != "pack --out"])
+def test_a_command_that_is_killed_while_it_uploads_leaves_nothing_and_does_it_again(place: Place, command: str) -> None:
+    before = place.objects()
+    words = WRITES[command]
+    for name, value in place.names.items():
+        words = [word.replace(name, value) for word in words]
+    killed: list[subprocess.Popen[bytes]] = []
+
+    def kill(method: str, path: str) -> str:
+        if method != "PUT":
+            return ""
+        place.server.fault = lambda method, path: ""
+        killed[0].kill()
+        killed[0].wait()
+        return "fail"
+
+    place.server.fault = kill
+    killed.append(subprocess.Popen([sys.executable, "-m", "sftprep", *words], stdout=subprocess.DEVNULL))
+    assert killed[0].wait(timeout=100) == -signal.SIGKILL
+    assert place.objects() == before
+    assert place.run(command).exit_code == 0
+    assert place.objects().keys() == {*before, "bucket/out"}
