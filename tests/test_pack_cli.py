@@ -76,13 +76,16 @@ def test_rows_that_cannot_be_exact_are_all_listed_on_stderr_and_the_exit_code_is
     ("wrong", "said"),
     [
         (["--max-drop", "some"], "--max-drop"),
-        (["--source", "no-file"], "NAME=FILE"),
+        (["--source", "no-file"], "--source: not NAME=FILE"),
         (["--source", "x=chats.jsonl:0"], "weight"),
         (["--source", "x=a.jsonl", "--source", "x=b.jsonl"], "two sources have the name 'x'"),
         (["--template-kwargs", "[1]"], "--template-kwargs"),
         (["--template-kwargs", "{"], "not JSON"),
         (["--over-length", "cut"], "cut"),
         (["--max-length", "0"], "--max-length"),
+        (["--max-length", "9" * 20], "--max-length"),
+        (["--num-rows", "9" * 20], "--num-rows"),
+        (["--shard-tokens", "9" * 20], "--shard-tokens"),
     ],
 )
 def test_a_wrong_option_is_named_and_the_exit_code_is_2(words: list[str], wrong: list[str], said: str) -> None:
@@ -90,6 +93,29 @@ def test_a_wrong_option_is_named_and_the_exit_code_is_2(words: list[str], wrong:
     assert done.returncode == 2
     assert said in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("name", ["pack", "validate"])
+def test_a_closed_standard_input_is_named(words: list[str], name: str) -> None:
+    words = [*words[:4], *words[5:]] if name == "pack" else [*words[:3], "validate"]
+    done = run(["sh", "-c", 'exec "$@" - <&-', "sh", *words])
+    assert (done.returncode, "standard input is closed [unreadable-file]" in done.stderr) == (2, True)
+    assert "Traceback" not in done.stderr
+
+
+def test_links_that_lead_to_each_other_are_no_place_for_a_set(words: list[str], tmp_path: Path) -> None:
+    (tmp_path / "one").symlink_to(tmp_path / "out")
+    (tmp_path / "out").symlink_to(tmp_path / "one")
+    done = run(words)
+    assert (done.returncode, "[output-not-writable]" in done.stderr, "Traceback" in done.stderr) == (2, True, False)
+    assert sorted(os.listdir(tmp_path)) == ["chats.jsonl", "one", "out"]
+
+
+def test_an_expression_that_no_row_matches_is_told(words: list[str], tmp_path: Path) -> None:
+    assert run(words).returncode == 0
+    audit = [*words[:3], "audit", str(tmp_path / "out"), "--where"]
+    assert "no row matches --where 'length < 0'" in run([*audit, "length < 0"]).stdout
+    assert "no row matches" not in run([*audit, "length > 0"]).stdout
 
 
 def test_packing_asks_for_the_length_of_a_row(words: list[str]) -> None:

@@ -63,7 +63,10 @@ def _run(config: AuditConfig) -> None:
     console = terminal_console()
     found = run(config)
     print_summary(found.report, console)
-    for view in found.rows(found.chosen()):
+    chosen = found.chosen()
+    if config.where is not None and config.sample and not chosen:
+        console.print(f"\nno row matches --where {config.where!r}", soft_wrap=True, markup=False)
+    for view in found.rows(chosen):
         print_row(view, console, ids=config.ids)
     if config.html is not None:
         console.print(f"\npage: {config.html}", soft_wrap=True, markup=False)

@@ -83,7 +83,7 @@ def pack(
     options = {**locals(), "files": files or (), "sources": sources or (), "allow": allow or ()}
     options["format"] = options.pop("row_format")
     del options["dry_run"]
-    config = read_config(PackConfig, options, command="pack")
+    config = read_config(PackConfig, options, command="pack", names={"sources": "--source"})
     if dry_run:
         _foretell(config)
     else:

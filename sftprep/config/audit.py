@@ -43,12 +43,20 @@ class Gate:
             return cls(text, code)
         if code == "trained-share" and ".." in limit:
             low, _, high = limit.partition("..")
-            return cls(text, code, float(low or 0), float(high or 1), is_share=True)
+            return cls(text, code, *_ordered(text, float(low or 0), float(high or 1)), is_share=True)
         if code in LIMITS and limit:
             is_share = limit.endswith("%")
-            return cls(text, code, 0.0, float(limit.rstrip("%")) / (100 if is_share else 1), is_share=is_share)
+            highest = float(limit.rstrip("%")) / (100 if is_share else 1)
+            return cls(text, code, *_ordered(text, 0.0, highest), is_share=is_share)
         known = ", ".join(PLAIN_GATES)
         raise ValueError(f"no gate is {text!r}: {known}, {_WITH_VALUES}")
+
+
+def _ordered(text: str, low: float, high: float) -> tuple[float, float]:
+    """The limits of a gate. ValueError where nothing lies between them, as behind no number (`nan`)."""
+    if not 0 <= low <= high:
+        raise ValueError(f"nothing can lie within {text!r}")
+    return low, high
 
 
 def _gates(texts: tuple[str, ...]) -> tuple[str, ...]:

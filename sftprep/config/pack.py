@@ -112,6 +112,7 @@ class PackConfig(BaseModel):
     max_length: int | None = Field(
         default=None,
         ge=1,
+        lt=2**31,
         description="Tokens a row holds at most. Required with packing: nothing is ever cut, so take the context "
         "length that you will train with; the report says how many conversations other lengths would drop. "
         "With --no-packing the longest conversation decides unless this says less.",
@@ -126,10 +127,16 @@ class PackConfig(BaseModel):
         "question, `truncate-at-turn` leaves whole turns off the end. Trained tokens that are lost are counted.",
     )
     num_rows: int | None = Field(
-        default=None, ge=1, description="Spread the documents over exactly so many rows; an error where they need more."
+        default=None,
+        ge=1,
+        lt=2**31,
+        description="Spread the documents over exactly so many rows; an error where they need more.",
     )
     rows_multiple_of: int = Field(
-        default=1, ge=1, description="Make the number of rows a multiple of this, such as the rows of one step."
+        default=1,
+        ge=1,
+        lt=2**31,
+        description="Make the number of rows a multiple of this, such as the rows of one step.",
     )
     max_drop: Annotated[str, BeforeValidator(_text)] = Field(
         default="0",
@@ -185,7 +192,9 @@ class PackConfig(BaseModel):
         default=PINNED_NOW, description="The date that templates with `strftime_now` show; recorded in the manifest."
     )
 
-    shard_tokens: int = Field(default=1 << 26, ge=1, description="Tokens after which a new shard file is begun.")
+    shard_tokens: int = Field(
+        default=1 << 26, ge=1, lt=2**63, description="Tokens after which a new shard file is begun."
+    )
     work_dir: LocalPath = Field(
         default=CACHE_DIR / "packing",
         description="Where a set for a URL is made: about four times its bytes, until it is uploaded.",

@@ -32,7 +32,7 @@ class ValidateConfig(BaseModel):
         "tokenizer, as `pack` does.",
     )
     max_length: int | None = Field(
-        default=None, ge=1, description="Tokens that a row may have; needs --model. Longer rows are errors."
+        default=None, ge=1, lt=2**31, description="Tokens that a row may have; needs --model. Longer rows are errors."
     )
     max_errors: int = Field(
         default=100, ge=0, description="Errors, and as many warnings, that are listed (0: all); all are counted."

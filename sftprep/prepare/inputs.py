@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import atexit
 import shutil
-import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from sftprep.prepare.mix import row_times
 from sftprep.records.draft import Format
 from sftprep.records.plain_lines import plain_line
 from sftprep.sources.blocks import Block, LineBlock, SourceRow
-from sftprep.sources.compressed import STDIN, OnBytes
+from sftprep.sources.compressed import STDIN, OnBytes, standard_input
 from sftprep.sources.lines import file_sha256, read_blocks, read_rows, require_file
 from sftprep.sources.paths import expand
 from sftprep.sources.state import FileState
@@ -98,10 +97,11 @@ def input_files(config: PackConfig) -> tuple[InputFile, ...]:
 
 def _stdin_copy() -> Path:
     """Standard input as a file, which is gone when the process ends."""
+    given = standard_input()
     handle, name = mkstemp(prefix="sftprep-stdin-")
     atexit.register(Path(name).unlink, missing_ok=True)
     with open(handle, "wb") as file:
-        shutil.copyfileobj(sys.stdin.buffer, file, 1 << 20)
+        shutil.copyfileobj(given, file, 1 << 20)
     return Path(name)
 
 

@@ -19,7 +19,9 @@ from sftprep.shards.schema import MANIFEST_NAME
 def holds_something(out: Path) -> bool:
     """Whether something is in the directory `out`. OutputError `output-not-a-directory`, `output-not-writable`."""
     with named_failures(out):
-        if not out.exists():
+        try:
+            out.stat()  # `exists` would be silent about links that lead to each other
+        except FileNotFoundError:
             return False
         if not out.is_dir():
             raise OutputError(

@@ -14,7 +14,7 @@ from typing import BinaryIO, Final
 import zstandard
 
 from sftprep.config.places import is_remote
-from sftprep.errors import SourceError
+from sftprep.errors import SourceError, UsageError
 from sftprep.stores.read import Identity, open_remote
 
 OnBytes = Callable[[int], None]
@@ -52,12 +52,20 @@ class Source:
         return open_remote(self.path, known=self.known) if is_remote(self.path) else self.path.open("rb")
 
 
+def standard_input() -> BinaryIO:
+    """Standard input as bytes. UsageError `unreadable-file` where the process was started without one."""
+    # Python has none where the descriptor was closed before it began (`<&-`).
+    if sys.stdin is None:
+        raise UsageError("standard input is closed", code="unreadable-file", place="-", hint="pipe rows into it")
+    return sys.stdin.buffer
+
+
 def chunks_of(source: Source, *, name: str, on_bytes: OnBytes | None) -> Iterator[bytes | SourceError]:
     """Uncompressed bytes in bounded pieces; what goes wrong while reading comes last, as a value.
 
     A value, because the lines before it are still good and only the cutter of lines knows where it happened.
     """
-    with nullcontext(sys.stdin.buffer) if source.path == STDIN else source.open() as file:
+    with nullcontext(standard_input()) if source.path == STDIN else source.open() as file:
         counted = _Counted(file, on_bytes)
         try:
             head = counted.peek()

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from sftprep.config.audit import AuditConfig
+from sftprep.config.audit import AuditConfig, Gate
 from sftprep.config.pack import OverLength, PackConfig
 from sftprep.prepare.audit import audit
 from sftprep.prepare.audit_report import gated, waived
@@ -60,6 +60,12 @@ def test_a_gate_fails_the_audit_exactly_where_it_does_not_hold(packed: Path, gat
     assert report.findings == [], "nothing but the gate decides"
     assert [g.passed for g in report.gates] == [passes]
     assert report.passed == passes
+
+
+@pytest.mark.parametrize("gate", ["trained-share=0.9..0.1", "trained-share=nan..", "left-out=nan%", "trained-lost=-1"])
+def test_a_gate_that_no_set_or_every_set_would_pass_is_refused(gate: str) -> None:
+    with pytest.raises(ValueError, match="nothing can lie within"):
+        Gate.parse(gate)
 
 
 def test_every_row_left_out_is_counted_g4(packed: Path) -> None:
