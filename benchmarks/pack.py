@@ -181,6 +181,15 @@ def table(bench: Bench) -> None:
     lines["encode"] = min(exact, key=lambda line: line.cpu, default=lines["bare"])
     lines["write"] = floor(bench, "write", "floor: Parquet write", packed=packed)
     print_lines({kind: line for kind, line in lines.items() if line is not None})
+    print(rendering(bench))
+
+
+def rendering(bench: Bench) -> str:
+    """What the text of a conversation costs by plan, alone in a process."""
+    _, told = side(bench, "render", bench.rows, bench.out("render"))
+    each, again = (told[key] / told["num_rows"] * 1e6 for key in ("cpu", "again"))
+    by_plan = f"{told['num_planned']:,} of {told['num_rows']:,} plain chats by plan"
+    return f"\nRendering {by_plan}: {each:.1f} µs a conversation with the making of the plans, {again:.1f} without."
 
 
 def print_lines(lines: dict[str, Line]) -> None:

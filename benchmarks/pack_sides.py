@@ -1,6 +1,6 @@
 """One side of benchmarks/pack.py, in a process of its own: another preparation, or a floor that none can go below.
 
-    python benchmarks/pack_sides.py trl|axolotl|parse|encode|write SETTINGS.json
+    python benchmarks/pack_sides.py trl|axolotl|parse|render|encode|write SETTINGS.json
 
 A preparation is measured from outside, whole; a floor measures its own call and prints what it found as JSON.
 """
@@ -129,6 +129,43 @@ def parse(settings: Settings) -> dict[str, Any]:
     return cpu_of(work)[0]
 
 
+def render(settings: Settings) -> dict[str, Any]:
+    """Join the text of each plain chat by a plan: with the making of the plans, and once more without."""
+    from sftprep.config.pack import PackConfig
+    from sftprep.engines.load import load_model
+    from sftprep.prepare.input_rows import InputRows
+    from sftprep.prepare.plans import PlanBook
+    from sftprep.records.plain_lines import plain_line
+    from sftprep.templates.policy import RenderPolicy
+
+    with Path(settings["rows"]).open("rb") as file:
+        chats = [(number, chat) for number, chat in enumerate(map(plain_line, file), 1) if chat is not None]
+    chunks = []
+    for first in range(0, len(chats), 1000):
+        chunks.append(InputRows("rows"))
+        for number, chat in chats[first : first + 1000]:
+            chunks[-1].add_chat(0, number, 1, chat)
+    config = PackConfig(
+        files=(Path(settings["rows"]),),
+        model=settings["model"],
+        out=Path(settings["out"]) / "none",
+        max_length=settings["max_length"],
+    )
+    book = PlanBook(load_model(settings["model"]), config, RenderPolicy())
+
+    def work() -> int:
+        num_planned = 0
+        for rows in chunks:
+            planned = [found for found in book.replay_all(rows) if isinstance(found, tuple)]
+            texts = [b"".join(sample.take(values)) for plan, values in planned for sample in plan.samples]
+            num_planned += len(planned) if texts else 0
+        return num_planned
+
+    cost, num_planned = cpu_of(work)
+    again, _ = cpu_of(work)
+    return {**cost, "again": again["cpu"], "num_rows": len(chats), "num_planned": num_planned}
+
+
 def documents(settings: Settings) -> list[list[int]]:
     """The ids of each document of a set."""
     import pyarrow.parquet as pq
@@ -223,6 +260,7 @@ if __name__ == "__main__":
         "trl": trl,
         "axolotl": axolotl,
         "parse": parse,
+        "render": render,
         "encode": encode,
         "write": write,
     }
