@@ -3,9 +3,11 @@
 python benchmarks/h100.py [--tiny] [--only CASE …]
 
 Each case is a process of its own, with its own time limit, so that one that fails leaves the others and the card's
-memory alone. `--tiny` runs the same code on a CPU with toy sizes, to see that it runs. Models have random weights of
-the real shapes; packs of 8192 hold conversations of log-normal length, 40 % of their tokens trained. MFU counts needed
-operations (sftprep/train/flops.py) against the dense bfloat16 peak. TRL's cases need trl; without it they say so.
+memory alone. What is asked for most comes first, each line is printed when it is known, and cases that no longer fit
+into the ten minutes are named: a run that is cut off has its table as far as it came. `--tiny` runs the same code on a
+CPU with toy sizes, to see that it runs. Models have random weights of the real shapes; packs of 8192 hold conversations
+of log-normal length, 40 % of their tokens trained. MFU counts needed operations (sftprep/train/flops.py) against the
+dense bfloat16 peak. TRL's cases need trl; without it they say so.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -54,7 +57,10 @@ PEAK = 989e12
 """Dense bfloat16 of an H100 SXM, operations a second."""
 WARM_STEPS = 5
 ACCUMULATED = 2
-"""Packs of a step, each in a forward pass of its own, in every case."""
+"""Packs of a step, each in a forward pass of its own, where a case does not say otherwise."""
+MORE = 8
+"""Packs of a step in the cases of more: the optimizer costs the same whatever they are."""
+ALL_SECONDS = 585
 TRL_KERNEL = "varlen_by_positions"
 _SEEN: dict[str, Any] = {}
 
@@ -108,6 +114,10 @@ class Setting:
     @property
     def case_seconds(self) -> int:
         return 900 if self.tiny else 95
+
+    @property
+    def all_seconds(self) -> float:
+        return math.inf if self.tiny else ALL_SECONDS
 
     @property
     def steps(self) -> int:
@@ -167,21 +177,29 @@ def synchronize(setting: Setting) -> None:
         torch.cuda.synchronize()
 
 
-def report(
-    setting: Setting, name: str, *, seconds: list[float], model: PreTrainedModel | None, norms: list[float]
-) -> None:
+@dataclass(frozen=True, slots=True)
+class Steps:
+    """What was seen of a case's steps, of so many packs each."""
+
+    seconds: list[float]
+    norms: list[float]
+    packs: int = ACCUMULATED
+
+
+def report(setting: Setting, name: str, *, steps: Steps, model: PreTrainedModel | None) -> None:
     """Print the median step, and what it means; a zero gradient is no measurement."""
+    seconds, norms, packs = steps.seconds, steps.norms, steps.packs
     if not all(math.isfinite(norm) and norm > 0 for norm in norms) or not norms:
         raise SystemExit(f"{name}: a gradient norm is not above zero: {norms}")
     shards = setting.shards()
     scalars = shards.scalars()
     rows, counts = shards.num_rows, shards.manifest.counts
     step = statistics.median(seconds[WARM_STEPS:])
-    tokens, trained = ACCUMULATED * counts.num_tokens / rows, ACCUMULATED * counts.num_trained / rows
+    tokens, trained = packs * counts.num_tokens / rows, packs * counts.num_trained / rows
     line = {"case": name, "ms a step": round(step * 1e3, 2), "tokens a second": round(tokens / step)}
     cost = None if model is None else cost_of(model)
     if cost is not None:
-        squares = ACCUMULATED * float(scalars.sum_len2.sum()) / rows
+        squares = packs * float(scalars.sum_len2.sum()) / rows
         needed = cost.step(num_tokens=round(tokens), num_trained=round(trained), sum_len2=round(squares))
         line["MFU %"] = round(100 * needed / step / PEAK, 2)
     if not setting.tiny:
@@ -225,8 +243,9 @@ def ours(setting: Setting, *, name: str, shape: dict[str, Any] = QWEN_1_5B, **op
     if found.layout != "segments":
         raise SystemExit(f"{name}: rows were trained as {found.layout}")
     model = meta_model(setting, shape, **options)
-    seconds, norms = [record.seconds for record in records], [record.grad_norm for record in records]
-    report(setting, name, seconds=seconds, model=model, norms=norms)
+    packs = options.get("batch_size", 1) * options.get("grad_accum", ACCUMULATED)
+    steps = Steps([record.seconds for record in records], [record.grad_norm for record in records], packs)
+    report(setting, name, steps=steps, model=model)
 
 
 def meta_model(setting: Setting, shape: dict[str, Any], **options: Any) -> PreTrainedModel:
@@ -287,7 +306,7 @@ def synthetic(setting: Setting) -> None:
         synchronize(setting)
         seconds.append(time.perf_counter() - start)
     name = "1.5B full, synthetic loop"
-    report(setting, name, seconds=seconds, model=loop.model, norms=[float(norm) for norm in norms])
+    report(setting, name, steps=Steps(seconds, [float(norm) for norm in norms]), model=loop.model)
 
 
 def profiled(setting: Setting) -> None:
@@ -322,7 +341,7 @@ def varlen_for_trl(module: torch.nn.Module, *tensors: torch.Tensor, **keywords: 
 
 def trl_with(setting: Setting, *, implementation: str, options: dict[str, Any]) -> None:
     """SFTTrainer on the same shards and the same model, by TRL's own padding-free path."""
-    name = f"1.5B full, TRL with {implementation}" + "".join(f", {option}" for option in options)
+    name = f"1.5B full, TRL with {implementation}" + "".join(f", {option} {value}" for option, value in options.items())
     if importlib.util.find_spec("trl") is None:
         print(json.dumps({"case": name, "skipped": "trl is not installed"}))
         return
@@ -350,7 +369,6 @@ def trl_with(setting: Setting, *, implementation: str, options: dict[str, Any]) 
         padding_free=True,
         max_length=None,
         per_device_train_batch_size=1,
-        gradient_accumulation_steps=ACCUMULATED,
         max_steps=setting.steps,
         logging_steps=1,
         disable_tqdm=True,
@@ -360,7 +378,7 @@ def trl_with(setting: Setting, *, implementation: str, options: dict[str, Any]) 
         gradient_checkpointing=False,
         report_to="none",
         save_strategy="no",
-        **options,
+        **{"gradient_accumulation_steps": ACCUMULATED, **options},
     )
     trainer = trl.SFTTrainer(
         model,
@@ -372,13 +390,15 @@ def trl_with(setting: Setting, *, implementation: str, options: dict[str, Any]) 
     trainer.train()
     norms = [record["grad_norm"] for record in trainer.state.log_history if "grad_norm" in record]
     seconds = [after - before for before, after in zip(clock.times, clock.times[1:], strict=False)]
-    report(setting, name, seconds=seconds, model=model, norms=norms)
+    steps = Steps(seconds, norms, settings.gradient_accumulation_steps)
+    report(setting, name, steps=steps, model=model)
 
 
 def trained(name: str, **options: Any) -> Callable[[Setting], None]:
     return lambda setting: ours(setting, name=name, **options)
 
 
+BASE = "1.5B full, sftprep train, compiled, products kept"
 COMPILED = {"compile_layers": True, "keep_products": True}
 
 
@@ -387,35 +407,80 @@ def trl(implementation: str, **options: Any) -> Callable[[Setting], None]:
 
 
 CASES: dict[str, Callable[[Setting], None]] = {
-    "ours": trained("1.5B full, sftprep train, compiled, products kept", **COMPILED),
+    "ours": trained(BASE, **COMPILED),
+    "trl-liger": trl(TRL_KERNEL, use_liger_kernel=True),
     "ours-all": trained("1.5B full, sftprep train, compiled", compile_layers=True),
-    "ours-eager": trained("1.5B full, sftprep train, not compiled"),
+    "ours-more": trained(f"1.5B full, sftprep train, compiled, {MORE} packs a step", **COMPILED, grad_accum=MORE),
+    "ours-wide": trained(
+        "1.5B full, sftprep train, compiled, two packs at once", **COMPILED, batch_size=ACCUMULATED, grad_accum=1
+    ),
+    "profile": profiled,
     "synthetic": synthetic,
+    "trl-sdpa": trl("sdpa"),
+    "trl-flex": trl("flex_attention"),
+    "trl-liger-more": trl(TRL_KERNEL, use_liger_kernel=True, gradient_accumulation_steps=MORE),
     "adapters": trained(
         "8B LoRA r16, sftprep train, compiled, products kept", shape=LLAMA_8B, lora_rank=16, **COMPILED
     ),
-    "trl-sdpa": trl("sdpa"),
-    "trl-flex": trl("flex_attention"),
     "trl-varlen": trl(TRL_KERNEL),
-    "trl-liger": trl(TRL_KERNEL, use_liger_kernel=True),
-    "profile": profiled,
+    "ours-eager": trained("1.5B full, sftprep train, not compiled"),
 }
+"""In the order in which their lines are asked for: a run may be cut off behind any of them."""
 
 
-def results(setting: Setting, names: list[str]) -> Iterator[str]:
-    for name in names:
-        command = [sys.executable, __file__, "--case", name, "--place", str(setting.place)]
-        command += ["--tiny"] if setting.tiny else []
-        start = time.perf_counter()
+def case_command(setting: Setting, name: str) -> list[str]:
+    command = [sys.executable, __file__, "--case", name, "--place", str(setting.place)]
+    return [*command, "--tiny"] if setting.tiny else command
+
+
+def lines_of(command: list[str], *, seconds: float) -> Iterator[str]:
+    """Measurements as they are printed; then why the case ended, where it did not end well."""
+    with tempfile.TemporaryFile() as said:
+        started = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=said, text=True)
+        late = threading.Event()
+        limit = threading.Timer(seconds, lambda: (late.set(), started.kill()))
+        limit.start()
         try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=setting.case_seconds, check=False)
-        except subprocess.TimeoutExpired:
-            yield f"{name}: more than {setting.case_seconds} s"
+            yield from (line.strip() for line in started.stdout or () if line.startswith('{"case"'))
+            code = started.wait()
+        finally:
+            limit.cancel()
+            started.kill()
+            started.wait()
+        if late.is_set():
+            yield f"more than {seconds:.0f} s"
+        elif code:
+            said.seek(0)
+            yield f"failed: {said.read().decode(errors='replace').strip().splitlines()[-1:]}"
+
+
+def compared(line: str, base: dict[str, Any]) -> str:
+    """A measurement beside `sftprep train`'s, once that is known."""
+    found = json.loads(line)
+    if found["case"] == BASE and "ms a step" in found:
+        base.update(found)
+    elif base and "tokens a second" in found:
+        found["sftprep train to it"] = round(base["tokens a second"] / found["tokens a second"], 3)
+        if "peak GiB" in found:
+            found["its memory"] = round(base["peak GiB"] / found["peak GiB"], 3)
+    return json.dumps(found)
+
+
+def results(
+    setting: Setting, names: list[str], *, command: Callable[[Setting, str], list[str]] = case_command
+) -> Iterator[str]:
+    """The lines of all cases, while there is time."""
+    base: dict[str, Any] = {}
+    began = time.monotonic()
+    for name in names:
+        start = time.monotonic()
+        left = setting.all_seconds - (start - began)
+        if left < setting.case_seconds / 2:
+            yield f"{name}: left out, {max(0.0, left):.0f} s are left"
             continue
-        yield from (line for line in done.stdout.splitlines() if line.startswith('{"case"'))
-        if done.returncode:
-            yield f"{name} failed: {(done.stderr or done.stdout).strip().splitlines()[-1:]}"
-        yield f"  ({name}: {time.perf_counter() - start:.0f} s)"
+        for line in lines_of(command(setting, name), seconds=min(left, setting.case_seconds)):
+            yield compared(line, base) if line.startswith("{") else f"{name}: {line}"
+        yield f"  ({name}: {time.monotonic() - start:.0f} s)"
 
 
 def main() -> None:

@@ -107,8 +107,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Any) -> tuple[torch.Tensor | None, ...]:
         d_hidden, d_weight, d_bias = ctx.saved_tensors
         scale, (weight_dtype, bias_dtype) = gradients[0], ctx.dtypes
-        d_weight = None if d_weight is None else (d_weight * scale).to(weight_dtype)
-        d_bias = None if d_bias is None else (d_bias * scale).to(bias_dtype)
+        # In place: beside all that the forward pass kept, a second copy as large as the head would be the peak.
+        d_weight = None if d_weight is None else d_weight.mul_(scale).to(weight_dtype)
+        d_bias = None if d_bias is None else d_bias.mul_(scale).to(bias_dtype)
         return d_hidden * scale.to(d_hidden.dtype), d_weight, d_bias, None, None, None
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from itertools import accumulate as accumulate_sums
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -206,3 +207,27 @@ def test_the_learning_rate_rises_to_the_peak_and_ends_at_the_minimum() -> None:
     assert max(rates) == rates[9] == pytest.approx(1.0)
     assert rates[-1] == pytest.approx(0.1)
     assert all(after <= before for before, after in pairwise(rates[9:]))
+
+
+def test_the_head_s_gradient_is_the_one_that_the_tiles_added_up_and_no_copy_of_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    head, hidden = torch.nn.Linear(8, 50, bias=False), torch.randn(6, 8, requires_grad=True)
+    # Its place only: a gradient that somebody else holds is copied.
+    summed: list[int] = []
+    real = loss._Tiles.of
+
+    def kept(*arguments: Any, **keywords: Any) -> Any:
+        tiles = real(*arguments, **keywords)
+        summed.append(tiles.d_weight.data_ptr())
+        return tiles
+
+    monkeypatch.setattr(loss._Tiles, "of", kept)
+    targets, weights = torch.arange(6), torch.ones(6)
+    given = {"targets": targets, "weights": weights, "transform": HeadTransform()}
+    found = linear_cross_entropy(hidden, head, **given)
+    torch.autograd.backward(found.objective * 3.0)
+    assert head.weight.grad is not None
+    assert head.weight.grad.data_ptr() == summed.pop()
+    wanted = torch.nn.functional.cross_entropy(hidden @ head.weight.T, targets, reduction="sum") * 3.0
+    torch.testing.assert_close(head.weight.grad, torch.autograd.grad(wanted, head.weight)[0])
