@@ -21,12 +21,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from sftprep.data import RowAddress
+from sftprep.config.validate import ValidateConfig
+from sftprep.prepare.check import checker
 from sftprep.records.openai import ChatRow
+from sftprep.sources.blocks import SourceRow
 from sftprep.sources.lines import read_rows
-from sftprep.stages.validate import validate_row
 
-ADDRESS = RowAddress("rows", 1)
 MEASURED = """
 import json, resource, sys, time
 from sftprep.cli.app import app
@@ -49,11 +49,12 @@ def cpu_seconds(work: Callable[[], object]) -> float:
     return time.process_time() - start
 
 
-def compare(rows: list[bytes], *, rounds: int) -> dict[str, float]:
+def compare(rows: list[SourceRow], *, rounds: int) -> dict[str, float]:
     """The best CPU seconds of each, over rounds that take turns."""
+    check = checker(ValidateConfig(files=("rows",)))
     works: dict[str, Callable[[], object]] = {
-        "pydantic model_validate_json": lambda: [ChatRow.model_validate_json(row) for row in rows],
-        "sftprep validate_row": lambda: [validate_row(row, address=ADDRESS, format=None) for row in rows],
+        "pydantic model_validate_json": lambda: [ChatRow.model_validate_json(row.raw) for row in rows],
+        "sftprep validate, a row": lambda: [check(row) for row in rows],
     }
     best = dict.fromkeys(works, float("inf"))
     for _ in range(rounds):
@@ -89,9 +90,10 @@ def main() -> None:
     parser.add_argument("--workers", type=int, nargs="*", default=[1])
     parser.add_argument("--large", type=int, default=0, help="rows of the larger run for memory; 0: none")
     options = parser.parse_args()
-    rows = [row.raw for row in read_rows(options.file, name=str(options.file))]
+    found = list(read_rows(options.file, name=str(options.file)))
+    rows = [row.raw for row in found]
     megabytes = sum(map(len, rows)) / 1e6
-    best = compare(rows, rounds=options.rounds)
+    best = compare(found, rounds=options.rounds)
     base, ours = best.values()
     print(f"{len(rows):,} rows, {megabytes:.1f} MB")
     for name, seconds in best.items():

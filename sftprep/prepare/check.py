@@ -13,6 +13,7 @@ from sftprep.errors import UsageError
 from sftprep.prepare.row_fit import FitRow, RowFit
 from sftprep.records.codes import CODES
 from sftprep.records.draft import Format, moved
+from sftprep.records.plain_lines import plain_line
 from sftprep.sources.blocks import SourceRow
 from sftprep.stages.validate import ValidatedRow, validate_row
 
@@ -61,6 +62,8 @@ def checker(config: ValidateConfig) -> CheckRow:
     named = named_format(config.format)
     fit_row = None if config.model is None else _fitter(config.model, config.max_length)
     fixes = config.fix_to is not None
+    # Where a row's findings are all that is asked for, nothing is made of a plain chat, which has none.
+    takes_lines = fit_row is None and not fixes and named in (None, Format.OPENAI)
     fine = {kind: CheckedRow(good=True, format=kind, findings=()) for kind in (None, *Format)}
 
     def fitted(row: ValidatedRow, conversation: Conversation) -> tuple[RowFit | None, tuple[Finding, ...]]:
@@ -70,6 +73,8 @@ def checker(config: ValidateConfig) -> CheckRow:
         return fit, tuple(replace(finding, pointer=moved(finding.pointer, row.places)) for finding in found)
 
     def check(source: SourceRow) -> CheckedRow:
+        if takes_lines and not source.dropped_null and plain_line(source.raw) is not None:
+            return fine[Format.OPENAI]
         row = validated(source, named)
         findings = row.findings
         if row.conversation is None:

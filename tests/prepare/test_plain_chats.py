@@ -12,12 +12,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sftprep.config.pack import PackConfig
+from sftprep.config.validate import ValidateConfig
 from sftprep.engines.load import load_model
+from sftprep.prepare.check import checker, validated
 from sftprep.prepare.chunk import Chunk, RowsRead
 from sftprep.prepare.compile import Compiler, batch_compiler
 from sftprep.prepare.compile_chunk import compile_chunk
 from sftprep.prepare.input_rows import InputRows
 from sftprep.prepare.inputs import InputChunk, read_chunk
+from sftprep.records.draft import Format
 from sftprep.sources.blocks import LineBlock
 from tests.prepare.test_plans import SAMPLES, config, same
 
@@ -128,6 +131,29 @@ def test_a_shape_is_planned_once_and_chats_of_a_known_one_ask_for_no_object(
     assert same(first, again)
     assert again.rendering["replayed"] == 60
     assert asked == []
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(LINES, max_size=8), st.sampled_from([None, "openai", "alpaca"]), st.booleans())
+def test_lines_of_any_kind_are_validated_as_one_at_a_time(lines: list[str], named: str | None, fixes: bool) -> None:
+    options = ValidateConfig(files=("chats",), format=named, **({"fix_to": "fixed.jsonl"} if fixes else {}))
+    rows = list(chunk_of(lines).block.rows("chats"))
+    check = checker(options)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sftprep.prepare.check.plain_line", lambda raw: None)
+        expected = [check(row) for row in rows]
+    assert [check(row) for row in rows] == expected
+
+
+def test_validation_makes_no_conversation_of_a_plain_chat(monkeypatch: pytest.MonkeyPatch) -> None:
+    row = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
+    plain, other = chunk_of([json.dumps(row), json.dumps({**row, "id": 1})]).block.rows("chats")
+    read: list[bytes] = []
+    whole = validated
+    monkeypatch.setattr("sftprep.prepare.check.validated", lambda r, f: read.append(r.raw) or whole(r, f))
+    check = checker(ValidateConfig(files=("chats",)))
+    assert [check(plain).format, check(other).format] == [Format.OPENAI] * 2
+    assert read == [other.raw]
 
 
 @pytest.mark.corpus
