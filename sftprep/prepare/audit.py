@@ -30,11 +30,11 @@ from sftprep.prepare.audit_report import report as build_report
 from sftprep.prepare.audit_tally import audit_facts, tally
 from sftprep.prepare.prompts import Prompts, prompt_views, server_prompts
 from sftprep.prepare.prove import prove
-from sftprep.reports.findings import json_bytes
 from sftprep.reports.mask_html import notebook_html, page_html, write_page
 from sftprep.reports.mask_json import AuditReport, write_report
 from sftprep.reports.mask_view import RowView, view_row
 from sftprep.reports.parity_json import CERTIFICATE_NAME, ParityCertificate
+from sftprep.reports.publication import json_bytes
 from sftprep.shards.cache import open_set
 from sftprep.shards.read import ShardSet
 from sftprep.stages.mask_audit import readable_rows

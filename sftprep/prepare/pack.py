@@ -41,8 +41,8 @@ from sftprep.prepare.spool import Spool
 from sftprep.prepare.store_output import store_output
 from sftprep.prepare.unchanged import PackResult, find_unchanged, remember, snapshot, unchanged, whole_set
 from sftprep.prepare.workers import compile_chunks
-from sftprep.reports.findings import json_bytes
 from sftprep.reports.mask_json import AuditReport
+from sftprep.reports.publication import json_bytes
 from sftprep.shards.claim import OutputClaim
 from sftprep.shards.gather import distinct_kwargs, gather
 from sftprep.shards.manifest import Manifest

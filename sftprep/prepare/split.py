@@ -25,7 +25,7 @@ from sftprep.errors import DataError, OutputError, SourceError
 from sftprep.prepare.quality_leaks import HeldOut
 from sftprep.prepare.quality_rows import View, rereadable
 from sftprep.prepare.validate import read_conversations
-from sftprep.reports.findings import json_bytes
+from sftprep.reports.publication import json_bytes
 from sftprep.reports.quality_json import Leakage
 from sftprep.reports.quality_split import SplitReport
 from sftprep.sources.compressed import OnBytes

@@ -7,8 +7,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from sftprep.reports.findings import json_bytes
-from sftprep.reports.publication import publishing
+from sftprep.reports.publication import json_bytes, publishing
 
 
 class _Frozen(BaseModel):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -11,13 +10,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
-from pydantic_core import PydanticSerializationError
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
 from sftprep.data import Finding, Severity
 from sftprep.records.draft import Format
-from sftprep.reports.publication import publishing
+from sftprep.reports.publication import json_bytes, publishing
 
 
 class FileCounts(BaseModel):
@@ -164,12 +162,3 @@ def write_report(report: ValidationReport, *, path: Path) -> None:
     """The report as JSON, whole or not at all. OutputError where it cannot be written."""
     with publishing([path]) as publication:
         publication.files[0].write(json_bytes(report))
-
-
-def json_bytes(report: BaseModel) -> bytes:
-    """A report as indented JSON; half of a character, of a key or of a file's name, is the escape that JSON has."""
-    try:
-        return report.model_dump_json(indent=2).encode("utf-8") + b"\n"
-    except PydanticSerializationError:
-        text = json.dumps(report.model_dump(mode="json"), indent=2, ensure_ascii=False)
-        return text.encode("utf-8", "backslashreplace") + b"\n"

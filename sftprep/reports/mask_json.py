@@ -8,9 +8,8 @@ from typing import Final
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from sftprep.reports.findings import json_bytes
 from sftprep.reports.parity_json import ParityCertificate
-from sftprep.reports.publication import publishing
+from sftprep.reports.publication import json_bytes, publishing
 from sftprep.stages.lengths import PaddingWaste, Quantiles
 
 FINDING_TEXTS: Final[Mapping[str, str]] = {

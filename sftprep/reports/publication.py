@@ -1,7 +1,8 @@
-"""Files that exist whole or not at all: on this machine, or as objects of a store."""
+"""A report as JSON, and files that exist whole or not at all: on this machine, or as objects of a store."""
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 from collections.abc import Iterator
@@ -9,6 +10,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
+
+from pydantic import BaseModel
+from pydantic_core import PydanticSerializationError
 
 from sftprep.config.places import is_remote
 from sftprep.errors import OutputError
@@ -86,3 +90,12 @@ def _close(file: BinaryIO) -> None:
         file.close()
     except OSError:
         return
+
+
+def json_bytes(report: BaseModel) -> bytes:
+    """A report as indented JSON; half of a character, of a key or of a file's name, is the escape that JSON has."""
+    try:
+        return report.model_dump_json(indent=2).encode("utf-8") + b"\n"
+    except PydanticSerializationError:
+        text = json.dumps(report.model_dump(mode="json"), indent=2, ensure_ascii=False)
+        return text.encode("utf-8", "backslashreplace") + b"\n"

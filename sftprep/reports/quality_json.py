@@ -7,8 +7,7 @@ from typing import Final
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from sftprep.reports.findings import json_bytes
-from sftprep.reports.publication import publishing
+from sftprep.reports.publication import json_bytes, publishing
 
 QUALITY_CODES: Final = frozenset(
     {

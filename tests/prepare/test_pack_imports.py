@@ -23,6 +23,7 @@ OF_OTHER_COMMANDS = (
     "sftprep.prepare.audit",
     "sftprep.prepare.prove",
     "sftprep.prepare.validate",
+    "sftprep.reports.findings",
     "sftprep.reports.mask_html",
 )
 NEEDLESS = ("pandas", "torch", "transformers", "datasets", "polars", "ray", "fsspec", "huggingface_hub")

@@ -24,7 +24,8 @@ from sftprep.config.validate import ValidateConfig
 from sftprep.data import Severity
 from sftprep.prepare.validate import FILE_CODES, validate_files
 from sftprep.records.codes import CODES
-from sftprep.reports.findings import ValidationReport, json_bytes, report_lines
+from sftprep.reports.findings import ValidationReport, report_lines
+from sftprep.reports.publication import json_bytes
 from sftprep.reports.validate_html import page
 from tests.prepare.dealing import dealt_blocks
 
