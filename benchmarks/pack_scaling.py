@@ -1,13 +1,14 @@
 """What more rows and more workers cost: CPU seconds of the parent and of its children, wall, and memory.
 
-    python benchmarks/pack_scaling.py [--rows 10000,100000] [--workers 1,2] [--model DIR]
+    python benchmarks/pack_scaling.py [--rows 10000,100000] [--workers 1,2] [--model DIR] [--folder DIR]
 
 Conversations are recomposed, by a seed, of the turns of real ones (../shared/corpus where it is, else data_samples):
 the shape of one, each text that of another message of its role, so that no conversation is there twice. On a machine
-that does other work too, wall says little: two workers are worth what they divide, so that the bound that CPU seconds
-set is shown beside it: the whole of one worker, over the parent's share and the busiest child's half of the rest.
+that does other work too, wall says little: two workers are worth what they divide, so that the bounds that CPU seconds
+set are shown beside it. Behind the last chunk the parent works alone (plan, gather, write, audit: "tail"); before it
+the parent and half of the children's seconds go on side by side (three cores), or share the machine (two cores).
 Memory is the resident sets of all processes together at their highest, looked at five times a second; pages that they
-share count for each.
+share count for each. "own" are those that are no file's: pages of the finished chunks on the disk are let go again.
 """
 
 from __future__ import annotations
@@ -27,20 +28,31 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from pack import CORPUS, HERE, ONE_THREAD, SAMPLES, is_plain
 
 from sftprep.shards.read import open_shard_set
 from sftprep.sources.lines import read_rows
 
 RUN = """
-import json, resource, sys
+import json, resource, sys, time
 from sftprep.cli.app import app
+from sftprep.prepare import pack
+
+plan, behind = pack._plan, []
+
+def noted(*arguments):
+    behind.append(time.process_time())
+    return plan(*arguments)
+
+pack._plan = noted
 try:
     app(sys.argv[1:])
 except SystemExit as end:
     code = end.code
 own, others = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-print(json.dumps({"parent": own.ru_utime + own.ru_stime, "children": others.ru_utime + others.ru_stime}))
+told = {"parent": own.ru_utime + own.ru_stime, "children": others.ru_utime + others.ru_stime}
+print(json.dumps({**told, "tail": time.process_time() - behind[0]}))
 sys.exit(code)
 """
 
@@ -48,14 +60,24 @@ sys.exit(code)
 @dataclass(frozen=True, slots=True)
 class Cost:
     parent: float
+    tail: float
+    """Of the parent, behind the last chunk: nothing goes on beside it."""
     children: float
     wall: float
     peak: float
+    own: float
     num_tokens: int
+    sha256: tuple[str, ...]
+    """Of each shard: the same for any number of workers, or the run fails."""
 
     @property
     def cpu(self) -> float:
         return self.parent + self.children
+
+    def least(self, cores: int) -> float:
+        """Seconds that it would take two workers on so many cores with nothing else to do."""
+        beside = self.parent - self.tail
+        return self.tail + max(beside, self.children / 2, (beside + self.children) / cores)
 
 
 def recomposed(count: int) -> Iterator[bytes]:
@@ -74,23 +96,24 @@ def recomposed(count: int) -> Iterator[bytes]:
         yield json.dumps({"messages": messages}, ensure_ascii=False).encode() + b"\n"
 
 
-def resident(pid: int) -> int:
-    """Bytes of a process and all that descend from it; those that have just ended have none."""
+def resident(pid: int) -> np.ndarray:
+    """Bytes of a process and all that descend from it, and those of no file; such as have just ended have none."""
     try:
-        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+        pages, of_files = map(int, Path(f"/proc/{pid}/statm").read_text().split()[1:3])
         children = [
             child for task in Path(f"/proc/{pid}/task").iterdir() for child in (task / "children").read_text().split()
         ]
     except (OSError, IndexError):
-        return 0
-    return pages * os.sysconf("SC_PAGE_SIZE") + sum(resident(int(child)) for child in children)
+        return np.zeros(2)
+    own = np.array([pages, pages - of_files]) * os.sysconf("SC_PAGE_SIZE")
+    return own + sum((resident(int(child)) for child in children), np.zeros(2))
 
 
 def packed(rows: Path, model: Path, out: Path, workers: int) -> Cost:
     words = ["pack", str(rows), "--model", str(model), "--out", str(out), "--workers", str(workers)]
     options = ["--max-length", "2048", "--over-length", "drop", "--max-drop", "100%"]
     environment = {**os.environ, **ONE_THREAD, "PYTHONPATH": str(HERE.parent)}
-    highest, done = [0], threading.Event()
+    highest, done = np.zeros(2), threading.Event()
     start = time.perf_counter()
     with tempfile.TemporaryFile() as errors:
         process = subprocess.Popen(
@@ -99,7 +122,7 @@ def packed(rows: Path, model: Path, out: Path, workers: int) -> Cost:
 
         def watch() -> None:
             while not done.wait(0.2):
-                highest[0] = max(highest[0], resident(process.pid))
+                np.maximum(highest, resident(process.pid), out=highest)
 
         watcher = threading.Thread(target=watch)
         watcher.start()
@@ -110,8 +133,11 @@ def packed(rows: Path, model: Path, out: Path, workers: int) -> Cost:
         if process.returncode:
             raise RuntimeError(errors.read().decode()[-2000:])
     usage: dict[str, Any] = json.loads(told.decode().strip().rpartition("\n")[2])
-    num_tokens = open_shard_set(out).manifest.counts.num_tokens
-    return Cost(usage["parent"], usage["children"], time.perf_counter() - start, highest[0] / 1e6, num_tokens)
+    manifest = open_shard_set(out).manifest
+    wall = time.perf_counter() - start
+    peak, own = highest / 1e6
+    sums = tuple(shard.sha256 for shard in manifest.shards)
+    return Cost(**usage, wall=wall, peak=peak, own=own, num_tokens=manifest.counts.num_tokens, sha256=sums)
 
 
 def main() -> None:
@@ -120,12 +146,14 @@ def main() -> None:
     parser.add_argument("--workers", default="1,2")
     known = CORPUS / "models" / "smollm2-135m-instruct"
     parser.add_argument("--model", type=Path, default=known if known.exists() else SAMPLES / "model")
+    parser.add_argument("--folder", type=Path, help="where rows and sets lie meanwhile; 8 GB for a million rows")
     options = parser.parse_args()
     print(
-        "| conversations | workers | CPU s parent | children | wall s | tokens | µs / conversation | ns / token | MB |"
+        "| conversations | workers | CPU s parent | of it tail | children | wall s | tokens "
+        "| µs / conversation | ns / token | MB | own |"
     )
-    print("|---|---|---|---|---|---|---|---|---|")
-    with tempfile.TemporaryDirectory() as name:
+    print("|---|---|---|---|---|---|---|---|---|---|---|")
+    with tempfile.TemporaryDirectory(dir=options.folder) as name:
         folder, said = Path(name), []
         for count in map(int, options.rows.split(",")):
             rows = folder / f"{count}.jsonl"
@@ -135,10 +163,13 @@ def main() -> None:
             for workers in map(int, options.workers.split(",")):
                 cost = packed(rows, options.model, folder / f"set-{count}-{workers}", workers)
                 costs[workers] = cost
+                if len({cost.sha256 for cost in costs.values()}) > 1:
+                    raise RuntimeError(f"{workers} workers write other bytes")
                 each = (1e6 * cost.cpu / count, 1e9 * cost.cpu / cost.num_tokens)
                 print(
-                    f"| {count:,} | {workers} | {cost.parent:.1f} | {cost.children:.1f} | {cost.wall:.1f} | "
-                    f"{cost.num_tokens:,} | {each[0]:.0f} | {each[1]:.0f} | {cost.peak:,.0f} |",
+                    f"| {count:,} | {workers} | {cost.parent:.1f} | {cost.tail:.1f} | {cost.children:.1f} | "
+                    f"{cost.wall:.1f} | {cost.num_tokens:,} | {each[0]:.0f} | {each[1]:.0f} | "
+                    f"{cost.peak:,.0f} | {cost.own:,.0f} |",
                     flush=True,
                 )
             rows.unlink()
@@ -146,7 +177,8 @@ def main() -> None:
                 one, two = costs[1], costs[2]
                 said.append(
                     f"{count:,}: two workers take {one.wall / two.wall:.2f} × less wall; "
-                    f"CPU seconds allow {one.cpu / max(two.parent, two.children / 2):.2f} ×"
+                    f"CPU seconds allow {one.cpu / two.least(3):.2f} × on three cores, "
+                    f"{one.cpu / two.least(2):.2f} × on two; the tail is {one.tail / one.cpu:.0%} of one worker's"
                 )
         print("\n" + "\n".join(said))
 
