@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from sftprep.config.pack import PackConfig
 from sftprep.data import Conversation, RowAddress
-from sftprep.engines.fast import EngineChoice, FastokensBatch, fast_engine
+from sftprep.engines.fast import FAST_FROM, EngineChoice, FastokensBatch, fast_engine
 from sftprep.engines.load import load_model
 from sftprep.engines.reference import ReferenceEngine
 from sftprep.errors import DataError, EngineDiffersError, MaskError
@@ -204,9 +204,9 @@ def test_an_engine_that_differs_within_a_run_is_found_and_all_is_done_again(
 @pytest.mark.parametrize(
     ("expected", "sizes", "names"),
     [
-        (1 << 20, [10, 10], ["other", "other"]),
-        (10, [1 << 19, 1 << 19, 10], ["tokenizers", "tokenizers", "other"]),
-        (0, [(1 << 20) + 1], ["other"]),
+        (FAST_FROM, [10, 10], ["other", "other"]),
+        (10, [FAST_FROM // 2, FAST_FROM // 2, 10], ["tokenizers", "tokenizers", "other"]),
+        (0, [FAST_FROM + 1], ["other"]),
     ],
 )
 def test_a_fast_engine_is_loaded_where_text_enough_will_come_or_has_come(
