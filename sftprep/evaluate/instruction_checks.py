@@ -78,7 +78,7 @@ def _is_json(text: str) -> bool:
     fenced = _FENCE.match(text.strip())
     try:
         json.loads(fenced[1] if fenced else text)
-    except (json.JSONDecodeError, RecursionError):
+    except (ValueError, RecursionError):  # also a number of more digits than Python reads
         return False
     return True
 

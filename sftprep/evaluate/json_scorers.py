@@ -26,7 +26,7 @@ def objects(text: str) -> Iterator[dict[str, Json]]:
     while position >= 0:
         try:
             value, end = _DECODER.raw_decode(text, position)
-        except (json.JSONDecodeError, RecursionError):
+        except (ValueError, RecursionError):  # also a number of more digits than Python reads
             end = position + 1
         else:
             yield value
@@ -82,7 +82,7 @@ def _call(value: dict[str, Json]) -> Json | None:
     if isinstance(arguments, str):
         try:
             arguments = json.loads(arguments)
-        except (json.JSONDecodeError, RecursionError):
+        except (ValueError, RecursionError):
             return None
     is_call = isinstance(value.get("name"), str) and isinstance(arguments, dict)
     return {"name": value["name"], "arguments": arguments} if is_call else None

@@ -36,6 +36,14 @@ def test_json_is_found_in_prose_and_compared_leaf_by_leaf() -> None:
     assert scored(BOAT, "no object {here").value == 0
 
 
+def test_a_number_without_end_is_no_json_and_ends_no_evaluation() -> None:
+    endless = '{"crew": ' + "7" * 5000
+    assert scored(BOAT, endless + "}").value == 0
+    assert not scored({"kind": "tool-calls", "expected": []}, '{"name": "f", "arguments": ' + endless + "}}").passed
+    broken = {"name": "f", "arguments": endless + "}"}
+    assert not scored({"kind": "tool-calls", "expected": []}, "", calls=(broken,)).passed
+
+
 def test_true_is_not_one_and_a_schema_can_refuse() -> None:
     assert not scored({"kind": "json-fields", "expected": {"a": 1}}, '{"a": true}').passed
     schema = {"type": "object", "properties": {"a": {"type": "integer"}}}

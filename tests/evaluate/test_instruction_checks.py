@@ -8,9 +8,9 @@ import pytest
 from pydantic import TypeAdapter, ValidationError
 
 from sftprep.evaluate.answer import Answer, Score
-from sftprep.evaluate.instruction_checks import num_sentences
+from sftprep.evaluate.instruction_checks import followed, num_sentences
 from sftprep.evaluate.score import score
-from sftprep.evaluate.scorer_specs import ScorerSpec
+from sftprep.evaluate.scorer_specs import Instruction, ScorerSpec
 
 SPEC: TypeAdapter[Any] = TypeAdapter(ScorerSpec)
 GOOD = "Low tide is at six. Boats stay in.\n\n- One\n- Two"
@@ -97,6 +97,11 @@ def test_an_instruction_with_a_number_is_followed_or_not(
 def test_an_instruction_that_cannot_be_meant_is_refused(check: dict[str, Any]) -> None:
     with pytest.raises(ValidationError, match=r"needs a|takes no"):
         scored([check], "x")
+
+
+def test_a_number_without_end_is_no_json() -> None:
+    assert followed(Instruction(check="is-json"), "7" * 300)
+    assert not followed(Instruction(check="is-json"), "7" * 5000)
 
 
 def test_half_of_the_instructions_is_half_the_value_and_no_pass() -> None:

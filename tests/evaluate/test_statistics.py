@@ -54,6 +54,12 @@ def test_mcnemar_and_wilson_are_those_of_scipy() -> None:
             assert (found.low, found.high) == pytest.approx((wanted.low, wanted.high))
 
 
+@pytest.mark.parametrize(("gained", "lost"), [(511, 513), (600, 500), (4000, 4300), (0, 5000)])
+def test_thousands_of_cases_may_change(gained: int, lost: int) -> None:
+    wanted = stats.binomtest(gained, gained + lost).pvalue
+    assert mcnemar(gained, lost) == pytest.approx(wanted, rel=1e-6, abs=1e-300)
+
+
 @pytest.mark.parametrize("alpha", [0.05, 0.01])
 def test_the_bootstrap_is_scipys_percentile_interval(alpha: float) -> None:
     values = np.random.default_rng(4).normal(0.1, 0.6, 50)
