@@ -32,7 +32,7 @@ def mcnemar(gained: int, lost: int) -> float:
         ways = ways * (changed - k) // (k + 1)
         tail += ways
     # Divided as whole numbers: beyond 1,023 cases two to their number is no float.
-    return min(1.0, 2 * tail / 2**changed)
+    return min(1.0, 2 * tail / (1 << changed))
 
 
 def paired_bootstrap(differences: Sequence[float], *, seed: int, alpha: float = 0.05) -> Interval:
