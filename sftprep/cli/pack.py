@@ -146,7 +146,7 @@ def _progress(config: PackConfig) -> Iterator[OnBytes | None]:
     # pyarrow, which `sftprep --help` must not wait for.
     from sftprep.sources.paths import total_bytes
 
-    text = TextColumn("{task.description}")
+    text = TextColumn("{task.description}", markup=False)
     columns = (text, BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
     total = total_bytes([spec.path for spec in config.inputs])
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:

@@ -75,6 +75,7 @@ def _comparisons(groups: list[GroupRecord], what: str) -> Table:
 
 def _table(first: str, *others: str) -> Table:
     table = Table(first)
+    table.columns[0].overflow = "fold"  # paths differ at their ends
     for name in others:
         table.add_column(name, justify="right")
     return table

@@ -150,8 +150,8 @@ def byte_progress(total: Callable[[], int | None], *, quiet: bool) -> Iterator[C
 
     `total` says how many there are, None where nobody knows; it is asked where a bar is shown.
     """
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    console = Console(stderr=True, markup=False)
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), TimeRemainingColumn())
     shown = console.is_terminal and not quiet
     with Progress(*columns, console=console, transient=True, disable=not shown) as progress:
         task = progress.add_task("validate", total=total() if shown else None)

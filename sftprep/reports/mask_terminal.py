@@ -24,7 +24,7 @@ def terminal_console() -> Console:
     """A console on stdout that survives any encoding: what it cannot show is escaped."""
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
-    return Console(highlight=False)
+    return Console(highlight=False, markup=False)
 
 
 def print_summary(report: AuditReport, console: Console) -> None:

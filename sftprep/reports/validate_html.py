@@ -38,6 +38,7 @@ _PAGE: Final = """<!doctype html>
   padding: .7rem .9rem; }
 .cards b { display: block; font-size: 1.25rem; font-variant-numeric: tabular-nums; }
 form { display: flex; gap: .7rem; flex-wrap: wrap; align-items: center; margin-bottom: .8rem; }
+label { max-width: 100%; }
 select, input { padding: .4rem .6rem; font: inherit; color: inherit; background: var(--card); max-width: 100%;
   border: 1px solid var(--line); border-radius: .4rem; } input { flex: 1 1 12rem; }
 article { margin-bottom: .7rem; } article[hidden] { display: none; }

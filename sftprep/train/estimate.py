@@ -59,7 +59,7 @@ def rehearse(config: TrainConfig, *, console: Console | None = None) -> Estimate
     Raises:
         UsageError, ModelFilesError, ShardError, TrainError.
     """
-    console = console or Console(stderr=True)
+    console = console or Console(stderr=True, markup=False)
     shards, where = open_all(config, world=ALONE, console=console)
     open_held_out(config, trained=shards.manifest)
     trainee, feed = build(config, shards=shards, where=where, resumed=None)

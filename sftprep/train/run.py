@@ -71,7 +71,7 @@ def train(config: TrainConfig, *, console: Console | None = None, watcher: Watch
         UsageError, ShardError, TrainError, StoppedError.
     """
     with joined() as world:
-        shown = console or Console(stderr=True)
+        shown = console or Console(stderr=True, markup=False)
         console = shown if world.rank == 0 else Console(quiet=True)
         return _train_among(config, watcher, world=world, console=console)
 
