@@ -74,7 +74,7 @@ class OutputClaim:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise OutputError(
-                "another process is writing a shard set there",
+                "another process is writing there",
                 code="output-busy",
                 place=str(self._named),
                 hint="wait for it, or name another directory",
@@ -84,7 +84,7 @@ class OutputClaim:
                 f"the file system lets no process lock a file: {error.strerror}",
                 code="output-not-lockable",
                 place=str(self._out),
-                hint="write to a local disk and copy the set",
+                hint="write to a local disk and copy it",
             ) from error
 
     def _is_current(self, handle: int) -> bool:

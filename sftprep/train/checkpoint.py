@@ -167,11 +167,24 @@ def load_checkpoint(directory: Path, state: State, *, wanted: Position) -> Posit
                 place=str(directory),
                 hint="resume with the options and the shard set of the first run",
             )
+    wanted_terms = _terms(state)
     try:
         read_optimizer(state, directory / OPTIMIZER)
     except OSError as error:
         raise _damaged(directory, error) from error
+    if _terms(state) != wanted_terms:
+        raise TrainError(
+            f"the checkpoint was made with another --weight-decay, --beta1 or --beta2: {_terms(state)}",
+            code="resume-differs",
+            place=str(directory),
+            hint="resume with the options of the first run",
+        )
     return position
+
+
+def _terms(state: State) -> list[tuple[float, ...]]:
+    """What the optimizer's groups were made with, and a checkpoint would change without a word."""
+    return [(group["weight_decay"], *group["betas"]) for group in state.optimizer.param_groups]
 
 
 def whole_weights(state: State) -> dict[str, Any] | None:

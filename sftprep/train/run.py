@@ -8,6 +8,7 @@ train(TrainConfig(data="packed", model="SmolLM2", out="tuned")).nll[-1]
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -16,7 +17,8 @@ import torch
 from rich.console import Console
 
 from sftprep.config.train import TrainConfig
-from sftprep.errors import StoppedError, TrainError
+from sftprep.errors import OutputError, StoppedError, TrainError
+from sftprep.shards.claim import OutputClaim
 from sftprep.shards.read import ShardSet
 from sftprep.train.checkpoint import (
     Position,
@@ -80,15 +82,28 @@ def _train_among(config: TrainConfig, watcher: Watcher | None, *, world: World, 
     check_metrics(config, watcher)
     shards, where = open_all(config, world=world, console=console)
     measures = Measures(open_held_out(config, trained=shards.manifest), watcher)
-    workspace = world.on_first(lambda: open_workspace(config))
+    with ExitStack() as held:
+        workspace = world.on_first(lambda: _claimed(config, held, console=console))
+        try:
+            return _train(config, shards=shards, measures=measures, workspace=workspace, where=where)
+        except KeyboardInterrupt:
+            console.print(_interruption(workspace), markup=False, soft_wrap=True)
+            raise
+        finally:
+            if world.rank == 0 and workspace.directory.exists() and not workspace.checkpoints():
+                workspace.discard()
+
+
+def _claimed(config: TrainConfig, held: ExitStack, *, console: Console) -> Workspace:
+    """The run's directory, which no other run may take while this process lives. OutputError `output-busy`."""
     try:
-        return _train(config, shards=shards, measures=measures, workspace=workspace, where=where)
-    except KeyboardInterrupt:
-        console.print(_interruption(workspace), markup=False, soft_wrap=True)
-        raise
-    finally:
-        if world.rank == 0 and workspace.directory.exists() and not workspace.checkpoints():
-            workspace.discard()
+        held.enter_context(OutputClaim(config.out))
+    except OutputError as error:
+        # Some file systems of clusters have no locks, and a run there is still a run.
+        if error.code != "output-not-lockable":
+            raise
+        console.print(f"{error.message}: start no second run there", soft_wrap=True)
+    return open_workspace(config)
 
 
 def _train(

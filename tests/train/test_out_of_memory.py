@@ -16,7 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from sftprep.config.train import TrainConfig
 from sftprep.errors import TrainError
-from sftprep.train import heldout, loop, model, selftest
+from sftprep.train import heldout, loop, model, optim, selftest
 from sftprep.train.run import train
 from tests.train.runs import metrics_of
 
@@ -50,7 +50,7 @@ def ending_at(call: int, real: Callable[..., Any]) -> Callable[..., Any]:
         (LlamaForCausalLM, "to", "before the first step"),
         (selftest, "_packed", "before the first step"),
         (loop, "token_loss", "step 1, rows"),
-        (torch.optim.AdamW, "step", "step 1, rows"),
+        (optim.ClippingAdamW, "step", "step 1, rows"),
         (heldout, "token_loss", "held-out"),
     ],
     ids=["weights", "move", "self-test", "forward pass", "optimizer", "held-out set"],

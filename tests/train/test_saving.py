@@ -17,7 +17,8 @@ import pytest
 from rich.console import Console
 
 from sftprep.config.train import TrainConfig
-from sftprep.errors import OutputError, ShardError
+from sftprep.errors import OutputError, ShardError, TrainError
+from sftprep.shards import claim
 from sftprep.train import run
 from sftprep.train.run import train
 from sftprep.train.seeds import dropout_seed
@@ -189,3 +190,48 @@ def test_the_seed_of_dropout_is_the_same_in_every_version_and_differs_by_seed_st
     seeds = [dropout_seed(seed, step=step, slot=slot) for seed in range(9) for step in range(40) for slot in range(9)]
     assert len(set(seeds)) == 9 * 40 * 9
     assert all(0 <= seed < 2**63 for seed in [*seeds, dropout_seed(2**63 - 1, step=2**40, slot=2**20)])
+
+
+@pytest.mark.parametrize("option", ["weight_decay", "beta1", "beta2"])
+def test_a_resumption_with_other_terms_of_the_optimizer_is_refused(
+    shard_set: ShardSetFactory, toy_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, option: str
+) -> None:
+    data = shard_set(num_rows=9)
+    with monkeypatch.context() as patched:
+        patched.setattr(run, "run_steps", interrupted_after(2))
+        with pytest.raises(KeyboardInterrupt):
+            _run(data, toy_model, out=tmp_path / "out", save_every=1)
+    with pytest.raises(TrainError) as raised:
+        _run(data, toy_model, out=tmp_path / "out", resume=True, **{option: 0.5})
+    assert raised.value.code == "resume-differs"
+    _run(data, toy_model, out=tmp_path / "out", resume=True)
+
+
+def test_a_second_run_to_the_same_place_is_refused_and_the_first_goes_on(
+    shard_set: ShardSetFactory, toy_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, real, codes = shard_set(num_rows=9), run.run_steps, []
+
+    def steps(*arguments: Any, **keywords: Any) -> Any:
+        for item in real(*arguments, **keywords):
+            with pytest.raises(OutputError) as raised:
+                _run(data, toy_model, out=tmp_path / "out", overwrite=True)
+            codes.append(raised.value.code)
+            yield item
+
+    monkeypatch.setattr(run, "run_steps", steps)
+    _run(data, toy_model, out=tmp_path / "out", max_steps=2)
+    assert codes == ["output-busy", "output-busy"]
+    assert len(metrics_of(tmp_path / "out" / "metrics.jsonl")) == 2
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith((".out", "out."))) == []
+
+
+def test_a_file_system_without_locks_is_told_of_and_trained_on(
+    shard_set: ShardSetFactory, toy_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refusing(*_: Any) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(claim.fcntl, "flock", refusing)
+    _run(shard_set(num_rows=9), toy_model, out=tmp_path / "out", max_steps=1)
+    assert (tmp_path / "out" / "model.safetensors").is_file()
