@@ -120,7 +120,7 @@ def test_shards_of_the_steps_to_come_are_there_before_a_step_needs_them(
     assert sorted(coming) == list(range(12))
     with ReadAhead(opened, schedule, step=0) as ahead:
         for step in range(schedule.steps_per_epoch):
-            deadline = time.monotonic() + 200
+            deadline = time.monotonic() + 1200
             soon = [opened.directory / opened.manifest.shards[number].file for number in ahead.upcoming(step)[:4]]
             while not all(path.is_file() for path in soon) and time.monotonic() < deadline:
                 time.sleep(0.01)
