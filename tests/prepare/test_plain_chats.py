@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import zstandard
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from sftprep.config.pack import PackConfig
@@ -95,9 +96,10 @@ def test_rows_of_all_kinds_keep_their_order_and_their_findings(own: tuple[Compil
     typed = {"messages": [row["messages"][0], {"role": "assistant", "content": "x<|im_end|>"}]}
     long = {"messages": [row["messages"][0], {"role": "assistant", "content": "long " * 80}]}
     lines = [json.dumps(item) for item in (row, {**row, "id": 1}, typed, long, row, [1], {**row, "id": 2}, row)]
-    rows, read = read_chunk(chunk_of(lines, times=(1, 2, 1, 1, 0, 1, 1, 3)), format=None)
+    lines.append(lines[1])
+    rows, read = read_chunk(chunk_of(lines, times=(1, 2, 1, 1, 0, 1, 1, 3, 0)), format=None)
     assert [chat is not None for chat in rows.chats] == [True, False, True, True, False, False, True]
-    assert (read.num_rows, read.num_taken, read.num_taken_rows) == (8, 10, 7)
+    assert (read.num_rows, read.num_taken, read.num_taken_rows) == (9, 10, 7)
     assert read.said_once == (("chats", "unknown-row-key", "/id"),)
     made = compiled(rows, own)
     assert [(left.address.line, left.code) for left in made.left_out] == [
@@ -107,7 +109,42 @@ def test_rows_of_all_kinds_keep_their_order_and_their_findings(own: tuple[Compil
     ]
     assert made.documents["doc_line"].to_pylist() == [1, 2, 7, 8]
     assert made.times.tolist() == [1, 2, 1, 3]
+    assert made.classes == {"packed": 7}
     assert made.rendering["replayed"] == 5  # but for the typed token and what is no row
+
+
+TRIMMING = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n"
+    "{% if 'cat' in m.content %}{{ m.content.strip() }}{% else %}{{ m.content.rstrip() }}{% endif %}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+@pytest.fixture(scope="module")
+def trimming(tmp_path_factory: pytest.TempPathFactory) -> tuple[Compiler, PackConfig]:
+    """A model whose template asks what a text says, and takes white space off it."""
+    directory = tmp_path_factory.mktemp("trimming") / "model"
+    shutil.copytree(SAMPLES / "model", directory)
+    (directory / "chat_template.jinja").write_text(TRIMMING, encoding="utf-8")
+    options = config(directory)
+    return batch_compiler(load_model(str(directory)), options), options
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.lists(st.sampled_from(["a cat ", " a dog\n", "a", " cat"]), min_size=2, max_size=2), min_size=1))
+@example([["a cat ", " a dog\n"], [" cat", " dog "], [" a dog\n", " cat"], ["a", "a cat "]])
+def test_what_a_template_asks_of_texts_and_does_to_them_is_so_for_each_chat(
+    trimming: tuple[Compiler, PackConfig], chats: list[list[str]]
+) -> None:
+    roles = ("user", "assistant")
+    rows = [{"messages": [{"role": r, "content": t} for r, t in zip(roles, chat, strict=True)]} for chat in chats]
+    chunk = chunk_of([json.dumps(row) for row in rows])
+    found, _ = read_chunk(chunk, format=None)
+    assert None not in found.chats
+    fast = compiled(found, trimming)
+    assert fast.rendering["replayed"] == len(chats)
+    compile_rows, options = trimming
+    assert same(fast, compile_chunk(list(found), compile_row=compile_rows.compile_row, config=options))
 
 
 def test_a_format_that_is_named_decides_what_is_plain() -> None:
