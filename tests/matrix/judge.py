@@ -92,7 +92,8 @@ class Judge:
         """What sftprep makes of the conversation, or of one turn of it."""
         weights = [case.weights.get(k, 1.0) if only in (None, k) else 0.0 for k in range(len(case.messages))]
         conversation = Conversation(RowAddress("f", 1), case.messages, weights, case.tools, case.kwargs)
-        policy = RenderPolicy(control_tokens=ControlTokens.ALLOW, allow=allow)
+        # No tokenizer here: what looks like a control token is text, in an answer too.
+        policy = RenderPolicy(control_tokens=ControlTokens.SPLIT, allow=allow)
         try:
             return render(conversation, template=self.template, policy=policy)
         except MaskError as error:
