@@ -17,7 +17,7 @@ from sftprep.templates.symbolic_template import SymbolicTemplate
 from tests.prepare.test_plans import SAMPLES, both, config, conversation, rows_of, same
 from tests.prepare.test_plans_ahead import _MESSAGE, _STOP, chat
 
-_STOPPED = "<|im_end|>{% if add_generation_prompt %}\n<|im_start|>assistant\n{% endif %}"
+_STOPPED = "<|im_end|>{% if add_generation_prompt %}{{ '\n' }}<|im_start|>assistant\n{% endif %}"
 HANDED_ON = {
     "a counter": chat("{% set ns.n = ns.n + 1 %}{{ ns.n }}" + _MESSAGE + _STOP, before="{% set ns = namespace(n=0) %}"),
     "what was said before": chat(
@@ -73,7 +73,9 @@ OF_ITS_OWN = {
     "a role before": chat(
         "{% if loop.index0 and messages[loop.index0 - 1].role == m.role %}!{% endif %}" + _MESSAGE + _STOP
     ),
-    "the end of all": chat("{% if loop.index == messages | length %}!{% endif %}" + _MESSAGE + _STOP),
+    "the end of all": chat(
+        "{% if m.role == 'assistant' and loop.index == messages | length %}!{% endif %}" + _MESSAGE + _STOP
+    ),
     "a scaffold": chat(
         "<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' and 'no' not in m.content %}<think>\n\n</think>\n\n"
         "{% endif %}{{ m.content }}" + _STOP,
@@ -88,17 +90,20 @@ def rows() -> list[Conversation]:
     """Conversations of many lengths, in no order, some of whose texts say "no" or "so", alone or with more."""
     drawn = random.Random(5)
     made = []
-    for number in range(1, 31):
+    for number in range(1, 21):
         size = 2 * drawn.randint(1, 7)
         texts = [drawn.choice(["yes", "no", "so", "well", "no, no", " so it is "]) for _ in range(size)]
         made.append(conversation(number, texts, system=drawn.choice([None, None, "Be brief.", "no"])))
     for row in made[::5]:
         row.messages[-2:-2] = [{"role": "user", "content": "and"}]
         row.weights.append(1.0)
+    for number in range(21, 33):
+        questions = [drawn.choice(["yes", "no", "so"]) for _ in range(drawn.randint(1, 6))]
+        made.append(conversation(number, answered(questions)))
     twice = {"role": "assistant", "content": "no more"}
     return [
         *made,
-        Conversation(RowAddress("chats", 31), [*made[3].messages, twice], [1.0] * (len(made[3].messages) + 1)),
+        Conversation(RowAddress("chats", 33), [*made[3].messages, twice], [1.0] * (len(made[3].messages) + 1)),
     ]
 
 
