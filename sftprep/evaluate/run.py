@@ -37,6 +37,7 @@ from sftprep.reports.evaluate_json import (
     WinRate,
 )
 from sftprep.shards.cache import open_set
+from sftprep.shards.manifest import refuse_trained
 from sftprep.shards.read import ShardSet
 from sftprep.sources.lines import content_name, require_source
 from sftprep.sources.paths import expand
@@ -56,7 +57,10 @@ def evaluate(config: EvaluateConfig, *, on_progress: OnProgress | None = None) -
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     trained_on = _opened(config, config.trained_on)
-    _refuse_unreadable(config, [trained_on, _opened(config, config.held_out)])
+    held_out = _opened(config, config.held_out)
+    if held_out is not None and trained_on is not None:
+        refuse_trained(held_out.manifest, trained=trained_on.manifest, place=str(config.held_out))
+    _refuse_unreadable(config, [trained_on, held_out])
     run = Run(config, cases, datetime.now(), on_progress or (lambda what: None), source_state)
     new = run.see(config.model, trained_on)
     old = None if config.baseline is None else run.see(config.baseline, None)

@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from sftprep.errors import ShardError
 from sftprep.shards.schema import FORMAT_VERSION
 
 
@@ -156,3 +157,23 @@ class Manifest(_Frozen):
     left_out: LeftOut
     over_length: OverLengthRecord | None = Field(default=None, description="Absent where nothing was counted.")
     parts: list[PartRecord] = Field(default_factory=list, description="Empty where nothing was appended.")
+
+
+def refuse_trained(held: Manifest, *, trained: Manifest, place: str) -> None:
+    """ShardError `eval-trained` where a held-out set has a source, by its bytes, that is trained too.
+
+    The loss of rows that were trained falls whatever the model learns, so it would hide what it was asked for.
+    """
+    bytes_trained = {_bytes_of(source) for source in trained.sources}
+    shared = sorted({source.name for source in held.sources if _bytes_of(source) in bytes_trained})
+    if shared:
+        raise ShardError(
+            f"the held-out set holds rows of a file that is trained: {', '.join(shared)}",
+            code="eval-trained",
+            place=place,
+            hint="pack rows that are held out: sftprep split makes such files",
+        )
+
+
+def _bytes_of(source: SourceRecord) -> tuple[str, int]:
+    return source.sha256 or source.identity, source.num_bytes

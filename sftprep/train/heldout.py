@@ -9,7 +9,7 @@ import torch
 
 from sftprep.config.train import TrainConfig
 from sftprep.errors import ShardError
-from sftprep.shards.manifest import Manifest
+from sftprep.shards.manifest import Manifest, refuse_trained
 from sftprep.train.compiled import uncompiled
 from sftprep.train.device import named_memory_failures
 from sftprep.train.distributed import fsdp_parts
@@ -33,7 +33,8 @@ def open_held_out(config: TrainConfig, *, trained: Manifest) -> HeldOut | None:
     """The set of `--eval-shards`, checked like the trained one; None where none is named.
 
     Raises:
-        ShardError: `eval-differs`: packed with another tokenizer or template; and all that a damaged set raises.
+        ShardError: `eval-differs`: packed with another tokenizer or template; `eval-trained`: a file of it is trained;
+            and all that a damaged set raises.
     """
     if config.eval_shards is None:
         return None
@@ -46,6 +47,7 @@ def open_held_out(config: TrainConfig, *, trained: Manifest) -> HeldOut | None:
             place=str(config.eval_shards),
             hint="pack both sets with the model that you train",
         )
+    refuse_trained(shards.manifest, trained=trained, place=str(config.eval_shards))
     return HeldOut(RowReader(shards), num_rows=shards.num_rows, manifest=shards.manifest)
 
 

@@ -335,6 +335,13 @@ def test_an_unknown_suite_is_named(write_suite: WriteSuite) -> None:
         read_suite(write_suite([]))
 
 
+def test_a_set_of_which_a_file_was_trained_is_no_held_out_set(tiny_model: Path, packed: dict[str, Path]) -> None:
+    config = EvaluateConfig(model=str(tiny_model), held_out=packed["rows"], trained_on=packed["packs"], threads=1)
+    with pytest.raises(ShardError) as raised:
+        evaluate(config)
+    assert (raised.value.code, raised.value.place) == ("eval-trained", str(packed["rows"]))
+
+
 def test_training_rows_that_are_gone_are_named_and_fail_until_they_are_given(
     tiny_model: Path, write_suite: WriteSuite, samples: Path, tmp_path: Path
 ) -> None:

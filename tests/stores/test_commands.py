@@ -187,6 +187,14 @@ def packed(tmp_path: Path, samples: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
     return tmp_path / "packed"
 
 
+@pytest.fixture
+def sets(packed: Path, tmp_path: Path, samples: Path) -> tuple[Path, Path]:
+    """A set that is held out, and one of other rows that is trained."""
+    options: dict[str, Any] = {"model": str(samples / "model"), "max_length": 512}
+    pack(PackConfig(files=[samples / "good" / "reasoning.jsonl"], out=tmp_path / "trained", **options))
+    return packed, tmp_path / "trained"
+
+
 def test_a_source_that_is_gone_or_another_is_unprovable_and_one_that_is_closed_is_an_error(
     samples: Path, bucket: Bucket, server: Server, tmp_path: Path
 ) -> None:
@@ -399,9 +407,12 @@ def model(samples: Path, tmp_path: Path) -> Path:
     return place
 
 
-def test_evaluate_reads_and_writes_urls(packed: Path, model: Path, suite: Path, bucket: Bucket, tmp_path: Path) -> None:
+def test_evaluate_reads_and_writes_urls(
+    sets: tuple[Path, Path], model: Path, suite: Path, bucket: Bucket, tmp_path: Path
+) -> None:
+    packed, trained = sets
     rows = Path(open_shard_set(packed).manifest.sources[0].path).with_name("tools.jsonl")
-    local = {"--suite": suite, "--held-out": packed, "--trained-on": packed, "--against": rows}
+    local = {"--suite": suite, "--held-out": packed, "--trained-on": trained, "--against": rows}
     urls = {option: bucket.put(path) for option, path in local.items()} | {"--suite": f"{bucket.put(suite)}/own.yaml"}
     words = ["evaluate", "--model", str(model), "--threads", "1", "--json"]
 
@@ -422,14 +433,16 @@ def test_evaluate_reads_and_writes_urls(packed: Path, model: Path, suite: Path, 
 
 
 def test_train_reads_sets_and_suites_from_urls(
-    packed: Path, model: Path, suite: Path, bucket: Bucket, tmp_path: Path
+    sets: tuple[Path, Path], model: Path, suite: Path, bucket: Bucket, tmp_path: Path
 ) -> None:
+    packed, trained = sets
     words = ["--model", str(model), "--max-steps", "2", "--grad-accum", "1", "--threads", "1", "--eval-every", "1"]
 
-    def trained(data: str, suite: str, name: str) -> bytes:
+    def made(data: str, held: str, suite: str, name: str) -> bytes:
         out = tmp_path / name
-        succeeded(["train", data, "--eval-shards", data, "--eval", suite, *words, "--out", str(out)])
+        succeeded(["train", data, "--eval-shards", held, "--eval", suite, *words, "--out", str(out)])
         return (out / "model.safetensors").read_bytes()
 
-    expected = trained(str(packed), f"{suite}/own.yaml", "expected")
-    assert trained(bucket.put(packed), f"{bucket.put(suite)}/own.yaml", "found") == expected
+    expected = made(str(trained), str(packed), f"{suite}/own.yaml", "expected")
+    urls = (bucket.put(trained), bucket.put(packed), f"{bucket.put(suite)}/own.yaml")
+    assert made(*urls, "found") == expected

@@ -7,6 +7,7 @@ import io
 import json
 import math
 import re
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from transformers import AutoModelForCausalLM
 from sftprep.cli.app import app
 from sftprep.config.pack import PackConfig
 from sftprep.config.train import TrainConfig
-from sftprep.errors import StoppedError
+from sftprep.errors import ShardError, StoppedError
 from sftprep.prepare.pack import pack
 from sftprep.shards.read import open_shard_set
 from sftprep.train import run
@@ -97,14 +98,29 @@ def test_packed_and_unpacked_sets_of_the_same_rows_have_the_same_held_out_loss_i
     for name, packing in (("packed", True), ("loose", False)):
         pack(PackConfig(out=tmp_path / name, packing=packing, max_length=512, **rows))
     assert open_shard_set(tmp_path / "packed").num_rows < open_shard_set(tmp_path / "loose").num_rows
+    trained = {**rows, "files": (samples / "good" / "tools.jsonl",)}
+    pack(PackConfig(out=tmp_path / "trained", max_length=512, **trained))
     found = []
     for name, size in (("packed", 1), ("loose", 1), ("loose", 4)):
         out = tmp_path / f"{name}-{size}"
         options: dict[str, Any] = {"init": "random", "max_steps": 1, "lr": 1e-9, "batch_size": size}
-        _run(tmp_path / "packed", samples / "model", out=out, eval_shards=tmp_path / name, **options)
+        _run(tmp_path / "trained", samples / "model", out=out, eval_shards=tmp_path / name, **options)
         found.append(metrics_of(out / "metrics.jsonl")[0]["eval_nll"])
     assert found == pytest.approx([found[0]] * 3, rel=1e-5)
     assert found[0] > 1
+
+
+def test_a_set_that_holds_rows_which_are_trained_is_no_held_out_set(samples: Path, tmp_path: Path) -> None:
+    # Another name, another set, and one file more: what is trained is known by its bytes.
+    own = shutil.copy(samples / "good" / "openai.jsonl", tmp_path / "own.jsonl")
+    files = {"data": (Path(own),), "held": (samples / "good" / "tools.jsonl", samples / "good" / "openai.jsonl")}
+    for name, rows in files.items():
+        pack(PackConfig(files=rows, model=str(samples / "model"), out=tmp_path / name, max_length=512))
+    with pytest.raises(ShardError, match=r"openai\.jsonl") as raised:
+        _run(tmp_path / "data", samples / "model", out=tmp_path / "out", init="random", eval_shards=tmp_path / "held")
+    assert raised.value.code == "eval-trained"
+    assert "tools.jsonl" not in str(raised.value)
+    assert not (tmp_path / "out").exists()
 
 
 def sources() -> Iterator[str]:
