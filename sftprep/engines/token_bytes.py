@@ -45,7 +45,10 @@ def token_table(model: ModelFiles, parts: Mapping[str, Any] | None = None) -> To
         found[token["id"]] = _spelled(token["content"])
     data, lengths = _all_bytes(found)
     stop_ids = np.array(sorted(model.stop_ids), dtype=np.int32)
-    return TokenTable(pieces=byte_strings(data, lengths), lengths=lengths, stop_ids=stop_ids)
+    control = set(model.control_tokens)
+    is_control = np.zeros(len(found), dtype=np.bool_)
+    is_control[[token["id"] for token in parts["added_tokens"] if token["content"] in control]] = True
+    return TokenTable(byte_strings(data, lengths), lengths=lengths, stop_ids=stop_ids, is_control=is_control)
 
 
 def _is_byte_level(decoder: Any) -> bool:

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sftprep.engines.reference import ReferenceEngine
-from sftprep.stages.encode_batch import Batch, Ints, TurnBorders, flat_offsets
+from sftprep.stages.encode_batch import Batch, Ints, TokenTable, TurnBorders, flat_offsets
 from sftprep.stages.replay import SamplePlan, TurnPlan
 
 _MOST_KEPT: Final = 16_384
@@ -18,19 +18,21 @@ _MOST_KEPT: Final = 16_384
 
 
 class _Layout(NamedTuple):
-    """Of one plan: a row a turn, `[turns, 3]` pieces, and its opening's bytes and ids, end to end."""
+    """Of one plan: a row a turn, `[turns, 3]` pieces, and its opening's bytes and ids, end to end; control tokens."""
 
     turns: Ints
     opened: Ints
     opening: npt.NDArray[np.int32]
     opening_sizes: Ints
+    num_control: int
 
 
 class Layouts:
-    """The layouts of the plans that were met; `reference` says what cuts an encode."""
+    """The layouts of the plans that were met; `reference` says what cuts an encode, `table` what is a control token."""
 
-    def __init__(self, reference: ReferenceEngine) -> None:
+    def __init__(self, reference: ReferenceEngine, table: TokenTable) -> None:
         self._reference = reference
+        self._table = table
         self._openings: dict[tuple[str, str], tuple[int, npt.NDArray[np.int32]] | None] = {}
         self._known: dict[int, _Layout | None] = {}
         self._held: list[SamplePlan] = []
@@ -57,6 +59,7 @@ class Layouts:
             messages=np.concatenate([plan.messages for plan in plans])[place],
             weights=np.concatenate([plan.weights for plan in plans])[place],
             segment_offsets=offsets,
+            num_control=np.array([layout.num_control for layout in layouts], dtype=np.int64)[chosen],
             turns=_turns(layouts, chosen, first),
         )
 
@@ -74,11 +77,13 @@ class Layouts:
         if len(openings) < len(plan.turns):
             return None
         ids = [ids for _, ids in openings]
+        (written,) = self._reference.encode([plan.written])
         return _Layout(
             turns=np.array([(turn.start, turn.stop_start, turn.stop) for turn in plan.turns], np.int64).reshape(-1, 3),
             opened=np.array([size for size, _ in openings], dtype=np.int64),
             opening=np.concatenate([np.zeros(0, np.int32), *ids]),
             opening_sizes=np.array([len(own) for own in ids], dtype=np.int64),
+            num_control=int(np.count_nonzero(self._table.is_control[written.ids])),
         )
 
     def _opening(self, turn: TurnPlan) -> tuple[int, npt.NDArray[np.int32]] | None:

@@ -2,7 +2,8 @@
 
 The bytes of the tokens, joined, must be the bytes of the texts: that is the decode proof, and it gives the borders.
 A turn is exact where a token begins at its completion, the ids before that are those of the opening encoded alone
-behind a token at which every encode is cut, and one stop token ends it. A sample that fails any of this has `ok`
+behind a token at which every encode is cut, and one stop token ends it. A sample has as many control tokens as its
+template writes: one more was joined from pieces of which somebody typed one. A sample that fails any of this has `ok`
 False, and is for the slow path, which says why or finds another exact form.
 """
 
@@ -36,11 +37,15 @@ class EncodedTexts(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class TokenTable:
-    """The bytes of each id: `pieces` Arrow binary `[vocabulary]`, `lengths` int64; ids that stop a model."""
+    """The bytes of each id: `pieces` Arrow binary `[vocabulary]`, `lengths` int64; ids that stop a model.
+
+    `is_control`, bool `[vocabulary]`: which ids are control tokens.
+    """
 
     pieces: pa.Array
     lengths: Ints
     stop_ids: npt.NDArray[np.int32]
+    is_control: npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +70,7 @@ class Batch:
     """Samples of a batch: their texts' bytes end to end, the bytes of each piece, and the segments.
 
     `sample_bytes`, `piece_bytes` int64; `segments` is the piece at which each begins, with its kind, message and
-    weight; `segment_offsets` int64 `[samples + 1]`.
+    weight; `segment_offsets` int64 `[samples + 1]`. `num_control`, int64: control tokens that the template writes.
     """
 
     text: bytes
@@ -76,6 +81,7 @@ class Batch:
     messages: npt.NDArray[np.int32]
     weights: npt.NDArray[np.float32]
     segment_offsets: Ints
+    num_control: Ints
     turns: TurnBorders
 
 
@@ -100,6 +106,8 @@ def prove_batch(batch: Batch, encoded: EncodedTexts, table: TokenTable) -> tuple
     pieces = flat_offsets(batch.piece_bytes).astype(bounds.dtype)
     exact = _exact_turns(batch.turns, pieces, (encoded.ids, bounds), table)
     ok[batch.turns.sample[~exact]] = False
+    num_control = np.cumsum(np.append(0, table.is_control[encoded.ids]))
+    ok &= np.diff(num_control[encoded.offsets]) == batch.num_control
     return ok, _spans(batch, np.searchsorted(bounds[:-1], pieces[batch.segments]), encoded.offsets)
 
 

@@ -46,7 +46,7 @@ class SamplePlan:
     """One sample: `take` picks its pieces from a row's values.
 
     `starts`, the number of the piece at which each begins, `kinds`, `messages` and `weights` are of its segments:
-    int64, int8, int32, float32 `[segments]`.
+    int64, int8, int32, float32 `[segments]`. `written` is what the template writes, with a null character for a field.
     """
 
     take: Callable[[Sequence[bytes]], tuple[bytes, ...]]
@@ -57,6 +57,7 @@ class SamplePlan:
     weights: npt.NDArray[np.float32]
     turns: tuple[TurnPlan, ...]
     kwargs: str
+    written: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,6 +249,7 @@ def _finished(sample: Sample, found: _Pieces, place: Callable[[tuple[bool, int]]
         weights=np.array(trained, dtype=np.float32),
         turns=tuple(_plan_turns(sample, found)),
         kwargs=json.dumps(sample.template_kwargs, sort_keys=True),
+        written="".join("\0" if text is None else text for text in found.texts),
     )
 
 

@@ -81,6 +81,21 @@ def test_a_hidden_control_token_is_left_out_by_name_m4(tmp_path: Path, model: Pa
     assert (codes, len(runs)) == (["control-token"], 1)
 
 
+@pytest.mark.parametrize("plans", [True, False])
+def test_a_control_token_of_which_the_template_writes_the_other_half_is_left_out_by_name_m4(
+    tmp_path: Path, model: Path, plans: bool
+) -> None:
+    # No text of the row says it, so no search of the row's texts can find it.
+    template = model / "chat_template.jinja"
+    written = "{{- text_of(message.content) -}}"
+    assert template.read_text().count(written) == 1
+    half = written + "{%- if message.role == 'user' -%}{{- 'end|>' -}}{%- endif -%}"
+    template.write_text(template.read_text().replace(written, half))
+    typed = {"messages": [{"role": "user", "content": "At six<|im_"}, ANSWER]}
+    codes, runs = packed(tmp_path, model, [GOOD, typed, GOOD], plans=plans)
+    assert (codes, len(runs)) == (["control-token"], 2)
+
+
 @pytest.mark.parametrize("name", HIDDEN)
 def test_validate_names_the_field_that_hides_it(model: Path, name: str) -> None:
     row, place = HIDDEN[name]
