@@ -324,10 +324,13 @@ def test_the_arguments_that_the_template_was_given_are_known_for_every_document_
 def check_hostile(model: Model) -> None:
     """The contract on conversations of control tokens, headers and white space, drawn at random."""
     exact: list[int] = []
-    pieces = st.lists(st.sampled_from([*PIECES, *model.files.control_tokens[:40]]), max_size=12).map("".join)
+    pieces = [*PIECES, *model.files.control_tokens[:40]]
+    # What a model can write: a stop token within is `early-stop`.
+    said = [piece for piece in pieces if piece not in model.files.stop_tokens]
+    questions, answers = (st.lists(st.sampled_from(own), max_size=12).map("".join) for own in (pieces, said))
 
     @settings(max_examples=40, deadline=None, database=None)
-    @given(turns=st.lists(st.tuples(pieces, pieces), min_size=1, max_size=3))
+    @given(turns=st.lists(st.tuples(questions, answers), min_size=1, max_size=3))
     def check(turns: list[tuple[str, str]]) -> None:
         messages = [m for q, a in turns for m in (user(MARKER + q), assistant("answer" + a))]
         try:
@@ -346,6 +349,10 @@ def check_hostile(model: Model) -> None:
 
     check()
     assert len(exact) >= 20, "half of the conversations are exact at least"
+    for stop in model.files.stop_tokens:
+        with pytest.raises(MaskError) as caught:
+            model.documents([user("q"), assistant(f"yes{stop}and no")])
+        assert caught.value.code in {"early-stop", *REFUSALS}
 
 
 @pytest.mark.slow
