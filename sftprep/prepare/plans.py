@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import gc
 import json
 from collections.abc import Hashable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Final
 
+from sftprep.collector import uncollected
 from sftprep.config.pack import PackConfig
 from sftprep.data import Conversation
 from sftprep.engines.model import ModelFiles
@@ -135,7 +134,8 @@ class PlanBook:
 
     def _planned(self, conversation: Conversation, template: SymbolicTemplate) -> RowPlan | Refusal | None:
         try:
-            with _uncollected():
+            # What is made for a plan lives until that is finished: to look for garbage is a quarter of the work.
+            with uncollected():
                 tracer = template.at(conversation.messages, conversation.tools)
                 return self._rendered(conversation, template, tracer)
         except (TemplateError, OpaqueError):
@@ -158,18 +158,6 @@ class PlanBook:
         if set(rendered.classes) - {"packed", "switched", "rewritten"} or not rendered.samples:
             return None
         return plan_row(rendered.samples, tracer, counts=(rendered.classes, rendered.remarks))
-
-
-@contextmanager
-def _uncollected() -> Iterator[None]:
-    """What is made for a plan lives until that is finished: to look for garbage meanwhile is a quarter of the work."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
 
 
 def _answered(plan: RowPlan | Refusal, texts: list[str] | None) -> Found:
