@@ -62,3 +62,14 @@ def flat(array: pa.Array | pa.ChunkedArray) -> npt.NDArray[Any]:
     if data is None or not len(array):
         return np.zeros(0, dtype)
     return np.frombuffer(data, dtype, count=len(array), offset=array.offset * dtype.itemsize)
+
+
+def list_lengths(column: pa.ListArray) -> npt.NDArray[np.int64]:
+    """How many values each list has, `[n]`."""
+    lengths: npt.NDArray[np.int64] = np.diff(flat(column.offsets)).astype(np.int64)
+    return lengths
+
+
+def list_values(column: pa.ListArray) -> npt.NDArray[Any]:
+    """The numbers of all lists, end to end, as `flat` gives them."""
+    return flat(column.flatten())

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sftprep.arrow import byte_strings, flat, lists, numbers, texts
+from sftprep.arrow import byte_strings, flat, list_lengths, list_values, lists, numbers, texts
 
 DTYPES = (np.int8, np.int32, np.int64, np.float32, np.float64)
 VALUES = st.lists(st.integers(-128, 127), max_size=20)
@@ -65,3 +65,11 @@ def test_what_has_no_numbers_or_not_in_each_place_is_refused() -> None:
     for column in (pa.array([True]), pa.array(["a"]), pa.array([[1]])):
         with pytest.raises(TypeError):
             flat(column)
+
+
+def test_lists_have_their_lengths_and_their_values_end_to_end_also_in_a_slice() -> None:
+    column = pa.array([[1, 2], [], [3], [4, 5, 6]], pa.list_(pa.int32()))
+    for part in (column, column.slice(1, 2), column.slice(4)):
+        rows = part.to_pylist()
+        assert list_lengths(part).tolist() == [len(row) for row in rows]
+        assert list_values(part).tolist() == [value for row in rows for value in row]

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sftprep.arrow import flat, lists, numbers, texts
+from sftprep.arrow import flat, list_values, lists, numbers, texts
 from sftprep.data import TRAINED_KINDS, PackPlan
 from sftprep.shards.schema import SHARD_SCHEMA, WEIGHTS_FIELD
 
@@ -30,7 +30,7 @@ _TRAINED: Final = np.isin(np.arange(128), [int(kind) for kind in TRAINED_KINDS])
 def needs_weights(documents: pa.Table) -> bool:
     """Whether any trained span weighs other than 1, so that the data set needs the `weights` column."""
     batches = documents.select(["span_kinds", "span_weights"]).to_batches()
-    pairs = ((flat(batch["span_kinds"].flatten()), flat(batch["span_weights"].flatten())) for batch in batches)
+    pairs = ((list_values(batch["span_kinds"]), list_values(batch["span_weights"])) for batch in batches)
     return any(np.any(_TRAINED[kinds] & (weights != 1)) for kinds, weights in pairs)
 
 

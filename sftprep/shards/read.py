@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, Protocol
@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import ValidationError
 
-from sftprep.arrow import flat
+from sftprep.arrow import flat, list_values
 from sftprep.errors import ShardError
 from sftprep.shards.manifest import Manifest, ShardRecord
 from sftprep.shards.schema import FORMAT_VERSION, MANIFEST_NAME, SHARD_SCHEMA, WEIGHTS_FIELD
@@ -177,6 +177,13 @@ def missing_shard(place: Path) -> ShardError:
     return ShardError("the shard is not there, or not whole", code="missing-shard", place=str(place), hint=hint)
 
 
+def refuse_missing(manifest: Manifest, sizes: Mapping[str, int], *, place: Path) -> None:
+    """ShardError `missing-shard` unless a store, whose objects have these sizes, has every shard of the manifest."""
+    for shard in manifest.shards:
+        if sizes.get(shard.file) != shard.num_bytes:
+            raise missing_shard(place / shard.file)
+
+
 def no_manifest(path: Path) -> ShardError:
     """The error that says that what is at a path or URL is no set, or not yet."""
     return ShardError(
@@ -280,7 +287,7 @@ def _check_digest(path: Path, shard: ShardRecord) -> None:
 def _row_sums(column: pa.ListArray) -> npt.NDArray[np.int64]:
     """The sum of each row's list; rows are never empty."""
     offsets = flat(column.offsets)
-    totals = np.concatenate([[0], np.cumsum(flat(column.flatten()), dtype=np.int64)])
+    totals = np.concatenate([[0], np.cumsum(list_values(column), dtype=np.int64)])
     sums: npt.NDArray[np.int64] = np.diff(totals[offsets - offsets[0]])
     return sums
 

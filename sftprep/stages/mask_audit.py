@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from sftprep.arrow import flat
+from sftprep.arrow import flat, list_lengths, list_values
 from sftprep.data import TRAINED_KINDS, SpanKind
 
 IntArray = npt.NDArray[np.int64]
@@ -144,22 +144,13 @@ def _sums(groups: npt.NDArray[np.integer[Any]], values: IntArray, size: int) -> 
     return sums
 
 
-def _lengths(column: pa.ListArray) -> IntArray:
-    lengths: IntArray = np.diff(flat(column.offsets)).astype(np.int64)
-    return lengths
-
-
-def _values(column: pa.ListArray) -> npt.NDArray[Any]:
-    return flat(column.flatten())
-
-
 def readable_rows(batch: pa.RecordBatch, facts: AuditFacts) -> tuple[pa.RecordBatch, IntArray, list[Fault]]:
     """The rows whose columns can be read side by side (F9), their numbers, and why the others cannot."""
     bad = np.zeros(batch.num_rows, np.bool_)
     faults: list[Fault] = []
     for code, check in (
         ("column-length-mismatch", _mismatched(batch)),
-        ("document-empty", _any_in_row(batch["seq_lengths"], _values(batch["seq_lengths"]) <= 0)),
+        ("document-empty", _any_in_row(batch["seq_lengths"], list_values(batch["seq_lengths"]) <= 0)),
         ("span-order", _disordered(batch)),
         ("span-kind-unknown", _outside(batch["span_kinds"], NUM_KINDS)),
         ("source-unknown", _outside(batch["doc_files"], facts.num_sources)),
@@ -170,15 +161,17 @@ def readable_rows(batch: pa.RecordBatch, facts: AuditFacts) -> tuple[pa.RecordBa
 
 
 def _mismatched(batch: pa.RecordBatch) -> Bools:
-    sizes, docs = _lengths(batch["input_ids"]), _lengths(batch["seq_lengths"])
-    wrong: Bools = _lengths(batch["assistant_masks"]) != sizes
+    sizes, docs = list_lengths(batch["input_ids"]), list_lengths(batch["seq_lengths"])
+    wrong: Bools = list_lengths(batch["assistant_masks"]) != sizes
     if "weights" in batch.schema.names:
-        wrong |= _lengths(batch["weights"]) != sizes
-    spans = _lengths(batch["span_starts"])
-    wrong |= (_lengths(batch["span_kinds"]) != spans) | (_lengths(batch["span_messages"]) != spans) | (spans == 0)
+        wrong |= list_lengths(batch["weights"]) != sizes
+    spans = list_lengths(batch["span_starts"])
+    wrong |= spans == 0
+    for name in ("span_kinds", "span_messages"):
+        wrong |= list_lengths(batch[name]) != spans
     for name in ("doc_files", "doc_lines", "doc_samples", "doc_kwargs"):
-        wrong |= _lengths(batch[name]) != docs
-    totals = np.concatenate([[0], np.cumsum(_values(batch["seq_lengths"]), dtype=np.int64)])
+        wrong |= list_lengths(batch[name]) != docs
+    totals = np.concatenate([[0], np.cumsum(list_values(batch["seq_lengths"]), dtype=np.int64)])
     ends = np.cumsum(docs)
     wrong |= totals[ends] - totals[ends - docs] != sizes
     return wrong
@@ -188,20 +181,20 @@ def _any_in_row(column: pa.ListArray, wrong: Bools) -> Bools:
     """Rows that hold a wrong value."""
     found = np.zeros(len(column), np.bool_)
     if wrong.any():
-        found[np.repeat(np.arange(len(column)), _lengths(column))[wrong]] = True
+        found[np.repeat(np.arange(len(column)), list_lengths(column))[wrong]] = True
     return found
 
 
 def _outside(column: pa.ListArray, stop: int) -> Bools:
-    values = _values(column)
+    values = list_values(column)
     return _any_in_row(column, (values < 0) | (values >= stop))
 
 
 def _disordered(batch: pa.RecordBatch) -> Bools:
     """Rows whose spans do not begin at 0, do not ascend, or begin after the end."""
     column = batch["span_starts"]
-    starts, counts = _values(column).astype(np.int64), _lengths(column)
-    sizes = np.repeat(_lengths(batch["input_ids"]), counts)
+    starts, counts = list_values(column).astype(np.int64), list_lengths(column)
+    sizes = np.repeat(list_lengths(batch["input_ids"]), counts)
     is_first = np.zeros(len(starts), np.bool_)
     is_first[(np.cumsum(counts) - counts)[counts > 0]] = True
     before = np.where(is_first, -1, np.roll(starts, 1))
@@ -209,27 +202,27 @@ def _disordered(batch: pa.RecordBatch) -> Bools:
 
 
 def _flat(batch: pa.RecordBatch, numbers: IntArray) -> _Rows:
-    row_lengths = _lengths(batch["input_ids"])
+    row_lengths = list_lengths(batch["input_ids"])
     row_starts = np.cumsum(row_lengths) - row_lengths
-    masks = _values(batch["assistant_masks"]).view(np.uint8)
-    doc_lengths = _values(batch["seq_lengths"]).astype(np.int64)
+    masks = list_values(batch["assistant_masks"]).view(np.uint8)
+    doc_lengths = list_values(batch["seq_lengths"]).astype(np.int64)
     doc_starts = np.cumsum(doc_lengths) - doc_lengths
-    span_starts = _values(batch["span_starts"]) + np.repeat(row_starts, _lengths(batch["span_starts"]))
+    span_starts = list_values(batch["span_starts"]) + np.repeat(row_starts, list_lengths(batch["span_starts"]))
     return _Rows(
         numbers=numbers,
-        ids=_values(batch["input_ids"]),
+        ids=list_values(batch["input_ids"]),
         masks=masks,
         trained_before=np.concatenate([np.zeros(1, np.int32), np.cumsum(masks, dtype=np.int32)]),
         row_starts=row_starts,
         row_lengths=row_lengths,
         doc_starts=doc_starts,
         doc_lengths=doc_lengths,
-        doc_rows=np.repeat(np.arange(batch.num_rows), _lengths(batch["seq_lengths"])),
-        doc_sources=_values(batch["doc_files"]).astype(np.int64),
+        doc_rows=np.repeat(np.arange(batch.num_rows), list_lengths(batch["seq_lengths"])),
+        doc_sources=list_values(batch["doc_files"]).astype(np.int64),
         span_starts=span_starts,
         span_lengths=np.diff(span_starts, append=row_lengths.sum()),
-        span_kinds=_values(batch["span_kinds"]),
-        span_messages=_values(batch["span_messages"]),
+        span_kinds=list_values(batch["span_kinds"]),
+        span_messages=list_values(batch["span_messages"]),
         span_docs=np.searchsorted(doc_starts, span_starts, side="right") - 1,
     )
 
@@ -287,7 +280,7 @@ def _scalar_faults(batch: pa.RecordBatch, rows: _Rows) -> Iterator[tuple[str, In
 
 
 def _weight_faults(batch: pa.RecordBatch, rows: _Rows) -> Iterator[tuple[str, IntArray]]:
-    weights = _values(batch["weights"])
+    weights = list_values(batch["weights"])
     token_rows = np.repeat(np.arange(batch.num_rows), rows.row_lengths)
     sums = np.bincount(token_rows, weights=weights, minlength=batch.num_rows)
     wrong = ~np.isclose(sums, flat(batch["weight_sum"]), rtol=1e-6, atol=1e-6)

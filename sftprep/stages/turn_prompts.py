@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from sftprep.arrow import flat
+from sftprep.arrow import list_lengths, list_values
 from sftprep.data import TRAINED_KINDS, SpanKind
 
 TURN: Final = np.dtype(
@@ -37,21 +37,21 @@ Turns = npt.NDArray[np.void]
 
 def trained_turns(batch: pa.RecordBatch) -> Turns:
     """The trained turns of rows whose columns fit together, in order. TURN `[turns]`."""
-    row_lengths, doc_counts = _lengths(batch["input_ids"]), _lengths(batch["seq_lengths"])
-    doc_lengths = _values(batch["seq_lengths"]).astype(np.int64)
+    row_lengths, doc_counts = list_lengths(batch["input_ids"]), list_lengths(batch["seq_lengths"])
+    doc_lengths = list_values(batch["seq_lengths"]).astype(np.int64)
     doc_starts = np.cumsum(doc_lengths) - doc_lengths
     row_starts = np.cumsum(row_lengths) - row_lengths
-    starts = _values(batch["span_starts"]) + np.repeat(row_starts, _lengths(batch["span_starts"]))
-    kinds, messages = _values(batch["span_kinds"]), _values(batch["span_messages"])
+    starts = list_values(batch["span_starts"]) + np.repeat(row_starts, list_lengths(batch["span_starts"]))
+    kinds, messages = list_values(batch["span_kinds"]), list_values(batch["span_messages"])
     docs = np.searchsorted(doc_starts, starts, side="right") - 1
     first, last = _turn_spans(kinds, docs, messages)
-    ids = _values(batch["input_ids"]).astype(np.int32)
+    ids = list_values(batch["input_ids"]).astype(np.int32)
     turns = np.zeros(len(first), TURN)
     doc_rows = np.repeat(np.arange(batch.num_rows), doc_counts)
     own = docs[first]
-    turns["source"] = _values(batch["doc_files"])[own]
-    turns["line"] = _values(batch["doc_lines"])[own]
-    turns["kwargs"] = _values(batch["doc_kwargs"])[own]
+    turns["source"] = list_values(batch["doc_files"])[own]
+    turns["line"] = list_values(batch["doc_lines"])[own]
+    turns["kwargs"] = list_values(batch["doc_kwargs"])[own]
     turns["message"] = messages[first]
     turns["num_prompt"] = starts[first] - doc_starts[own]
     turns["stop_id"] = np.where(kinds[last] == SpanKind.STOP, ids[starts[last]], -1)
@@ -93,12 +93,3 @@ def _turn_spans(
         return firsts, lasts
     kept = np.add.reduceat(is_trained[own], firsts) > 0
     return own[firsts[kept]], own[lasts[kept]]
-
-
-def _lengths(column: pa.ListArray) -> npt.NDArray[np.int64]:
-    lengths: npt.NDArray[np.int64] = np.diff(flat(column.offsets)).astype(np.int64)
-    return lengths
-
-
-def _values(column: pa.ListArray) -> npt.NDArray[Any]:
-    return flat(column.flatten())
