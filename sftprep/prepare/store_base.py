@@ -14,7 +14,7 @@ from sftprep.prepare.pack_report import REPORT_NAME
 from sftprep.prepare.unchanged import parts_of
 from sftprep.shards.cache import ShardCache
 from sftprep.shards.manifest import Manifest
-from sftprep.shards.read import missing_shard, open_shard_set, parse_manifest, refuse_outside
+from sftprep.shards.read import open_shard_set, parse_manifest, refuse_missing, refuse_outside
 from sftprep.shards.schema import MANIFEST_NAME
 from sftprep.stores.write import StoreFolder
 
@@ -47,13 +47,6 @@ def fetch_base(folder: StoreFolder, sizes: Mapping[str, int], directory: Path, *
         _copy(folder, name, directory / name)
     (directory / MANIFEST_NAME).write_bytes(content)
     return manifest
-
-
-def refuse_missing(manifest: Manifest, sizes: Mapping[str, int], *, place: Path) -> None:
-    """ShardError `missing-shard` unless the store has every shard of the manifest, by its size."""
-    for shard in manifest.shards:
-        if sizes.get(shard.file) != shard.num_bytes:
-            raise missing_shard(place / shard.file)
 
 
 def _is_made_of(directory: Path, content: bytes, manifest: Manifest, *, fingerprint: str) -> bool:

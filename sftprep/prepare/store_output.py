@@ -26,13 +26,13 @@ from sftprep.config.pack import PackConfig
 from sftprep.errors import DataError, OutputError, SftprepError, ShardError
 from sftprep.prepare.left_out import LEFT_OUT_NAME
 from sftprep.prepare.pack_report import REPORT_NAME, RUN_NAME
-from sftprep.prepare.store_base import fetch_base, refuse_missing
+from sftprep.prepare.store_base import fetch_base
 from sftprep.prepare.unchanged import parts_of
 from sftprep.reports.parity_json import CERTIFICATE_NAME
 from sftprep.shards.cache import open_set
 from sftprep.shards.claim import OutputClaim
 from sftprep.shards.manifest import Manifest, ShardRecord
-from sftprep.shards.read import ShardSet, no_manifest
+from sftprep.shards.read import ShardSet, no_manifest, refuse_missing
 from sftprep.shards.schema import MANIFEST_NAME
 from sftprep.stores.write import StoreFolder
 

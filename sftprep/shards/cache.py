@@ -11,6 +11,7 @@ import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
@@ -20,10 +21,18 @@ from sftprep.config.places import is_remote
 from sftprep.errors import ShardError, UsageError
 from sftprep.shards.manifest import Manifest, ShardRecord
 from sftprep.shards.place import named_failures, sync_directory
-from sftprep.shards.read import ShardSet, missing_shard, no_manifest, open_shard_set, parse_manifest, refuse_outside
+from sftprep.shards.read import (
+    ShardSet,
+    missing_shard,
+    no_manifest,
+    open_shard_set,
+    parse_manifest,
+    refuse_missing,
+    refuse_outside,
+)
 from sftprep.shards.schema import MANIFEST_NAME
 from sftprep.stores import read as stores
-from sftprep.stores.access import tried
+from sftprep.stores.access import listed, tried
 
 _PIECE_BYTES: Final = 1 << 23
 
@@ -191,18 +200,9 @@ def _manifest(place: Path) -> bytes:
 
 def _names(place: Any, manifest: Manifest) -> list[str]:
     """The model's files in the set; ShardError `missing-shard` where a shard is not there, or has another size."""
-    root = f"{place.path.rstrip('/')}/"
-
-    def listed() -> dict[str, int]:
-        place.fs.invalidate_cache()
-        found = place.fs.find(root, detail=True)
-        return {name.removeprefix(root): int(info["size"]) for name, info in found.items()}
-
     with stores.named_failures(place):
-        sizes = tried(listed)
-    for shard in manifest.shards:
-        if sizes.get(shard.file) != shard.num_bytes:
-            raise missing_shard(place / shard.file)
+        sizes = tried(partial(listed, place.fs, f"{place.path.rstrip('/')}/"))
+    refuse_missing(manifest, sizes, place=place)
     names = sorted(name for name in sizes if name.startswith("model/"))
     for name in names:
         refuse_outside(name, place=place)

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from http import HTTPStatus
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 from sftprep.errors import SftprepError, UsageError
 
@@ -73,3 +73,9 @@ def tried(ask: Callable[[], T], *, between: Callable[[], object] = lambda: None)
             time.sleep(FIRST_PAUSE_SECONDS * 2**attempt)
             between()
     raise AssertionError("the last try returns or raises")
+
+
+def listed(store: Any, root: str) -> dict[str, int]:
+    """Names and bytes of all objects whose keys begin with `root`, as the store has them now; names without it."""
+    store.invalidate_cache()
+    return {name.removeprefix(root): int(info["size"]) for name, info in store.find(root, detail=True).items()}

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from sftprep.errors import OutputError, SftprepError
-from sftprep.stores.access import is_missing, is_refused, no_access, said, tried
+from sftprep.stores.access import is_missing, is_refused, listed, no_access, said, tried
 
 T = TypeVar("T")
 
@@ -39,14 +39,8 @@ class StoreFolder:
 
     def sizes(self) -> dict[str, int]:
         """Every object's name and bytes, as the store has them now."""
-
-        def listed() -> dict[str, int]:
-            self._store.invalidate_cache()
-            found = self._store.find(self._root, detail=True)
-            return {name.removeprefix(self._root): int(info["size"]) for name, info in found.items()}
-
         # Some stores say that nothing is there of a prefix that nothing has; of a bucket, the first write will.
-        return self._tried(listed, missing={})
+        return self._tried(partial(listed, self._store, self._root), missing={})
 
     def read(self, name: str) -> bytes | None:
         """An object's bytes; None where there is no such object."""
