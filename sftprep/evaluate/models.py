@@ -20,7 +20,6 @@ from sftprep.evaluate.prompts import prompt_ids
 from sftprep.evaluate.provenance import parity_faults
 from sftprep.evaluate.suite import LoadedCase
 from sftprep.reports.evaluate_json import ModelRecord
-from sftprep.shards.cache import open_set
 from sftprep.shards.manifest import SourceRecord
 from sftprep.shards.read import ShardSet
 
@@ -44,6 +43,7 @@ class Run:
 
     config: EvaluateConfig
     cases: Sequence[LoadedCase]
+    held_out: ShardSet | None
     now: datetime
     tell: OnProgress
     state: Callable[[SourceRecord], str]
@@ -63,12 +63,11 @@ class Run:
         asking = Asking(config.max_new_tokens, config.temperature, config.seed, config.batch_size)
         answers = case_answers(model, prompts, cases, asking=asking)
         loss = None
-        if config.held_out is not None:
-            self.tell(f"{name} reads {config.held_out}")
-            shards = open_set(config.held_out, cache_dir=config.cache_dir, cache_gb=config.cache_gb)
-            shards.verify()
-            origins = read_origins(shards, state=self.state)
-            loss = held_out_loss(model, shards, batch_size=config.batch_size, origins=origins)
+        if self.held_out is not None:
+            self.tell(f"{name} reads {self.held_out.place}")
+            self.held_out.verify()
+            origins = read_origins(self.held_out, state=self.state)
+            loss = held_out_loss(model, self.held_out, batch_size=config.batch_size, origins=origins)
         if config.harness:
             self.tell(f"{name} runs {', '.join(config.harness)}")
         return Seen(

@@ -28,7 +28,7 @@ from sftprep.evaluate.loss_records import likelihood_record
 from sftprep.evaluate.models import OnProgress, Run, Seen, server
 from sftprep.evaluate.provenance import provenance_faults
 from sftprep.evaluate.suite import LoadedCase, read_suite
-from sftprep.prepare.recorded_sources import bytes_name, source_state
+from sftprep.prepare.recorded_sources import source_state
 from sftprep.reports.evaluate_json import (
     CaseRecord,
     Contamination,
@@ -61,7 +61,7 @@ def evaluate(config: EvaluateConfig, *, on_progress: OnProgress | None = None) -
     if held_out is not None and trained_on is not None:
         refuse_trained(held_out.manifest, trained=trained_on.manifest, place=str(config.held_out))
     _refuse_unreadable(config, [trained_on, held_out])
-    run = Run(config, cases, datetime.now(), on_progress or (lambda what: None), source_state)
+    run = Run(config, cases, held_out, datetime.now(), on_progress or (lambda what: None), source_state)
     new = run.see(config.model, trained_on)
     old = None if config.baseline is None else run.see(config.baseline, None)
     records = _case_records(cases, new, old)
@@ -146,7 +146,7 @@ def _contamination(
     against = expand(config.against)
     given = {content_name(path) for path in against}
     sources = [] if trained_on is None else trained_on.manifest.sources
-    states = {source.path: source_state(source) for source in sources if bytes_name(source) not in given}
+    states = {source.path: source_state(source) for source in sources if source.bytes_name not in given}
     files = [*against, *(recorded(path) for path, state in states.items() if state == "read")]
     unread = [f"{path} ({state})" for path, state in states.items() if state != "read"]
     return contamination(cases, files, unread=unread) if cases and (files or unread) else None

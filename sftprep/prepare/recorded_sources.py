@@ -16,11 +16,6 @@ from sftprep.sources.lines import file_sha256
 from sftprep.stores.read import identity
 
 
-def bytes_name(record: SourceRecord) -> str:
-    """What names the bytes that were packed: their sha256, or an object store's own name for them."""
-    return record.sha256 or record.identity
-
-
 def source_state(record: SourceRecord) -> Literal["read", "missing", "changed"]:
     """Whether a source can be read at its recorded path, with its recorded bytes.
 

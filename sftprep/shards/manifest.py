@@ -46,6 +46,11 @@ class SourceRecord(_Frozen):
     num_documents: int = Field(description="Documents packed from it.")
     num_left_out: int = Field(description="Rows left out, counted with repetition.")
 
+    @property
+    def bytes_name(self) -> str:
+        """What names the bytes that were packed: their sha256, or an object store's own name for them."""
+        return self.sha256 or self.identity
+
 
 class ShardRecord(_Frozen):
     """One Parquet file."""
@@ -164,8 +169,8 @@ def refuse_trained(held: Manifest, *, trained: Manifest, place: str) -> None:
 
     The loss of rows that were trained falls whatever the model learns, so it would hide what it was asked for.
     """
-    bytes_trained = {_bytes_of(source) for source in trained.sources}
-    shared = sorted({source.name for source in held.sources if _bytes_of(source) in bytes_trained})
+    bytes_trained = {(source.bytes_name, source.num_bytes) for source in trained.sources}
+    shared = sorted({source.name for source in held.sources if (source.bytes_name, source.num_bytes) in bytes_trained})
     if shared:
         raise ShardError(
             f"the held-out set holds rows of a file that is trained: {', '.join(shared)}",
@@ -173,7 +178,3 @@ def refuse_trained(held: Manifest, *, trained: Manifest, place: str) -> None:
             place=place,
             hint="pack rows that are held out: sftprep split makes such files",
         )
-
-
-def _bytes_of(source: SourceRecord) -> tuple[str, int]:
-    return source.sha256 or source.identity, source.num_bytes
