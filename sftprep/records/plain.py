@@ -15,16 +15,24 @@ from sftprep.data import Json
 from sftprep.records.draft import Draft, metadata_of
 from sftprep.records.openai import ROW_KEYS
 
-_TAIL: Final = "\u0080-\u00bf\u0152\u0153\u0160\u0161\u0178\u017d\u017e\u0192\u02c6\u02dc\u2013-\u203a\u20ac\u2122"
+_TAIL: Final = (
+    "\u0080-\u00bf\u0152\u0153\u0160\u0161\u0178\u017d\u017e\u0192\u02c6\u02dc\u2013-\u203a\u20ac\u2122",
+    r"\\u(?:00[89abAB]|01[5-9]|02[cCdD]|20[1-3aA]|212)",
+)
+_CYRILLIC_TAIL: Final = (
+    "\u0080-\u00bf\u0402-\u040f\u0452-\u045f\u0490\u0491\u2013-\u2122",
+    r"\\u(?:00[89abAB]|040|045|049|20[1-9a-fA-F]|21[0-2])",
+)
+"""What follows a first character where the encoding was wrong: as it is, and as escapes write it."""
 _SUSPECT: Final = "|".join(
     (
-        # Control characters, U+FFFD, and what wrong decoding leaves.
+        # Control characters, U+FFFD, and what wrong decoding leaves, of which either half may be an escape.
         r"[\x7f-\u0084\u0086-\u009f\ufffd]",
-        rf"[\u00c2-\u00f4][{_TAIL}]",
-        r"[\u0420\u0421][\u0080-\u00bf\u0402-\u040f\u0452-\u045f\u0490\u0491\u2013-\u2122]",
-        # Escapes that may write one of these, or a quote, a colon or a bracket.
+        rf"(?:[\u00c2-\u00f4]|\\u00[c-fC-F][0-9a-fA-F])(?:[{_TAIL[0]}]|{_TAIL[1]})",
+        rf"(?:[\u0420\u0421]|\\u042[01])(?:[{_CYRILLIC_TAIL[0]}]|{_CYRILLIC_TAIL[1]})",
+        # Escapes that may write one of these, or a quote, a colon, a bracket or a letter.
         r"\\[bf]",
-        r"\\u(?:00|0[14]|201|20[23a]|212|0[23]|[fF]{3}[dD])",
+        r"\\u(?:00[0-9]|[fF]{3}[dD])",
         # Keys that cannot be counted.
         r'"[ \t\r\n]+:',
         # Tags of reasoning, and marks of tools' results.

@@ -111,6 +111,35 @@ def test_each_piece_is_judged_alike_both_ways_in_either_spelling(piece: str, *, 
         assert [(finding.code, finding.pointer) for finding in checked.findings] == full(text.encode())
 
 
+@settings(deadline=None, max_examples=400)
+@given(
+    TEXTS.flatmap(
+        lambda text: st.tuples(st.just(text), st.lists(st.booleans(), min_size=len(text), max_size=len(text)))
+    )
+)
+@example(("cafÃ©", [False] * 4 + [True]))
+@example(("cafÃ©", [False] * 3 + [True, False]))
+@example(("РџСЂРё", [True, False] * 3))
+def test_whichever_of_the_characters_are_escaped_both_ways_find_the_same(spelled: tuple[str, list[bool]]) -> None:
+    body = "".join(
+        f"\\u{ord(char):04x}" if escaped and ord(char) < 1 << 16 else json.dumps(char, ensure_ascii=False)[1:-1]
+        for char, escaped in zip(*spelled, strict=True)
+    )
+    raw = f'{{"messages": [{{"role": "user", "content": "a"}}, {{"role": "assistant", "content": "b{body}"}}]}}'
+    try:
+        found = validate_row(raw.encode(), address=ADDRESS, format=None).findings
+    except UnicodeEncodeError:
+        return
+    assert [(finding.code, finding.pointer) for finding in found] == full(raw.encode())
+
+
+@pytest.mark.corpus
+def test_real_rows_are_not_suspect_for_being_written_in_ascii(corpus: Path) -> None:
+    """As pandas and Python's own json write them unless told otherwise."""
+    rows = [json.loads(row.raw) for row in read_rows(corpus / "bench" / "chat_10k.jsonl.zst", name="f")][::7]
+    assert sum(is_suspect(json.dumps(row).encode()) for row in rows) < len(rows) / 50
+
+
 @pytest.mark.parametrize(
     "roles", list(itertools.product(["system", "user", "assistant", "tool"], repeat=3)), ids="-".join
 )
