@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import typer
 
-from sftprep.cli.app import app
+from sftprep.cli.app import SUMMARIES, app
 
 HEAVY = ("torch", "transformers", "polars", "pyarrow", "datasets", "huggingface_hub")
 PROGRAM = """
@@ -48,6 +48,20 @@ def test_a_command_does_not_wait_for_the_others(name: str) -> None:
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     found = set(json.loads(done.stdout.splitlines()[-1]))
     assert {other for other in COMMANDS if f"sftprep.cli.{other}" in found} == {name}
+
+
+def test_the_list_of_commands_waits_for_none_of_them_nor_for_their_options() -> None:
+    program = PROGRAM.format(argv=["sftprep", "--help"], heavy="sys.modules")
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    *shown, found = done.stdout.splitlines()
+    assert {"pydantic", *(f"sftprep.cli.{name}" for name in COMMANDS)}.isdisjoint(json.loads(found))
+    lines = [line.strip("│ ").split(maxsplit=1) for line in shown]
+    assert {name for name in COMMANDS if any(words[:1] == [name] for words in lines)} == set(COMMANDS)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_list_says_of_a_command_what_its_own_help_begins_with(name: str) -> None:
+    assert SUMMARIES[name] == (COMMANDS[name].help or "").partition("\n\n")[0].replace("\n", " ")
 
 
 def test_the_probe_sees_what_is_imported() -> None:

@@ -5,16 +5,32 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Mapping
 from importlib import import_module
-from typing import Any
+from typing import Any, Final
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from sftprep import __version__
 from sftprep.cli.interrupt import end_interrupted
 from sftprep.errors import SftprepError
 
-_NAMES = ("audit", "demo", "evaluate", "pack", "schema", "split", "validate", "train")
+SUMMARIES: Final = {
+    "audit": "Show which tokens of a shard set are trained and why, and check every row. "
+    "Exit code 1 when a check fails.",
+    "demo": "Validate, pack, audit and train on the samples that come with sftprep, then ask the trained model. "
+    "Offline.",
+    "evaluate": "Judge a model on suites and held-out rows, compare it with a baseline, and fail where a gate does "
+    "not hold.",
+    "pack": "Pack chats into training rows for one model: its own tokenizer and template, exact masks, "
+    "no conversation cut.",
+    "schema": "Print the JSON Schema of a row, a report, the manifest or a configuration.",
+    "split": "Hold rows out for evaluation, whole clusters of near duplicates at a time, and prove that none is "
+    "in both.",
+    "validate": "Check chat data row by row: every fault, at its file, line and JSON pointer, with what to do "
+    "about it.",
+    "train": "Train a model on a shard set: the loss counts its trained tokens and nothing else.",
+}
+"""The commands, and what each one's help begins with: to list them none is imported."""
 
 
 class _OnDemand(Mapping[str, Any]):
@@ -24,7 +40,7 @@ class _OnDemand(Mapping[str, Any]):
         self._made: dict[str, Any] = {}
 
     def __getitem__(self, name: str) -> Any:
-        if name not in _NAMES:
+        if name not in SUMMARIES:
             raise KeyError(name)
         if name not in self._made:
             alone = typer.Typer(add_completion=False)
@@ -33,10 +49,10 @@ class _OnDemand(Mapping[str, Any]):
         return self._made[name]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(_NAMES)
+        return iter(SUMMARIES)
 
     def __len__(self) -> int:
-        return len(_NAMES)
+        return len(SUMMARIES)
 
 
 class _Commands(TyperGroup):
@@ -49,6 +65,14 @@ class _Commands(TyperGroup):
     def list_commands(self, _: Any) -> list[str]:
         """The commands' names, in their order."""
         return list(self.commands)
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """The help, with the commands as `SUMMARIES` has them."""
+        commands, self.commands = self.commands, {name: TyperCommand(name, help=SUMMARIES[name]) for name in SUMMARIES}
+        try:
+            super().format_help(ctx, formatter)
+        finally:
+            self.commands = commands
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command that the arguments name."""
