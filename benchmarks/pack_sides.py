@@ -135,16 +135,16 @@ def render(settings: Settings) -> dict[str, Any]:
     from sftprep.engines.load import load_model
     from sftprep.prepare.input_rows import InputRows
     from sftprep.prepare.plans import PlanBook
-    from sftprep.records.plain_lines import plain_line
+    from sftprep.records.plain_lines import plain_lines
     from sftprep.templates.policy import RenderPolicy
 
     with Path(settings["rows"]).open("rb") as file:
-        chats = [(number, chat) for number, chat in enumerate(map(plain_line, file), 1) if chat is not None]
+        chats = [chat for chat in plain_lines(list(file)) if chat is not None]
     chunks = []
     for first in range(0, len(chats), 1000):
         chunks.append(InputRows("rows"))
-        for number, chat in chats[first : first + 1000]:
-            chunks[-1].add_chat(0, number, 1, chat)
+        some = chats[first : first + 1000]
+        chunks[-1].extend(0, range(1 + first, 1 + first + len(some)), [1] * len(some), some)
     config = PackConfig(
         files=(Path(settings["rows"]),),
         model=settings["model"],

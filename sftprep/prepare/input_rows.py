@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import overload
@@ -37,18 +38,21 @@ class InputRows(Sequence[InputRow]):
         """Add a row, unless it is not taken."""
         if row.times:
             self.others[len(self.lines)] = row
-            self._add(row.source, row.address.line, row.times, None)
+            self.extend(row.source, (row.address.line,), (row.times,), (None,))
 
-    def add_chat(self, source: int, line: int, times: int, chat: PlainChat) -> None:
-        """Add a plain chat, unless it is not taken."""
-        if times:
-            self._add(source, line, times, chat)
+    def extend(
+        self, source: int, lines: Sequence[int], times: Sequence[int], chats: Sequence[PlainChat | None]
+    ) -> list[int]:
+        """Add rows, those that are not taken excepted; the place of each.
 
-    def _add(self, source: int, line: int, times: int, chat: PlainChat | None) -> None:
-        self.sources.append(source)
-        self.lines.append(line)
-        self.times.append(times)
-        self.chats.append(chat)
+        `others` is then to have each that is no chat and is taken.
+        """
+        places = list(itertools.accumulate(map(bool, times), initial=len(self.lines)))
+        self.lines.extend(itertools.compress(lines, times))
+        self.chats.extend(itertools.compress(chats, times))
+        self.times.extend(filter(None, times))
+        self.sources.extend([source] * (places.pop() - len(self.sources)))
+        return places
 
     def __len__(self) -> int:
         return len(self.lines)

@@ -19,7 +19,7 @@ from sftprep.prepare.chunk import InputRow, RowsRead
 from sftprep.prepare.input_rows import InputRows
 from sftprep.prepare.mix import row_times
 from sftprep.records.draft import Format
-from sftprep.records.plain_lines import plain_line
+from sftprep.records.plain_lines import plain_lines
 from sftprep.sources.blocks import Block, LineBlock, SourceRow
 from sftprep.sources.compressed import STDIN, OnBytes, standard_input
 from sftprep.sources.lines import file_sha256, read_blocks, read_rows, require_file
@@ -156,27 +156,33 @@ class _Reading:
 
     def lines(self, block: LineBlock) -> None:
         """Take the lines of a block, at once those that are plain chats, which have no findings."""
-        source, name = self._chunk.source, self._chunk.name
+        name = self._chunk.name
+        numbers, raws, offsets = block.lines()
         is_chat = self._named in (None, Format.OPENAI)
-        for number, raw, offset in block.lines():
-            chat = plain_line(raw) if is_chat else None
-            if chat is None:
-                self.row(SourceRow(RowAddress(name, number), raw, offset))
-            else:
-                self.rows.add_chat(source, number, self._next_times(), chat)
+        chats = plain_lines(raws) if is_chat else [None] * len(raws)
+        times = self._next_times(len(raws))
+        places = self.rows.extend(self._chunk.source, numbers, times, chats)
+        for number in [number for number, chat in enumerate(chats) if chat is None]:
+            source_row = SourceRow(RowAddress(name, numbers[number]), raws[number], offsets[number])
+            row = self._validated(source_row, times[number])
+            if row.times:
+                self.rows.others[places[number]] = row
 
     def row(self, source_row: SourceRow) -> None:
         """Take one row."""
+        self.rows.add(self._validated(source_row, self._next_times(1)[0]))
+
+    def _validated(self, source_row: SourceRow, times: int) -> InputRow:
         row = validated(source_row, self._named)
         found = self._once.first(row.findings)
         self._warnings.update(finding.code for finding in found if finding.severity is Severity.WARNING)
-        made = InputRow(self._chunk.source, self._next_times(), row.address, row.conversation, tuple(row.findings))
-        self.rows.add(made)
+        return InputRow(self._chunk.source, times, row.address, row.conversation, tuple(row.findings))
 
-    def _next_times(self) -> int:
-        times = self._chunk.times
-        self._times.append(times if isinstance(times, int) else times[len(self._times)])
-        return self._times[-1]
+    def _next_times(self, count: int) -> Sequence[int]:
+        times, first = self._chunk.times, len(self._times)
+        new = [times] * count if isinstance(times, int) else times[first : first + count]
+        self._times.extend(new)
+        return new
 
     def counts(self) -> RowsRead:
         """What must be counted of all rows, those among them that are not taken."""

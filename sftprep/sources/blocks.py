@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final, Protocol
@@ -50,17 +51,25 @@ class LineBlock:
 
     def rows(self, name: str) -> Iterator[SourceRow]:
         r"""Lines that are not blank, without `\n`, one `\r` before it, and a byte order mark at the file's start."""
-        return (SourceRow(RowAddress(name, number), body, offset) for number, body, offset in self.lines())
+        lines = zip(*self.lines(), strict=True)
+        return (SourceRow(RowAddress(name, number), body, offset) for number, body, offset in lines)
 
-    def lines(self) -> Iterator[tuple[int, bytes, int]]:
-        """The same as number, bytes and offset each, for who needs no address of most of them."""
-        offset = self.offset
-        for number, line in enumerate(self.data.split(b"\n"), start=self.first):
-            start = len(UTF8_BOM) if number == 1 and line.startswith(UTF8_BOM) else 0
-            body = line[start:].removesuffix(b"\r")
-            if body.strip(b" \t\r"):
-                yield number, body, offset + start
-            offset += len(line) + 1
+    def lines(self) -> tuple[list[int], list[bytes], list[int]]:
+        """The same as columns, for who needs no address of most of them: numbers, bytes and offsets."""
+        lines = self.data.split(b"\n")
+        numbers = list(range(self.first, self.first + len(lines)))
+        offsets = list(itertools.accumulate([len(line) + 1 for line in lines[:-1]], initial=self.offset))
+        if self.first == 1 and lines[0].startswith(UTF8_BOM):
+            lines[0] = lines[0].removeprefix(UTF8_BOM)
+            offsets[0] += len(UTF8_BOM)
+        if b"\r" in self.data:
+            lines = [line.removesuffix(b"\r") for line in lines]
+        said = [bool(line.strip(b" \t\r")) for line in lines]
+        if not all(said):
+            numbers = list(itertools.compress(numbers, said))
+            lines = list(itertools.compress(lines, said))
+            offsets = list(itertools.compress(offsets, said))
+        return numbers, lines, offsets
 
 
 @dataclass(frozen=True, slots=True)

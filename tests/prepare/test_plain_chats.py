@@ -62,7 +62,7 @@ def own() -> tuple[Compiler, PackConfig]:
 def in_full(chunk: InputChunk) -> tuple[InputRows, RowsRead]:
     """The rows as they are read where no line is taken for a plain chat."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sftprep.prepare.inputs.plain_line", lambda raw: None)
+        patch.setattr("sftprep.prepare.inputs.plain_lines", lambda raws: [None] * len(raws))
         return read_chunk(chunk, format=None)
 
 
