@@ -9,6 +9,7 @@ from typing import Final
 from sftprep.evaluate.answer import Answer, Score, verdict
 from sftprep.evaluate.leaks import told
 from sftprep.evaluate.scorer_specs import NoLeak, Refusal, Repetition, Stops, Tone
+from sftprep.reports.wording import counted
 from sftprep.stages.answer_phrases import refusal as refusal_score
 from sftprep.stages.answer_phrases import stock_phrases
 from sftprep.stages.words import words
@@ -37,7 +38,7 @@ _MARKS: Final[Mapping[str, re.Pattern[str]]] = {
 
 def stops(spec: Stops, answer: Answer) -> Score:
     """Ended by a stop token."""
-    return verdict(answer.stopped, f"no stop token within {answer.num_tokens} tokens")
+    return verdict(answer.stopped, f"no stop token within {counted(answer.num_tokens, 'token')}")
 
 
 def repetition_rate(text: str) -> float:

@@ -17,6 +17,7 @@ from sftprep.reports.evaluate_json import (
     LikelihoodRecord,
     WinRate,
 )
+from sftprep.reports.wording import counted
 
 _SHOWN: Final = 3
 
@@ -156,7 +157,7 @@ def _win_rate(gate: EvaluateGate, measured: Measured) -> tuple[bool, str]:
     if not found.num_cases:
         return False, f"no verdict of {found.judge} could be read"
     what = f"{found.win_rate:.1%} against {found.against} (95 % interval {found.low:.1%} to {found.high:.1%})"
-    unread = f", {found.num_unreadable} more pairs cannot be read" if found.num_unreadable else ""
+    unread = f", {counted(found.num_unreadable, 'more pair')} cannot be read" if found.num_unreadable else ""
     return gate.holds(found.win_rate), what + unread
 
 

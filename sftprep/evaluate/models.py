@@ -20,6 +20,7 @@ from sftprep.evaluate.prompts import prompt_ids
 from sftprep.evaluate.provenance import parity_faults
 from sftprep.evaluate.suite import LoadedCase
 from sftprep.reports.evaluate_json import ModelRecord
+from sftprep.reports.wording import counted
 from sftprep.shards.manifest import SourceRecord
 from sftprep.shards.read import ShardSet
 
@@ -59,7 +60,7 @@ class Run:
         model = open_local(name, device=config.device, stop_ids=stop_ids)
         prompts = prompt_ids(model.files, model.directory, [case.conversation for case in cases], now=self.now)
         if cases:
-            self.tell(f"{name} answers {len(cases)} cases")
+            self.tell(f"{name} answers {counted(len(cases), 'case')}")
         asking = Asking(config.max_new_tokens, config.temperature, config.seed, config.batch_size)
         answers = case_answers(model, prompts, cases, asking=asking)
         loss = None
@@ -86,7 +87,7 @@ class Run:
 
     def _see_served(self, name: str, url: str) -> Seen:
         """Ask a server, which renders the messages itself: nothing is proven of its prompts."""
-        self.tell(f"{name} at {url} answers {len(self.cases)} cases")
+        self.tell(f"{name} at {url} answers {counted(len(self.cases), 'case')}")
         answers = server(self.config, url).answers(name, [_question(self.config, case) for case in self.cases])
         record = ModelRecord(
             name=name, num_prompts_proven=0, stop_tokens=[], tokenizer_sha256="", template_sha256="", endpoint=url

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from sftprep.engines.model import ModelFiles
 from sftprep.prepare.audit_report import summarise
+from sftprep.reports.wording import counted
 from sftprep.shards.read import ShardSet
 
 _TRAIN_REPORT = "train.json"
@@ -38,5 +39,7 @@ def provenance_faults(shards: ShardSet) -> list[str]:
     if found.passed:
         return []
     return [
-        f"{finding.code} in {finding.num_rows} rows of the set" for finding in found.findings if not finding.allowed
+        f"{finding.code} in {counted(finding.num_rows, 'row')} of the set"
+        for finding in found.findings
+        if not finding.allowed
     ]

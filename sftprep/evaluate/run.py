@@ -36,6 +36,7 @@ from sftprep.reports.evaluate_json import (
     LikelihoodRecord,
     WinRate,
 )
+from sftprep.reports.wording import counted
 from sftprep.shards.cache import open_set
 from sftprep.shards.manifest import refuse_trained
 from sftprep.shards.read import ShardSet
@@ -163,7 +164,7 @@ def _win_rate(run: Run, records: Sequence[CaseRecord]) -> WinRate | None:
         for case, other in zip(records, others, strict=True)
         if other is not None
     ]
-    run.tell(f"{config.judge} judges {len(pairs)} cases in both orders")
+    run.tell(f"{config.judge} judges {counted(len(pairs), 'case')} in both orders")
     verdicts = server(config, config.judge_endpoint).answers(config.judge, questions(pairs))
     against = "the suites' references" if config.baseline is None else config.baseline
     return win_rate(pairs, verdicts, judge=config.judge, against=against, seed=config.seed)

@@ -22,6 +22,7 @@ from sftprep.reports.mask_json import (
 )
 from sftprep.reports.mask_view import ROLES
 from sftprep.reports.parity_json import PROVEN, ParityCertificate
+from sftprep.reports.wording import counted
 from sftprep.shards.manifest import Manifest
 from sftprep.shards.read import ShardSet
 from sftprep.stages.lengths import LengthCounts, PaddingWaste
@@ -176,7 +177,9 @@ def _result(found: AuditReport, gate: Gate) -> GateResult:
         return _at_most(found, gate)
     if gate.code == "stop-untrained":
         missing = found.num_turns - found.num_stopped
-        return GateResult(gate=gate.text, found=f"{missing:,} of {found.num_turns:,} turns", passed=not missing)
+        return GateResult(
+            gate=gate.text, found=f"{missing:,} of {counted(found.num_turns, 'turn')}", passed=not missing
+        )
     if gate.code == "has-weights":
         text = "weights that other trainers ignore: train with sftprep train" if found.has_weights else "none"
         return GateResult(gate=gate.text, found=text, passed=not found.has_weights)
@@ -185,7 +188,7 @@ def _result(found: AuditReport, gate: Gate) -> GateResult:
         text = "nothing was compared" if parity is None else f"{parity.parity:.4%}, {parity.verdict}"
         return GateResult(gate=gate.text, found=text, passed=parity is not None and parity.verdict in PROVEN)
     rows = sum(finding.num_rows for finding in found.findings if finding.code == gate.code)
-    return GateResult(gate=gate.text, found=f"{rows:,} rows", passed=not rows)
+    return GateResult(gate=gate.text, found=counted(rows, "row"), passed=not rows)
 
 
 def _at_most(found: AuditReport, gate: Gate) -> GateResult:

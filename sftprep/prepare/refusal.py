@@ -10,6 +10,7 @@ from sftprep.prepare.chunk import OVER_LENGTH
 from sftprep.prepare.ledger import Ledger
 from sftprep.prepare.left_out import left_out_lines
 from sftprep.reports.mask_json import AuditReport
+from sftprep.reports.wording import counted
 
 OnLeftOut = Callable[[str], None]
 """Told each finding of a left-out row, in words, where the run is refused because of them."""
@@ -21,8 +22,8 @@ def refusal(ledger: Ledger, config: PackConfig) -> DataError | None:
     hint = by_code(account.by_code, hints=account.hints)
     if account.num_over_length and config.over_length is OverLength.REFUSE:
         return DataError(
-            f"{account.num_over_length:,} of {num_rows:,} rows are longer than --max-length {config.max_length:,}, "
-            f"the longest has {account.longest:,} tokens: nothing was published",
+            f"{account.num_over_length:,} of {counted(num_rows, 'row')} over --max-length {config.max_length:,}, "
+            f"the longest of {counted(account.longest, 'token')}: nothing was published",
             code=OVER_LENGTH,
             hint=hint,
         )
@@ -36,7 +37,7 @@ def refusal(ledger: Ledger, config: PackConfig) -> DataError | None:
 def too_many(num_left_out: int, config: PackConfig, *, num_rows: int, hint: str) -> DataError:
     """The error of more rows that cannot be packed than may be left out."""
     return DataError(
-        f"{num_left_out:,} of {num_rows:,} rows cannot be packed and --max-drop allows {config.max_drop}: "
+        f"{num_left_out:,} of {counted(num_rows, 'row')} cannot be packed and --max-drop allows {config.max_drop}: "
         "nothing was published",
         code="rows-left-out",
         hint=hint,
@@ -64,5 +65,5 @@ def refuse_failed(audit: AuditReport, config: PackConfig) -> None:
     expected = {"stop-untrained"} if config.mask == "generation-tags" else set()
     findings = [finding for finding in audit.findings if finding.code not in expected]
     if not audit.passed and (findings or not expected):
-        found = ", ".join(f"{finding.code} in {finding.num_rows:,} rows" for finding in findings)
+        found = ", ".join(f"{finding.code} in {counted(finding.num_rows, 'row')}" for finding in findings)
         raise ShardError(f"the written shards fail their audit: {found}: nothing was published", code="audit-failed")

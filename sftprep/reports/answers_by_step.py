@@ -7,6 +7,7 @@ from html import escape
 from typing import Any, Final
 
 from sftprep.reports.line_plot import COLOURS, Line
+from sftprep.reports.wording import counted
 
 _MOST_STEPS: Final = 8
 """More answers side by side are not read; metrics.jsonl has all."""
@@ -55,7 +56,8 @@ def answers_section(records: Sequence[Record]) -> str:
         return ""
     shown = _spread(measured)
     left_out = len(measured) - len(shown)
-    note = f" {left_out} measurements between them are in metrics.jsonl only." if left_out else ""
+    between = counted(left_out, "measurement between them is", "measurements between them are")
+    note = f" {between} in metrics.jsonl only." if left_out else ""
     cases = "\n".join(_case(number, shown) for number in range(len(shown[0]["eval_answers"])))
     return f'<h2>Answers by step</h2>\n<p class="soft">The same cases, greedy.{note}</p>\n{cases}'
 
@@ -72,17 +74,19 @@ def _case(number: int, shown: Sequence[Record]) -> str:
     first = shown[0]["eval_answers"][number]
     answers = "".join(_answer(record["step"], record["eval_answers"][number]) for record in shown)
     passed = sum(record["eval_answers"][number]["passed"] for record in shown)
+    steps = counted(len(shown), "step")
     return (
         f"<details{' open' if number < 2 else ''}><summary>{escape(first['case'])} "
-        f'<span class="soft">passed at {passed} of {len(shown)} steps</span></summary>'
+        f'<span class="soft">passed at {passed} of {steps}</span></summary>'
         f'<pre class="soft">{escape(first["prompt"])}</pre><div class="answers">{answers}</div></details>'
     )
 
 
 def _answer(step: int, answer: Record) -> str:
     ended = "ended by itself" if answer["stopped"] else "did not end by itself"
+    size = counted(answer["num_tokens"], "token")
     verdict = "good" if answer["passed"] else "bad"
     return (
-        f'<div><b class="{verdict}">step {step:,}</b> <span class="soft">{answer["num_tokens"]} tokens, {ended}</span>'
+        f'<div><b class="{verdict}">step {step:,}</b> <span class="soft">{size}, {ended}</span>'
         f"<pre>{escape(answer['text'])}</pre></div>"
     )

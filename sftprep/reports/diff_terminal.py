@@ -8,6 +8,7 @@ from rich.console import Console
 
 from sftprep.reports.diff_json import RULE_TEXTS, Difference, DiffReport
 from sftprep.reports.mask_view import visible
+from sftprep.reports.wording import counted
 
 
 def print_diff(report: DiffReport, console: Console) -> None:
@@ -26,11 +27,11 @@ def print_diff(report: DiffReport, console: Console) -> None:
 
 def _totals(report: DiffReport) -> Iterator[str]:
     for name, side in (("left ", report.left), ("right", report.right)):
-        counts = f"{side.num_documents:,} documents, {side.num_tokens:,} tokens, {side.num_trained:,} trained"
-        yield f"{name} {side.path} ({side.kind}): {counts}"
+        counts = f"{counted(side.num_documents, 'document')}, {counted(side.num_tokens, 'token')}"
+        yield f"{name} {side.path} ({side.kind}): {counts}, {side.num_trained:,} trained"
     yield (
-        f"{report.num_identical:,} documents are identical; {report.num_masks_differ:,} have other masks, "
-        f"{report.num_ids_differ:,} other ids; {report.num_only_left:,} are on the left only, "
+        f"documents: {report.num_identical:,} identical, {report.num_masks_differ:,} with other masks, "
+        f"{report.num_ids_differ:,} with other ids, {report.num_only_left:,} on the left only, "
         f"{report.num_only_right:,} on the right only"
     )
     for name, kinds in (("left", report.trained_only_left), ("right", report.trained_only_right)):

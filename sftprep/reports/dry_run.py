@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from sftprep.reports.wording import counted
 from sftprep.stages.estimate import Estimate
 
 
@@ -41,7 +42,7 @@ class DryRunReport:
 def print_dry_run(report: DryRunReport, console: Console) -> None:
     """Print to a terminal, a file or a pipe."""
     console.print(
-        f"dry run: nothing was written. {report.num_sampled:,} of {report.num_input_rows:,} rows were compiled; "
+        f"dry run: nothing was written. {report.num_sampled:,} of {counted(report.num_input_rows, 'row')} compiled; "
         "bounds hold in 19 of 20 runs",
         soft_wrap=True,
     )

@@ -15,6 +15,7 @@ from sftprep.reports.evaluate_json import (
     LikelihoodRecord,
     WinRate,
 )
+from sftprep.reports.wording import counted
 
 _SHOWN_CASES: Final = 12
 _SHOWN_CHARACTERS: Final = 72
@@ -24,7 +25,7 @@ def print_evaluation(report: EvaluateReport, console: Console) -> None:
     """The report; texts of models and suites are never read as markup."""
     against = f" against {report.baseline.name}" if report.baseline else ""
     served = f"asked at {report.model.endpoint}, which renders prompts itself"
-    proven = f"{report.model.num_prompts_proven} prompts proven equal to those that transformers sends"
+    proven = f"{counted(report.model.num_prompts_proven, 'prompt')} proven equal to what transformers sends"
     proven = served if report.model.endpoint else proven
     console.print(f"{report.model.name}{against}: {proven}", markup=False)
     for what, groups in (("suite", report.suites), ("tag", report.tags), ("source", report.sources)):
@@ -117,7 +118,8 @@ def _print_failures(report: EvaluateReport, console: Console) -> None:
     cases = report.regressions if compared else [case for case in report.cases if not case.answer.passed]
     if not cases:
         return
-    console.print(f"\n{'worse than the baseline' if compared else 'not passed'}: {len(cases)} cases", markup=False)
+    title = "worse than the baseline" if compared else "not passed"
+    console.print(f"\n{title}: {counted(len(cases), 'case')}", markup=False)
     for case in cases[:_SHOWN_CASES]:
         console.print(_case_line(case), markup=False, soft_wrap=True)
     if len(cases) > _SHOWN_CASES:

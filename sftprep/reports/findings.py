@@ -16,6 +16,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from sftprep.data import Finding, Severity
 from sftprep.records.draft import Format
 from sftprep.reports.publication import json_bytes, publishing
+from sftprep.reports.wording import counted
 
 
 class FileCounts(BaseModel):
@@ -94,8 +95,8 @@ def report_lines(report: ValidationReport, *, quiet: bool) -> Iterator[str]:
         yield from _format_lines(report)
     if report.fit is not None:
         yield from _fit_lines(report.fit)
-    rows = f"{report.rows_in:,} rows: {report.good:,} good, {report.bad:,} bad"
-    yield f"{rows}; {report.num_errors:,} errors, {report.num_warnings:,} warnings"
+    rows = f"{counted(report.rows_in, 'row')}: {report.good:,} good, {report.bad:,} bad"
+    yield f"{rows}; {counted(report.num_errors, 'error')}, {counted(report.num_warnings, 'warning')}"
 
 
 def _finding_lines(report: ValidationReport) -> Iterator[str]:
@@ -126,13 +127,13 @@ def _format_lines(report: ValidationReport) -> Iterator[str]:
 
 
 def _fit_lines(fit: FitReport) -> Iterator[str]:
-    yield f"{fit.model}: {fit.num_exact:,} rows can be exact, {fit.num_trained:,} trained tokens"
+    yield f"{fit.model}: {counted(fit.num_exact, 'row')} can be exact, {counted(fit.num_trained, 'trained token')}"
     if not fit.num_exact:
         return
     yield f"tokens a row: half have {fit.p50:,} or fewer, 90% {fit.p90:,}, 99% {fit.p99:,}, the longest {fit.longest:,}"
     if fit.max_length is not None:
-        lost = f"{fit.num_over_length:,} rows are over {fit.max_length:,} tokens"
-        yield f"{lost}; with them {fit.num_trained_lost:,} trained tokens would be lost"
+        over = f"{counted(fit.num_over_length, 'row is', 'rows are')} over {counted(fit.max_length, 'token')}"
+        yield f"{over}; {counted(fit.num_trained_lost, 'trained token')} would be lost with them"
 
 
 def print_report(report: ValidationReport, *, quiet: bool) -> None:

@@ -11,6 +11,7 @@ from typing import Any, Final
 from sftprep.reports.answers_by_step import STYLE as ANSWERS_STYLE
 from sftprep.reports.answers_by_step import answers_section, score_lines
 from sftprep.reports.line_plot import COLOURS, STYLE, WIDTH, Line, line_plot
+from sftprep.reports.wording import counted
 
 _SMOOTHING: Final = 0.9
 """Share of the running mean that a new step keeps, in the bold lines."""
@@ -173,6 +174,6 @@ def _summary(records: Sequence[Record]) -> str:
     first = f"from {measured[0]:.4f} to " if len(measured) > 1 else ""
     held_out = f" Held out: {first}{measured[-1]:.4f}." if measured else ""
     return (
-        f"{len(records)} steps, {tokens:,} tokens, {trained:,} of them trained, {seconds:.0f} s; "
+        f"{counted(len(records), 'step')}, {counted(tokens, 'token')}, {trained:,} of them trained, {seconds:.0f} s; "
         f"from {records[0]['nll']:.4f} to {records[-1]['nll']:.4f} nats a trained token.{held_out}"
     )

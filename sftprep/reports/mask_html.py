@@ -16,6 +16,7 @@ from sftprep.data import IGNORE_INDEX
 from sftprep.reports.mask_json import AuditReport
 from sftprep.reports.mask_view import HIDDEN, ROLES, PromptView, RowView, SpanView, visible
 from sftprep.reports.publication import publishing
+from sftprep.reports.wording import counted
 
 _ROLE_ORDER: Final = ("template", "system", "user", "tool", "assistant")
 _SHOWN_SOURCES: Final = 12
@@ -65,14 +66,20 @@ def _script_json(value: Any) -> str:
 
 def _cards(report: AuditReport) -> list[tuple[str, str]]:
     return [
-        (f"{report.num_tokens:,}", "tokens"),
+        _card(report.num_tokens, "token"),
         (f"{report.num_trained:,}", f"trained ({report.trained_share:.1%})"),
-        (f"{report.scaffold_tokens_in_loss:,}", "template tokens in the loss"),
-        (f"{report.num_turns:,}", "trained turns"),
-        (f"{report.num_documents:,}", f"documents, {report.documents_a_row:.1f} a row"),
-        (f"{report.num_rows:,}", f"rows of {report.max_length:,}, {report.row_fill:.1%} full"),
-        (f"{report.num_left_out:,}", f"of {report.num_taken:,} rows left out"),
+        _card(report.scaffold_tokens_in_loss, "template token", " in the loss"),
+        _card(report.num_turns, "trained turn"),
+        _card(report.num_documents, "document", f", {report.documents_a_row:.1f} a row"),
+        _card(report.num_rows, "row", f" of {report.max_length:,}, {report.row_fill:.1%} full"),
+        (f"{report.num_left_out:,}", f"of {counted(report.num_taken, 'row')} left out"),
     ]
+
+
+def _card(number: int, what: str, rest: str = "") -> tuple[str, str]:
+    """The number and what it counts."""
+    shown, _, told = counted(number, what).partition(" ")
+    return shown, told + rest
 
 
 def _data(report: AuditReport, rows: Sequence[RowView]) -> dict[str, Any]:

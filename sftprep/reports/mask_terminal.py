@@ -14,6 +14,7 @@ from rich.text import Text
 from sftprep.reports.mask_json import AuditReport
 from sftprep.reports.mask_view import RowView, SpanView, visible
 from sftprep.reports.parity_json import PROVEN, ParityCertificate
+from sftprep.reports.wording import counted
 
 TRAINED_STYLE = "black on green"
 _SPECIAL_STYLE = "bold black on bright_green"
@@ -29,7 +30,7 @@ def terminal_console() -> Console:
 
 def print_summary(report: AuditReport, console: Console) -> None:
     """Totals, lengths, padding, what was left out, and the verdict."""
-    counts = f"{report.num_documents:,} documents in {report.num_rows:,} rows"
+    counts = f"{counted(report.num_documents, 'document')} in {counted(report.num_rows, 'row')}"
     console.print(
         visible(f"{report.directory}: {counts} for {report.model}"), style="bold", soft_wrap=True, markup=False
     )
@@ -57,8 +58,8 @@ def print_summary(report: AuditReport, console: Console) -> None:
     if report.repeated_tokens:
         share = report.repeated_tokens / max(report.num_tokens, 1)
         console.print(
-            f"{report.num_conversations:,} conversations in {report.num_documents:,} documents: "
-            f"{report.repeated_tokens:,} tokens ({share:.1%}) repeat history that the template rewrites",
+            f"{counted(report.num_conversations, 'conversation')} in {counted(report.num_documents, 'document')}: "
+            f"{report.repeated_tokens:,} of the tokens ({share:.1%}) repeat history that the template rewrites",
             soft_wrap=True,
         )
     if report.left_out:
@@ -86,7 +87,7 @@ def _print_verdict(report: AuditReport, console: Console) -> None:
     for finding in report.findings:
         rows = ", ".join(str(row) for row in finding.rows)
         word, style = ("allowed", "yellow") if finding.allowed else ("FAILED", "bold red")
-        told = f"{word} {finding.code}: {finding.num_rows:,} rows, first {rows}: {finding.message}"
+        told = f"{word} {finding.code}: {counted(finding.num_rows, 'row')}, first {rows}: {finding.message}"
         console.print(told, style=style, soft_wrap=True)
     if report.parity is not None:
         _print_parity(report.parity, console)
@@ -111,7 +112,7 @@ def _print_parity(parity: ParityCertificate, console: Console) -> None:
         + (f"{parity.num_split:,} hold control tokens that the set splits, " if parity.num_split else "")
         + f"{parity.num_unprovable:,} cannot be compared; "
         f"{parity.num_stopped:,} end in a token of {parity.stop_ids_from}",
-        *(f"  {source.path}: {source.state}, {source.num_turns:,} turns unprovable" for source in lost),
+        *(f"  {source.path}: {source.state}, {counted(source.num_turns, 'turn')} unprovable" for source in lost),
         *(
             f"  {d.place}, message {d.message}: token {d.position} of row {d.row}, document {d.document}: trained on "
             f"{d.trained_on!r}, the server sends {d.server_sends!r}{d.reason and f' ({d.reason})'}"
@@ -170,7 +171,9 @@ def print_row(row: RowView, console: Console, *, ids: bool) -> None:
         console.print(f"\nrow {row.index}: cannot be shown: {row.chosen}", style="bold red")
         return
     why = "" if row.chosen == "drawn" else f" ({row.chosen})"
-    console.print(f"\nrow {row.index}: {row.num_tokens:,} tokens, {row.num_trained:,} trained{why}", style="bold")
+    console.print(
+        f"\nrow {row.index}: {counted(row.num_tokens, 'token')}, {row.num_trained:,} trained{why}", style="bold"
+    )
     line = Text()
     for span in row.spans:
         if span.starts_document:

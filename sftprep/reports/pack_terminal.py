@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from sftprep.reports.wording import counted
 from sftprep.stages.lengths import DropAt, Quantiles
 
 
@@ -64,14 +65,14 @@ class PackSummary:
 
 def print_pack(summary: PackSummary, console: Console) -> None:
     """Print to a terminal, a file or a pipe; nothing that matters is said by colour alone."""
-    rows = "rows" if summary.packing else "rows of one document"
+    rows = counted(summary.num_packs, "row") + ("" if summary.packing else " of one document")
     state = "unchanged, nothing was done" if summary.unchanged else "published"
     console.print(
         f"[bold]{escape(summary.out)}[/bold]: {state} (fingerprint {summary.fingerprint[:12]})", soft_wrap=True
     )
     console.print(
-        f"{summary.num_conversations:,} conversations, {summary.num_documents:,} documents, {summary.num_turns:,} "
-        f"trained turns in {summary.num_packs:,} {rows} of at most {summary.max_length:,} tokens",
+        f"{counted(summary.num_conversations, 'conversation')}, {counted(summary.num_documents, 'document')}, "
+        f"{counted(summary.num_turns, 'trained turn')} in {rows} of at most {counted(summary.max_length, 'token')}",
         soft_wrap=True,
     )
     if set(summary.classes) - {"packed"}:
@@ -84,8 +85,9 @@ def print_pack(summary: PackSummary, console: Console) -> None:
     if summary.over_length is not None:
         line = summary.over_length
         console.print(
-            f"{line.num_rows:,} conversations are longer than a row ({line.policy}), {line.num_left_out:,} of them are "
-            f"left out: {line.num_trained_lost:,} of their {line.num_trained:,} trained tokens are lost "
+            f"{counted(line.num_rows, 'conversation is', 'conversations are')} longer than a row ({line.policy}), "
+            f"{line.num_left_out:,} of them left out: "
+            f"{line.num_trained_lost:,} of their {counted(line.num_trained, 'trained token')} are lost "
             f"({_percent(line.num_trained_lost / max(1, line.num_trained))})",
             soft_wrap=True,
         )
@@ -104,8 +106,8 @@ def _print_rendering(summary: PackSummary, console: Console) -> None:
         engines = {name.removeprefix("engine "): n for name, n in counts.items() if name.startswith("engine ")}
         by = f" (encoded with {_listed(engines)}; {counts.get('checked', 0):,} checked again)" if engines else ""
         share = _percent(counts.get("replayed", 0) / num_rows)
-        rest = f"{counts.get('traced', 0):,} rows went through the template by themselves"
-        console.print(f"{share} of {num_rows:,} rows were rendered by plans{by}, {rest}", soft_wrap=True)
+        rest = f"{counted(counts.get('traced', 0), 'row')} went through the template alone"
+        console.print(f"{share} of {counted(num_rows, 'row')} rendered by plans{by}; {rest}", soft_wrap=True)
     if summary.engine_differed:
         place = escape(summary.engine_differed)
         console.print(f"{place}: a fast engine gave other ids; every row was encoded by the reference", soft_wrap=True)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pydantic import BaseModel, ConfigDict, Field
 from rich.console import Console
 
+from sftprep.reports.wording import counted
+
 
 class SplitReport(BaseModel):
     """The outcome of `sftprep split`."""
@@ -39,25 +41,27 @@ class SplitReport(BaseModel):
 def print_split(report: SplitReport, console: Console) -> None:
     """What went where."""
     console.print(
-        f"{report.out}: {report.num_train:,} rows in train.jsonl, {report.num_eval:,} in eval.jsonl "
+        f"{report.out}: {counted(report.num_train, 'row')} in train.jsonl, {report.num_eval:,} in eval.jsonl "
         f"({report.num_asked:,} asked for)",
         style="bold",
         soft_wrap=True,
         markup=False,
     )
     console.print(
-        f"{report.num_clusters:,} clusters, the largest of {report.largest_cluster:,} rows; exact check: "
-        f"{report.num_leaks} near duplicates across the border ({report.num_merged:,} joined by it)",
+        f"{counted(report.num_clusters, 'cluster')}, the largest of {counted(report.largest_cluster, 'row')}; "
+        f"exact check: {counted(report.num_leaks, 'near duplicate')} across the border "
+        f"({report.num_merged:,} joined by it)",
         soft_wrap=True,
     )
     if report.num_overlapping:
         console.print(
-            f"{report.num_overlapping:,} held-out rows share {report.ngram}-grams with training rows, and are no near "
-            "duplicates: sftprep validate train.jsonl --against eval.jsonl lists them, --no-overlap holds out others",
+            f"{counted(report.num_overlapping, 'held-out row shares', 'held-out rows share')} {report.ngram}-grams "
+            "with training rows without being near duplicates: sftprep validate train.jsonl --against eval.jsonl "
+            "lists them, --no-overlap holds out others",
             soft_wrap=True,
         )
     if report.num_barred:
         console.print(
-            f"{report.num_barred:,} rows were not held out, as they or near duplicates share n-grams with other rows",
+            f"{counted(report.num_barred, 'row was', 'rows were')} not held out, for n-grams shared with other rows",
             soft_wrap=True,
         )

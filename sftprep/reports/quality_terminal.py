@@ -9,6 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from sftprep.reports.quality_json import Example, Groups, Leakage, QualityReport, Ranked, SourceStats
+from sftprep.reports.wording import counted
 
 _SHOWN_LEAKS = 5
 
@@ -16,7 +17,9 @@ _SHOWN_LEAKS = 5
 def print_quality(report: QualityReport, console: Console) -> None:
     """Duplicates, diversity, flaws, sources and leakage, in this order."""
     skipped = f", {report.num_skipped:,} with errors left out" if report.num_skipped else ""
-    console.print(f"quality of {report.num_rows:,} rows, {report.num_answers:,} answers{skipped}", style="bold")
+    console.print(
+        f"quality of {counted(report.num_rows, 'row')}, {counted(report.num_answers, 'answer')}{skipped}", style="bold"
+    )
     _print_duplicates(report, console)
     _print_diversity(report, console)
     _print_flaws(report, console)
@@ -112,8 +115,9 @@ def _print_leakage(leakage: Leakage, console: Console) -> None:
     skipped = f" ({leakage.num_skipped:,} with errors not compared)" if leakage.num_skipped else ""
     _line(
         console,
-        f"held out: of {leakage.num_held_out:,} rows{skipped} {leakage.num_overlapping:,} share {leakage.ngram}-grams "
-        f"and {leakage.num_near_duplicates:,} have near duplicates in the training rows",
+        f"held out: of {counted(leakage.num_held_out, 'row')}{skipped} "
+        f"{counted(leakage.num_overlapping, 'shares', 'share')} {leakage.ngram}-grams "
+        f"and {counted(leakage.num_near_duplicates, 'has', 'have')} near duplicates in the training rows",
         style="bold red" if leakage.leaks else "green",
     )
     # The worst of each text: many held-out rows may share a prompt.

@@ -331,4 +331,4 @@ def test_the_audit_says_what_a_template_that_rewrites_history_costs_e1(samples: 
         text=True,
         check=True,
     )
-    assert f"1 conversations in 2 documents: {report.repeated_tokens} tokens" in done.stdout
+    assert f"1 conversation in 2 documents: {report.repeated_tokens} of the tokens" in done.stdout
