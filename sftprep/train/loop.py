@@ -269,10 +269,16 @@ def _advance(position: Position, feed: Feed, *, num_trained: int) -> Position:
 
 
 def _check_rows(rows: list[Row], trainee: Trainee) -> None:
-    size = trainee.model.get_input_embeddings().weight.shape[0]
+    check_ids(rows, trainee.model)
     for row in rows:
         if len(row.sources) and not 0 <= int(row.sources.min()) <= int(row.sources.max()) < trainee.num_sources:
             raise TrainError("a document of no source", code="source-unknown", place=f"row {row.index}")
+
+
+def check_ids(rows: list[Row], model: PreTrainedModel) -> None:
+    """Every token has an embedding. TrainError `id-out-of-range`."""
+    size = model.get_input_embeddings().weight.shape[0]
+    for row in rows:
         if int(row.ids.max()) >= size or int(row.ids.min()) < 0:
             raise TrainError(
                 f"token id {int(row.ids.max())} has no embedding: the model has {size}",

@@ -12,6 +12,7 @@ from typing import Any, Final
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, GgufConfig, PreTrainedModel
 
 from sftprep.config.train import TrainConfig
@@ -124,7 +125,7 @@ def pretrained(place: ModelPlace, *, dtype: torch.dtype) -> PreTrainedModel:
 def _named_failures(place: ModelPlace) -> Iterator[None]:
     try:
         yield
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         if is_out_of_memory(error):
             raise
         raise ModelFilesError(

@@ -87,7 +87,7 @@ def _numbers(record: StepRecord) -> str:
     speed, trained = record.num_tokens / record.seconds, record.num_trained / record.seconds
     held_out = "" if record.eval_nll is None else f" · held out {record.eval_nll:.4f}"
     return (
-        f"nll {record.nll:.4f}{held_out} · lr {record.lr:.2e} · grad {record.grad_norm:.3f} · "
+        f"loss {record.loss:.4f} · nll {record.nll:.4f}{held_out} · lr {record.lr:.2e} · grad {record.grad_norm:.3f} · "
         f"{speed:,.0f} tok/s, {trained:,.0f} trained{_work(record)} · {record.peak_bytes / 2**30:.1f} GiB"
     )
 

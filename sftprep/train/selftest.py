@@ -61,6 +61,9 @@ def check_segments(model: PreTrainedModel, documents: Sequence[Row], *, dtype: t
     """Whether our attention keeps packed documents apart in this model, and computes what the model's own does.
 
     The model is left with our attention where it does, with its own where not.
+
+    Raises:
+        TrainError: `not-finite`.
     """
     alone = _alone(model, documents)
     with _evaluating(model):
@@ -76,7 +79,7 @@ def check_rows(model: PreTrainedModel, documents: Sequence[Row], *, dtype: torch
     """Padding on the right must not move a document's logits.
 
     Raises:
-        TrainError: `not-isolated`.
+        TrainError: `not-isolated`, `not-finite`.
     """
     alone = _alone(model, documents)
     with _evaluating(model):
@@ -123,10 +126,21 @@ def _packed(model: PreTrainedModel, documents: Sequence[Row]) -> tuple[torch.Ten
 
 
 def _alone(model: PreTrainedModel, documents: Sequence[Row]) -> torch.Tensor:
-    """The logits of each document by itself, end to end, with the model's own attention. `[T, vocab]`."""
+    """The logits of each document by itself, end to end, with the model's own attention. `[T, vocab]`.
+
+    Raises:
+        TrainError: `not-finite`.
+    """
     with _evaluating(model):
         parts = [model_logits(model, to_device(collate_padded([row], pad_id=0), model.device))[0] for row in documents]
-    return torch.cat(parts)
+    logits = torch.cat(parts)
+    if logits.isnan().any():
+        raise TrainError(
+            "the model's logits are no numbers before anything is trained",
+            code="not-finite",
+            hint="its weights are damaged, or too large for --dtype: download it again, or try --dtype float32",
+        )
+    return logits
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from sftprep.train.device import choose_device, named_memory_failures, set_up_to
 from sftprep.train.distributed import World, split_model
 from sftprep.train.forward import find_head
 from sftprep.train.loggers import check_loggers
-from sftprep.train.loop import Feed, Trainee
+from sftprep.train.loop import Feed, Trainee, check_ids
 from sftprep.train.model import ModelPlace, check_fit, check_lengths, load, locate
 from sftprep.train.optim import build_optimizer
 from sftprep.train.proof import Proof, ground_of_fit, ground_of_isolation
@@ -115,11 +115,13 @@ def build_trainee(
 
     Raises:
         ShardError: `nothing-to-train`.
-        TrainError: `not-isolated`, `no-layers`, `compile-unsupported`, `compile-differs`, `compile-failed`.
+        TrainError: `id-out-of-range`, `not-finite`, `not-isolated`, `no-layers`, `compile-unsupported`,
+            `compile-differs`, `compile-failed`.
     """
     # First, while the model still has its own attention: ours refuses to run without segments.
     head = find_head(model)
     probes = [reader.row(index) for index in range(min(_PROBE_ROWS, shards.num_rows))]
+    check_ids(probes, model)
     with torch.autocast(where.device.type, dtype=torch.bfloat16, enabled=where.dtype is torch.bfloat16):
         layout = _layout(config, model=model, probes=probes, shards=shards, where=where)
     if head is None:

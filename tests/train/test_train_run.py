@@ -87,7 +87,7 @@ def test_lines_tell_speed_work_and_memory_and_so_does_the_metrics_file(
     data = shard_set()
     _, shown = _run(data, toy_model, out=tmp_path / "out", max_steps=2)
     line = next(line for line in shown.splitlines() if line.startswith("step 2/2"))
-    for part in ("nll ", "lr ", "grad ", "tok/s", "trained", "GFLOP/s", "GiB", "s left"):
+    for part in ("loss ", "nll ", "lr ", "grad ", "tok/s", "trained", "GFLOP/s", "GiB", "s left"):
         assert part in line
     record = json.loads((tmp_path / "out" / "metrics.jsonl").read_text().splitlines()[-1])
     assert record["flops"] > 6 * 2 * 3 * 32 * 48 * record["num_tokens"]
