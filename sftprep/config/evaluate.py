@@ -94,7 +94,9 @@ class EvaluateConfig(BaseModel):
         description="A gate: pass-rate=0.8, stops=0.95, repetition=0.2 (each also for one suite or tag: "
         "pass-rate.safety=1), win-rate=0.5, regression, improvement, not-worse=0.05, nll=2.5, nll-regression, "
         "contamination, parity, provenance, harness.TASK=0.4, harness-regression. Those that can be checked without "
-        "a value always are, but for improvement.",
+        "a value always are, but for improvement. Regressions and improvements are shown at 95 %, corrected for the "
+        "number of suites, by McNemar's exact test of what is passed and, where values are more than passed or not, "
+        "by a sign-flip test of the values, each then at half of the level.",
     )
     harness: tuple[str, ...] = Field(
         default=(),

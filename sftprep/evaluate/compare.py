@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from sftprep.evaluate.statistics import mcnemar, paired_bootstrap, wilson
+from sftprep.evaluate.statistics import mcnemar, paired_bootstrap, sign_flip, wilson
 from sftprep.reports.evaluate_json import AnswerRecord, CaseRecord, Comparison, GroupRecord
 
 ALPHA = 0.05
@@ -57,27 +57,35 @@ def compared(pairs: Sequence[tuple[AnswerRecord, AnswerRecord]], *, alpha: float
 def comparison(
     values: Sequence[tuple[float, float]], passed: Sequence[tuple[bool, bool]], *, alpha: float, seed: int
 ) -> Comparison:
-    """Values and verdicts of the same cases, new and baseline; higher values are better."""
+    """Values and verdicts of the same cases, new and baseline; higher values are better.
+
+    Passes are judged by McNemar's test. Values that say more than that are judged too, by a sign-flip test, and each
+    of the two tests has half of `alpha` then: together they find a difference where there is none in `alpha` of all.
+    """
     gained = sum(new and not old for new, old in passed)
     lost = sum(old and not new for new, old in passed)
     differences = [new - old for new, old in values]
     interval = paired_bootstrap(differences, seed=seed, alpha=alpha)
     p_value = mcnemar(gained, lost)
-    # Fewer changed cases than a sign test could ever call significant are no evidence, whatever a resample shows.
-    is_shown = 2 / 2 ** sum(value != 0 for value in differences) < alpha
+    is_graded = any(tuple(map(float, both)) != pair for pair, both in zip(values, passed, strict=True))
+    p_of_values = sign_flip(differences, seed=seed, alpha=alpha) if is_graded else None
+    level = alpha / 2 if is_graded else alpha
+    is_shown = p_of_values is not None and p_of_values < level
+    change = _mean(differences)
     return Comparison(
         pass_rate=_mean([float(old) for _, old in passed]),
         mean_value=_mean([old for _, old in values]),
         gained=gained,
         lost=lost,
         p_value=p_value,
-        difference=_mean(differences),
+        p_of_values=p_of_values,
+        difference=change,
         low=interval.low,
         high=interval.high,
         confidence=1 - alpha,
         verdict=_verdict(
-            worse=(lost > gained and p_value < alpha) or (is_shown and interval.high < 0),
-            better=(gained > lost and p_value < alpha) or (is_shown and interval.low > 0),
+            worse=(lost > gained and p_value < level) or (is_shown and change < 0),
+            better=(gained > lost and p_value < level) or (is_shown and change > 0),
         ),
     )
 

@@ -117,9 +117,13 @@ def _not_worse(gate: EvaluateGate, measured: Measured) -> tuple[bool, str]:
 
 
 def _told(name: str, found: Comparison) -> str:
+    level = 1 - found.confidence
+    tests = f"p = {found.p_value:.2g}, shown below {level:.2g}"
+    if found.p_of_values is not None:
+        tests = f"p = {found.p_value:.2g} of passes, {found.p_of_values:.2g} of values, shown below {level / 2:.2g}"
     return (
         f"{name} {found.difference:+.3f} ({found.confidence:.1%} interval {found.low:+.3f} to {found.high:+.3f}, "
-        f"{found.lost} lost, {found.gained} gained, p = {found.p_value:.2g})"
+        f"{found.lost} lost, {found.gained} gained, {tests})"
     )
 
 

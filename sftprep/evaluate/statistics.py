@@ -12,6 +12,11 @@ import numpy as np
 _RESAMPLES: Final = 5000
 _DRAWN: Final = 1 << 20
 """Values drawn at a time."""
+_EXACT: Final = 16
+"""Cases that changed up to which all their signs are tried."""
+_FLIPS: Final = 9_999
+_SAME: Final = 1e-12
+"""Sums of the same numbers in another order differ by rounding, by less than this share of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +52,30 @@ def paired_bootstrap(differences: Sequence[float], *, seed: int, alpha: float = 
     means = np.concatenate([resamples.mean(axis=1) for resamples in drawn])
     low, high = np.quantile(means, [alpha / 2, 1 - alpha / 2])
     return Interval(float(low), float(high))
+
+
+def sign_flip(differences: Sequence[float], *, seed: int, alpha: float = 0.05) -> float:
+    """The two-sided p-value of so large a mean of paired differences where each could as well have the other sign.
+
+    All signs are tried where up to sixteen differences are not 0, else as many drawn ones as tell `alpha` apart; of
+    differences that are all 1 or -1 this is McNemar's test.
+    """
+    values = np.asarray([value for value in differences if value], dtype=np.float64)
+    if not len(values):
+        return 1.0
+    least = abs(values.sum()) - _SAME * np.abs(values).sum()
+    if len(values) <= _EXACT:
+        sums = np.zeros(1)
+        for value in values:
+            sums = np.concatenate([sums + value, sums - value])
+        return float((np.abs(sums) >= least).mean())
+    generator = np.random.default_rng(seed)
+    flips, size = max(_FLIPS, round(20 / alpha)), max(1, _DRAWN // len(values))
+    extreme = 1  # what was seen is one of the ways, so that no p-value is 0
+    for start in range(0, flips, size):
+        signs = generator.integers(0, 2, (min(size, flips - start), len(values))) * 2.0 - 1
+        extreme += int((np.abs(signs @ values) >= least).sum())
+    return extreme / (flips + 1)
 
 
 def wilson(passed: int, total: int) -> Interval:

@@ -56,11 +56,17 @@ class Comparison(_Frozen):
     gained: int = Field(description="Cases that only the new model passes.")
     lost: int = Field(description="Cases that only the baseline passes.")
     p_value: float = Field(description="McNemar's exact two-sided test of gained against lost.")
+    p_of_values: float | None = Field(
+        description="Two-sided sign-flip test of the difference of the values; null where each is just passed or not."
+    )
     difference: float = Field(description="Mean of new value minus baseline's.")
     low: float = Field(description="Lower end of its interval, by paired bootstrap over cases.")
     high: float = Field(description="Upper end.")
     confidence: float = Field(description="Of the interval: 0.95, corrected for the number of groups compared.")
-    verdict: Literal["worse", "better", "no difference shown"]
+    verdict: Literal["worse", "better", "no difference shown"] = Field(
+        description="`p_value` below 1 - confidence shows a difference; where there is `p_of_values`, one of the two "
+        "below half of that."
+    )
 
 
 class GroupRecord(_Frozen):

@@ -19,6 +19,10 @@ from sftprep.reports.wording import counted
 
 _SHOWN_CASES: Final = 12
 _SHOWN_CHARACTERS: Final = 72
+_VERDICTS: Final = (
+    "verdicts at 95 %, corrected for the number of groups: McNemar's exact test of what is passed; where values are "
+    "more than passed or not, a sign-flip test of the values too, each of the two at half of the level"
+)
 
 
 def print_evaluation(report: EvaluateReport, console: Console) -> None:
@@ -33,6 +37,8 @@ def print_evaluation(report: EvaluateReport, console: Console) -> None:
             console.print(_groups(groups, what))
         if any(group.against_baseline for group in groups):
             console.print(_comparisons(groups, what))
+    if report.baseline and report.suites:
+        console.print(_VERDICTS, markup=False)
     _print_measured(report, console)
     _print_failures(report, console)
     for gate in report.gates:

@@ -12,7 +12,7 @@ from sftprep.config.evaluate import EvaluateGate
 from sftprep.errors import UsageError
 from sftprep.evaluate.answer import Answer
 from sftprep.evaluate.behaviour_scorers import refuses
-from sftprep.evaluate.compare import groups
+from sftprep.evaluate.compare import comparison, groups
 from sftprep.evaluate.gates import Measured, judged
 from sftprep.evaluate.judge import Pair, win_rate
 from sftprep.evaluate.score import score
@@ -64,6 +64,40 @@ def test_noise_does_not_fail() -> None:
 
 def test_a_regression_does_not_pass() -> None:
     assert verdicts(0.4, 0.9, size=60, rounds=30)["worse"] == 30
+
+
+def graded(new: float, old: float, *, number: int) -> CaseRecord:
+    """A case that is passed from 0.5 on."""
+    made = case(new, old, number=number)
+    assert made.baseline is not None
+    answers = [one.model_copy(update={"passed": one.value >= 0.5}) for one in (made.answer, made.baseline)]
+    return made.model_copy(update={"answer": answers[0], "baseline": answers[1]})
+
+
+def test_two_tests_together_find_what_is_not_there_no_oftener_than_one() -> None:
+    """Values say nothing of passes here, and neither differs: at the full level each, one of the two often would."""
+    generator = np.random.default_rng(2)
+    found: Counter[str] = Counter()
+    for _ in range(400):
+        values = [(float(new), float(old)) for new, old in generator.random((12, 2))]
+        passed = [(bool(new), not new) for new in generator.integers(0, 2, 12)]
+        found[comparison(values, passed, alpha=0.05, seed=1).verdict] += 1
+    assert 5 < found["worse"] + found["better"] <= 20
+
+
+def test_one_test_is_done_where_values_are_passes_and_the_report_says_which() -> None:
+    plain = [case(0.0, 1.0, number=number) for number in range(6)]
+    finer = [graded(0.2, 0.7, number=number) for number in range(6)]
+    told = []
+    for cases in (plain, finer):
+        found = measured(cases)
+        (gate,) = (one for one in judged([], found) if one.gate == "regression")
+        told.append((gate.passed, gate.what))
+    # Six of six have p = 2/64, which is below 0.05 and not below half of it.
+    assert [passed for passed, _ in told] == [False, True]
+    assert "6 lost, 0 gained, p = 0.031, shown below 0.05)" in told[0][1]
+    (gate,) = (one for one in judged([EvaluateGate.parse("improvement")], measured(finer)) if one.gate == "improvement")
+    assert "p = 0.031 of passes, 0.031 of values, shown below 0.025)" in gate.what
 
 
 def test_three_cases_that_fall_are_no_evidence_and_ten_are() -> None:

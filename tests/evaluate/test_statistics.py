@@ -10,7 +10,7 @@ import pytest
 from scipy import optimize, stats
 
 from sftprep.evaluate.judge import length_controlled
-from sftprep.evaluate.statistics import mcnemar, paired_bootstrap, wilson
+from sftprep.evaluate.statistics import mcnemar, paired_bootstrap, sign_flip, wilson
 
 
 @pytest.mark.parametrize(("gained", "lost"), [(0, 0), (0, 1), (3, 3), (1, 8), (6, 0), (2, 9)])
@@ -69,6 +69,38 @@ def test_the_bootstrap_is_scipys_percentile_interval(alpha: float) -> None:
     # 5,000 resamples place the outermost of these quantiles to 0.07 standard errors; four of those are allowed.
     error = values.std() / 50**0.5
     assert (found.low, found.high) == pytest.approx((wanted.low, wanted.high), abs=4 * 0.07 * error)
+
+
+@pytest.mark.parametrize("size", [2, 7, 13])
+def test_the_sign_flip_test_tries_all_signs_of_few_cases_as_scipy_does(size: int) -> None:
+    generator = np.random.default_rng(size)
+    for _ in range(5):
+        values = np.round(generator.normal(0.3, 1, size), 1)
+        wanted = stats.permutation_test((values,), np.mean, permutation_type="samples", n_resamples=np.inf)
+        # Pairs without a difference have no sign: scipy flips them too, which changes no share.
+        assert sign_flip(values.tolist(), seed=0) == pytest.approx(wanted.pvalue)
+
+
+def test_the_sign_flip_test_of_many_cases_is_scipys_within_what_drawing_allows() -> None:
+    for shift in (0.0, 0.1, 0.25):
+        values = np.random.default_rng(9).normal(shift, 1, 80)
+        options = {"permutation_type": "samples", "n_resamples": 20_000, "rng": np.random.default_rng(3)}
+        wanted = stats.permutation_test((values,), np.mean, **options).pvalue
+        found = sign_flip(values.tolist(), seed=4)
+        error = (wanted * (1 - wanted) * (1 / 9_999 + 1 / 20_000)) ** 0.5
+        assert found == pytest.approx(wanted, abs=4 * error + 1e-4)
+        assert found == sign_flip(values.tolist(), seed=4)
+
+
+@pytest.mark.parametrize(("gained", "lost"), [(0, 0), (1, 0), (3, 3), (9, 4), (2, 11), (20, 41)])
+def test_the_sign_flip_test_of_passes_alone_is_mcnemars(gained: int, lost: int) -> None:
+    values = [1.0] * gained + [-1.0] * lost + [0.0] * 5
+    assert sign_flip(values, seed=1) == pytest.approx(mcnemar(gained, lost), abs=4 * (0.25 / 9_999) ** 0.5)
+
+
+def test_more_groups_are_told_apart_by_more_drawn_signs() -> None:
+    assert sign_flip([1.0] * 40, seed=0) == pytest.approx(1e-4)
+    assert sign_flip([1.0] * 40, seed=0, alpha=0.05 / 100) == pytest.approx(1 / 40_001)
 
 
 @pytest.mark.parametrize("bias", [-1.5, 0.0, 0.4, 6.0])
