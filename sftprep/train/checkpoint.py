@@ -10,7 +10,7 @@ import json
 import math
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -38,6 +38,7 @@ class Position:
     `epoch_trained` counts the targets seen since the epoch began. `best_step` is the best one so far by the metric
     `keep_best`, `best_cost` that metric with a sign by which lower is better; 0 and infinity before any was measured.
     `stop_cost` is the same for the metric `stop_early`, which the last `num_worse` measurements did not better.
+    `adapter` is what adapters rest on, '' where all is trained; `options` may be others after a resumption.
     """
 
     step: int
@@ -52,6 +53,8 @@ class Position:
     stop_early: str = ""
     stop_cost: float = math.inf
     num_worse: int = 0
+    adapter: str = ""
+    options: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,10 +162,10 @@ def load_checkpoint(directory: Path, state: State, *, wanted: Position) -> Posit
         position = Position(**json.loads((directory / _POSITION).read_bytes()))
     except (OSError, ValueError, TypeError) as error:
         raise _damaged(directory, error) from error
-    for name in ("fingerprint", "seed", "rows_per_step", "loss", "keep_best", "stop_early"):
-        if getattr(position, name) != getattr(wanted, name):
+    for name in ("fingerprint", "seed", "rows_per_step", "loss", "keep_best", "stop_early", "adapter"):
+        if (found := getattr(position, name)) != (now := getattr(wanted, name)):
             raise TrainError(
-                f"the checkpoint was made with another {name}: {getattr(position, name)}",
+                f"the checkpoint was made with another {name}: {found or 'none'}, now: {now or 'none'}",
                 code="resume-differs",
                 place=str(directory),
                 hint="resume with the options and the shard set of the first run",

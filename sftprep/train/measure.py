@@ -24,6 +24,7 @@ from sftprep.train.heldout import HeldOut, held_out_nll
 from sftprep.train.loop import Trainee
 from sftprep.train.record import StepRecord
 from sftprep.train.samples import Sample, Watcher
+from sftprep.train.terms import free_options
 
 HELD_OUT = "nll"
 """The metric of `--eval-shards`; all others are a watcher's."""
@@ -65,7 +66,7 @@ def _kept_metric(config: TrainConfig) -> str:
     return config.keep_best or (HELD_OUT if config.eval_shards else "")
 
 
-def first_position(config: TrainConfig, *, fingerprint: str) -> Position:
+def first_position(config: TrainConfig, *, fingerprint: str, adapter: str) -> Position:
     """Where a run on a shard set begins, and what a checkpoint that it goes on from must agree with."""
     return Position(
         step=0,
@@ -76,6 +77,8 @@ def first_position(config: TrainConfig, *, fingerprint: str) -> Position:
         loss=config.loss,
         keep_best=_kept_metric(config),
         stop_early=config.stop_early or "",
+        adapter=adapter,
+        options=free_options(config),
     )
 
 

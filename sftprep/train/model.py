@@ -23,7 +23,7 @@ from sftprep.shards.manifest import Manifest
 from sftprep.train.device import is_out_of_memory
 
 _HUB_FILES: Final = ("*.json", "*.jinja", "*.safetensors")
-_WEIGHT_FILES: Final = ("*.safetensors", "pytorch_model*.bin")
+WEIGHT_FILES: Final = ("*.safetensors", "pytorch_model*.bin")
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +153,7 @@ def check_lengths(model: PreTrainedModel, manifest: Manifest) -> None:
 
 
 def _gguf_in(directory: Path) -> str | None:
-    if any(next(directory.glob(pattern), None) for pattern in _WEIGHT_FILES):
+    if any(next(directory.glob(pattern), None) for pattern in WEIGHT_FILES):
         return None
     found = sorted(path.name for path in directory.glob("*.gguf"))
     if len(found) > 1:

@@ -43,6 +43,7 @@ from sftprep.train.samples import Watcher
 from sftprep.train.setup import Where, build, open_all
 from sftprep.train.shard_cache import ReadAhead
 from sftprep.train.signals import StopRequest
+from sftprep.train.terms import adapter_terms, changed_options
 
 _MEANS: Final = {"token": "trained tokens", "sample": "documents", "turn": "trained messages"}
 
@@ -112,9 +113,13 @@ def _train(
     resumed = where.world.on_first(lambda: workspace.checkpoints()[-1]) if config.resume else None
     trainee, feed = build(config, shards=shards, where=where, resumed=resumed)
     where.world.on_first(lambda: where.proof.write(workspace.directory))
-    start = first_position(config, fingerprint=shards.manifest.fingerprint)
+    adapter = adapter_terms(config, place=where.place, dtype=where.dtype)
+    start = first_position(config, fingerprint=shards.manifest.fingerprint, adapter=adapter)
     if resumed is not None:
-        start = load_checkpoint(resumed, _state(trainee), wanted=start)
+        found = load_checkpoint(resumed, _state(trainee), wanted=start)
+        for line in changed_options(found.options, config):
+            where.console.print(line, soft_wrap=True)
+        start = replace(found, options=start.options)
     show_counts(shards.manifest.counts, where.console)
     edges = _Edges(shards, measures, workspace, where.console)
     result = _steps(trainee, feed, start=start, config=config, edges=edges)

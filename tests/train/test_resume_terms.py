@@ -1,0 +1,105 @@
+"""A run goes on with what it began with: what would change it is refused, what may be another is said (J1)."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from sftprep.config.train import TrainConfig
+from sftprep.errors import TrainError
+from sftprep.train import run
+from sftprep.train.run import train
+from tests.train.runs import interrupted_after, metrics_of
+
+ShardSetFactory = Callable[..., Path]
+LORA = {"lora_rank": 2, "lora_dropout": 0.3}
+
+
+def _run(data: Path, model: Path, **options: Any) -> str:
+    shown = io.StringIO()
+    settings: dict[str, Any] = {"grad_accum": 2, "lr": 3e-3, "device": "cpu", "threads": 1, "epochs": 2} | options
+    train(TrainConfig(data=data, model=str(model), **settings), console=Console(file=shown, width=200))
+    return shown.getvalue()
+
+
+@pytest.fixture
+def begun(
+    shard_set: ShardSetFactory, toy_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Path]:
+    """The set of a run with these options that was interrupted in its fourth step."""
+
+    def begin(**options: Any) -> Path:
+        data = shard_set(num_rows=9)
+        with monkeypatch.context() as patched:
+            patched.setattr(run, "run_steps", interrupted_after(3))
+            with pytest.raises(KeyboardInterrupt):
+                _run(data, toy_model, out=tmp_path / "out", save_every=1, **options)
+        return data
+
+    return begin
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (LORA, LORA | {"lora_alpha": 64.0}),
+        (LORA, {"lora_rank": 2}),
+        (LORA, LORA | {"init": "random"}),
+        (LORA, LORA | {"dtype": "bfloat16"}),
+        (LORA, {}),
+        ({}, LORA),
+    ],
+    ids=["alpha", "dropout", "weights", "their type", "no adapters", "adapters"],
+)
+def test_other_adapters_or_other_weights_under_them_are_refused_and_no_checkpoint_is_called_damaged(
+    *, begun: Callable[..., Path], toy_model: Path, tmp_path: Path, first: dict[str, Any], second: dict[str, Any]
+) -> None:
+    data = begun(**first)
+    with pytest.raises(TrainError, match="adapter") as raised:
+        _run(data, toy_model, out=tmp_path / "out", resume=True, **second)
+    assert raised.value.code == "resume-differs"
+    _run(data, toy_model, out=tmp_path / "out", resume=True, **first)
+
+
+def test_adapters_of_another_model_are_refused_and_the_same_one_elsewhere_is_the_same(
+    begun: Callable[..., Path], toy_model: Path, tmp_path: Path
+) -> None:
+    data = begun(**LORA)
+    torch.manual_seed(9)
+    other = tmp_path / "other"
+    LlamaForCausalLM(LlamaConfig.from_pretrained(toy_model)).save_pretrained(other)
+    with pytest.raises(TrainError, match="another adapter") as raised:
+        _run(data, other, out=tmp_path / "out", resume=True, **LORA)
+    assert raised.value.code == "resume-differs"
+    _run(data, toy_model.rename(tmp_path / "moved"), out=tmp_path / "out", resume=True, **LORA)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "line"),
+    [
+        ("lr", 1e-3, "goes on with another --lr: 0.001, was 0.003"),
+        ("max_grad_norm", 0.5, "goes on with another --max-grad-norm: 0.5, was 1.0"),
+        ("epochs", 3.0, "goes on with another --epochs: 3.0, was 2.0"),
+    ],
+)
+def test_what_may_be_another_is_said_once_and_takes_effect(
+    *, begun: Callable[..., Path], toy_model: Path, tmp_path: Path, name: str, value: float, line: str
+) -> None:
+    shown = _run(begun(), toy_model, out=tmp_path / "out", resume=True, **{name: value})
+    assert [text for text in shown.splitlines() if "goes on with" in text] == [line]
+    lines = metrics_of(tmp_path / "out" / "metrics.jsonl")
+    assert len(lines) == (15 if name == "epochs" else 10)
+    assert (lines[3]["lr"] < 1e-3) == (name == "lr")
+
+
+def test_a_run_that_goes_on_as_it_began_says_nothing_of_it(
+    begun: Callable[..., Path], toy_model: Path, tmp_path: Path
+) -> None:
+    assert "goes on with" not in _run(begun(), toy_model, out=tmp_path / "out", resume=True)
