@@ -6,6 +6,7 @@ from bisect import bisect_right
 from collections import OrderedDict
 from dataclasses import dataclass
 from itertools import chain
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -13,6 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from sftprep.errors import ShardError
+from sftprep.shards.manifest import ShardRecord
 from sftprep.shards.read import ShardSet, read_group
 from sftprep.train.stream import GROUPS_A_WINDOW, Row
 
@@ -39,6 +41,7 @@ class RowReader:
         """Row groups of each shard."""
         self._starts: list[int] = np.concatenate([[0], np.cumsum(self.group_rows)]).astype(int).tolist()
         self._kept: OrderedDict[int, _Group] = OrderedDict()
+        self._states = {shard.file: self._state(shard) for shard in shards.manifest.shards}
         self._ones = np.ones(0, np.float32)
 
     def row(self, index: int) -> Row:
@@ -46,6 +49,7 @@ class RowReader:
 
         Raises:
             ShardError: `damaged-row`: its columns do not fit together. `damaged-shard`: it cannot be read.
+                `shard-checksum`: its shard was changed since this reader began.
         """
         number = bisect_right(self._starts, index) - 1
         group, place = self._read(number), index - self._starts[number]
@@ -74,6 +78,16 @@ class RowReader:
             self._ones.setflags(write=False)
         return self._ones[:num_tokens]
 
+    def _state(self, shard: ShardRecord) -> tuple[int, ...]:
+        """What changes with a local file that was checked; copies of a store are checked as they come."""
+        if self._shards.copies is not None:
+            return ()
+        try:
+            found = (self._shards.directory / shard.file).stat()
+        except FileNotFoundError:
+            return ()
+        return found.st_size, found.st_mtime_ns, found.st_ino
+
     def _read(self, number: int) -> _Group:
         if number not in self._kept:
             place, group = self._groups[number]
@@ -82,12 +96,24 @@ class RowReader:
             with self._shards.open_shard(shard) as file:
                 path = self._shards.directory / shard.file
                 decoded = _Group.of(read_group(file, group, columns=self._columns, path=path))
+            # Behind it: a change while it was read is seen too.
+            if self._state(shard) != self._states[shard.file]:
+                raise _changed(path)
             decoded.check(first_row=self._starts[number])
             self._kept[number] = decoded
             if len(self._kept) > GROUPS_A_WINDOW:
                 self._kept.popitem(last=False)
         self._kept.move_to_end(number)
         return self._kept[number]
+
+
+def _changed(path: Path) -> ShardError:
+    return ShardError(
+        "the shard was changed after its bytes were checked",
+        code="shard-checksum",
+        place=str(path),
+        hint="pack to another directory while a run reads this one",
+    )
 
 
 @dataclass(frozen=True, slots=True)

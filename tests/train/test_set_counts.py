@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -12,6 +13,7 @@ from rich.console import Console
 
 from sftprep.config.train import TrainConfig
 from sftprep.errors import ShardError, TrainError
+from sftprep.train import run
 from sftprep.train.run import train
 from tests.train.runs import accept_set, edit_column
 
@@ -59,3 +61,37 @@ def test_a_step_whose_tokens_do_not_weigh_what_their_rows_say_ends_the_run(
     with pytest.raises(TrainError) as raised:
         _run(data, toy_model)
     assert raised.value.code == "weight-sum"
+
+
+def _edited_after_the_first_step(edit: Callable[[], object]) -> Callable[..., Any]:
+    real = run.run_steps
+
+    def steps(*arguments: Any, **keywords: Any) -> Any:
+        for item in real(*arguments, **keywords):
+            if item[1].step == 1:
+                edit()
+            yield item
+
+    return steps
+
+
+@pytest.mark.parametrize("how", ["other ids", "gone"])
+def test_shards_that_change_while_a_run_reads_them_end_it_by_name(
+    shard_set: ShardSetFactory, toy_model: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    # Forty row groups: what a step needs is read when it comes, or a step ahead.
+    data, others = shard_set(num_rows=120), shard_set("others", num_rows=120)
+    edit_column(others, "input_ids", lambda rows: [[number ^ 1 for number in ids] for ids in rows])
+
+    def edit() -> None:
+        for shard in sorted((data / "shards").iterdir()):
+            if how == "gone":
+                shard.unlink()
+            else:
+                (others / "shards" / shard.name).replace(shard)
+
+    monkeypatch.setattr(run, "run_steps", _edited_after_the_first_step(edit))
+    with pytest.raises(ShardError) as raised:
+        _run(data, toy_model)
+    assert raised.value.code in ({"shard-checksum"} if how == "other ids" else {"shard-checksum", "damaged-shard"})
+    assert not (data / "out").exists()
