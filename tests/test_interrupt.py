@@ -49,3 +49,28 @@ def test_an_interrupt_inside_an_import_is_heeded_behind_it(tmp_path: Path, kept:
 def test_a_process_that_ignores_interrupts_goes_on_ignoring_them(tmp_path: Path) -> None:
     ignoring = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
     assert run(tmp_path, ignoring + PROGRAM.format(kept=True))[-1] == "lost"
+
+
+ENDS = """
+import atexit, os, signal, time
+from sftprep.cli.interrupt import end_interrupted, keep_interrupts
+
+def again():
+    os.kill(os.getpid(), signal.SIGINT)
+    # As one that came during an import does.
+    os.kill(os.getpid(), signal.SIGALRM)
+    sum(range(1000))
+
+keep_interrupts()
+atexit.register(again)
+try:
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(100)
+except KeyboardInterrupt as interrupt:
+    end_interrupted(interrupt)
+"""
+
+
+def test_one_more_interrupt_changes_neither_the_exit_code_nor_what_is_said() -> None:
+    done = subprocess.run([sys.executable, "-c", ENDS], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (130, "interrupted: nothing was published\n")

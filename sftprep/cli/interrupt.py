@@ -31,6 +31,10 @@ def keep_interrupts() -> None:
 def end_interrupted(interrupt: KeyboardInterrupt) -> NoReturn:
     """Say so on stderr, with what is noted on the interrupt, and end with its exit code."""
     told = ["interrupted: nothing was published", *getattr(interrupt, "__notes__", ())]
+    # One more Ctrl-C, or one that waits for an import, must not kill what is ending already, with another code.
+    for number in (signal.SIGINT, signal.SIGALRM):
+        if signal.getsignal(number) is _interrupt:
+            signal.signal(number, signal.SIG_IGN)
     sys.stderr.write("\n  ".join(told) + "\n")
     sys.exit(EXIT_INTERRUPTED)
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from sftprep.config.places import CACHE_DIR, CACHE_GB, LocalPath, ModelName, Place
 
@@ -14,6 +15,14 @@ def _parted(value: Any) -> Any:
     return [part for text in value for part in text.split(",")] if isinstance(value, list | tuple) else value
 
 
+def _with_a_name(out: Path) -> Path:
+    """A run works beside its output, under the output's name and more: `.` has none."""
+    found = out if out.name else out.resolve()
+    if not found.name:
+        raise ValueError("the root of a file system cannot become a model's directory")
+    return found
+
+
 class TrainConfig(BaseModel):
     """Everything that decides a training run. Each field's description is the help text of its option."""
 
@@ -21,7 +30,9 @@ class TrainConfig(BaseModel):
 
     data: Place = Field(description="The shard set that `sftprep pack` wrote, or its URL (s3://…, extra `remote`).")
     model: ModelName = Field(description="A model directory, a hub id, a GGUF file, or a directory with one.")
-    out: LocalPath = Field(description="Where the trained model is written; it appears when it is whole.")
+    out: Annotated[LocalPath, AfterValidator(_with_a_name)] = Field(
+        description="Where the trained model is written; it appears when it is whole."
+    )
     init: Literal["pretrained", "random"] = Field(
         default="pretrained", description="`random` builds the model from its config.json with seeded random weights."
     )

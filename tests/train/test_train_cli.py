@@ -92,3 +92,13 @@ def test_the_loss_page_stands_alone_and_leaves_skipped_steps_out(tmp_path: Path)
 
 def test_the_running_mean_of_a_constant_is_the_constant() -> None:
     assert running_mean([2.0, 2.0, 2.0]) == pytest.approx([2.0, 2.0, 2.0])
+
+
+def test_the_directory_where_one_stands_is_an_output_and_the_root_of_a_file_system_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert TrainConfig(data="d", model="m", out=".").out == tmp_path
+    shown = CliRunner().invoke(app, ["train", "d", "--model", "m", "--out", "/"])
+    assert getattr(shown.exception, "code", "") == "bad-option"
+    assert "--out" in str(shown.exception)
