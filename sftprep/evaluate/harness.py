@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING, Any, Final
 from transformers import AutoTokenizer
 
 from sftprep.config.evaluate import EvaluateConfig
+from sftprep.engines.fast import probe_texts
 from sftprep.errors import DataError, UsageError
 from sftprep.evaluate.compare import ALPHA, comparison
 from sftprep.evaluate.local import LocalModel
+from sftprep.evaluate.prompts import OTHER_IDS
 from sftprep.reports.evaluate_json import Comparison, HarnessScore
 
 if TYPE_CHECKING:
@@ -61,13 +63,15 @@ def harness_scores(model: LocalModel, config: EvaluateConfig) -> list[TaskScore]
     """Every metric of every task of `--harness`, in the harness's own order.
 
     Raises:
-        DataError: `harness-failed`: the task's data cannot be had, or the task itself fails.
+        DataError: `harness-failed`: the task's data cannot be had, or the task itself fails; `prompt-differs`: the
+            harness, which encodes with transformers, would ask with other ids than the model's tokenizer has.
     """
     # Its import takes seconds, and only who asks for public tasks waits.
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
 
     tokenizer = AutoTokenizer.from_pretrained(model.directory, local_files_only=True)
+    _refuse_other_ids(tokenizer, model)
     # It warns that a model is handed over that is open already.
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     opened = HFLM(
@@ -92,6 +96,18 @@ def harness_scores(model: LocalModel, config: EvaluateConfig) -> list[TaskScore]
             hint="does the task's data set load by itself? public ones come from the hub",
         ) from error
     return [] if found is None else list(_scores(found, is_plain=config.harness_plain))
+
+
+def _refuse_other_ids(served: Any, model: LocalModel) -> None:
+    """DataError `prompt-differs` where transformers' tokenizer gives other ids than ours for a text of the probe."""
+    for text in (probe.decode() for probe in probe_texts(model.files)):
+        if served(text, add_special_tokens=False).input_ids != model.engine.encode([text])[0].ids.tolist():
+            raise DataError(
+                f"transformers, by which the harness encodes, gives other ids for the text {text!r:.80}",
+                code="prompt-differs",
+                place=str(model.directory),
+                hint=OTHER_IDS,
+            )
 
 
 def harness_records(new: Sequence[TaskScore], old: Sequence[TaskScore] | None, *, seed: int) -> list[HarnessScore]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from transformers import AutoTokenizer
 
@@ -17,6 +17,12 @@ from sftprep.prepare.chat_templates import ChatTemplates
 from sftprep.templates.adapt import adapt_messages, probe_form
 from sftprep.templates.control import refuse_control_tokens, refuse_formed_tokens
 from sftprep.templates.template import ChatTemplate, Request
+
+OTHER_IDS: Final = (
+    "the model's tokenizer files do not agree with each other: save them again with transformers; "
+    "before 5.22 it reads some (DeepSeek-V3's) otherwise than they are: upgrade it"
+)
+"""What to do where transformers makes other ids of a model's files."""
 
 
 def prompt_ids(
@@ -52,8 +58,7 @@ def prompt_ids(
                 "transformers would send other ids for this conversation",
                 code="prompt-differs",
                 place=str(conversation.address),
-                hint="the model's tokenizer files do not agree with each other: save them again with transformers; "
-                "before 5.22 it reads some (DeepSeek-V3's) otherwise than they are: upgrade it",
+                hint=OTHER_IDS,
             )
         found.append(ids)
     return found

@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 from sftprep.cli.app import app
 from sftprep.config.evaluate import EvaluateConfig
 from sftprep.errors import DataError, UsageError
+from sftprep.evaluate import harness
 from sftprep.evaluate.run import evaluate
 
 pytest.importorskip("lm_eval", reason="the extra harness is not installed")
@@ -137,6 +138,26 @@ def test_the_limit_takes_the_first_documents(tiny_model: Path, write_task: Write
     config = EvaluateConfig(model=str(tiny_model), harness=(write_task(labels),), harness_limit=8, threads=1)
     (score,) = evaluate(config).harness
     assert (score.value, score.num_documents) == (1.0, 8)
+
+
+def test_a_tokenizer_that_transformers_reads_otherwise_is_refused_before_a_task_runs(
+    tiny_model: Path, write_task: WriteTask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Otherwise:
+        """What transformers would make of files that do not agree."""
+
+        def __init__(self, tokenizer: Any) -> None:
+            self.tokenizer = tokenizer
+
+        def __call__(self, text: str, **options: Any) -> Any:
+            return self.tokenizer(text.replace("玻", "璃"), **options)
+
+    other = Otherwise(AutoTokenizer.from_pretrained(tiny_model))
+    monkeypatch.setattr(harness.AutoTokenizer, "from_pretrained", lambda *_, **__: other)
+    with pytest.raises(DataError) as caught:
+        evaluate(EvaluateConfig(model=str(tiny_model), harness=(write_task([0] * NUM),), threads=1))
+    assert (caught.value.code, caught.value.place) == ("prompt-differs", str(tiny_model))
+    assert "other ids for the text '" in str(caught.value)
 
 
 def test_what_cannot_be_run_is_named(
