@@ -51,19 +51,18 @@ class LeftOutRow:
         return self.findings[0].code
 
 
-@dataclass(frozen=True, slots=True)
-class ExactRow:
-    """A row whose documents are packed, or were exact and too long; counts are of one time."""
+EXACT_ROWS: Final = pa.schema(
+    [
+        pa.field(name, pa.int64(), nullable=False)
+        for name in ("source", "times", "documents", "tokens", "longest", "repeated", "trained_whole")
+    ]
+)
+"""Rows whose documents are packed, or were exact and too long, in their order; counts are of one time.
 
-    source: int
-    times: int
-    num_documents: int
-    num_tokens: int
-    longest: int
-    num_repeated: int
-    """Untrained tokens beyond those of the row's longest document: what rewritten history repeats. 0 for pieces."""
-    num_trained_whole: int = 0
-    """Trained tokens that a row has which is too long and packed in part or in pieces; its tokens are the row's."""
+`longest` is the tokens of a row's longest document. `repeated` are the untrained tokens beyond those of the document
+that has most of them, which is what rewritten history repeats; 0 for pieces. `trained_whole` are the trained tokens of
+a row that is too long and packed in part or in pieces, whose `tokens` are the whole row's; else 0.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +86,8 @@ class Chunk:
 
     documents: pa.RecordBatch
     times: npt.NDArray[np.int64]
-    exact: tuple[ExactRow, ...]
+    exact_rows: pa.RecordBatch
+    """Of EXACT_ROWS."""
     left_out: tuple[LeftOutRow, ...]
     classes: Counter[str]
     """Trained turns by class, with repetition."""

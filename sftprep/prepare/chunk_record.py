@@ -2,8 +2,8 @@
 
     header (64 bytes) │ directory: where each field of Chunk is, JSON │ the fields' bytes, aligned
 
-Fields are told apart by what they hold: Arrow batches, arrays, rows of whole numbers, and anything else as JSON by
-its annotation, so that a field that Chunk gains is kept without a word here.
+Fields are told apart by what they hold: Arrow batches, arrays, and anything else as JSON by its annotation, so that a
+field that Chunk gains is kept without a word here.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import struct
 import zlib
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Final, cast, get_args, get_type_hints
+from typing import Any, Final, cast, get_type_hints
 
 import numpy as np
 import pyarrow as pa
@@ -108,10 +108,6 @@ def _dumped(value: Any, *, name: str) -> tuple[str, bytes | pa.Buffer]:
         return "batch", sink.getvalue()
     if isinstance(value, np.ndarray):
         return f"array {value.dtype.str}", value.tobytes()
-    if _whole_numbers(name) is not None:
-        fields = [field.name for field in dataclasses.fields(_whole_numbers(name))]
-        rows = [[getattr(row, field) for field in fields] for row in value]
-        return "rows", np.array(rows, np.int64).tobytes()
     # ASCII only: what cannot be encoded (half a character in a file's name) is escaped, and comes back.
     return "json", json.dumps(_adapter(name).dump_python(value, mode="python"), default=_plain).encode("ascii")
 
@@ -121,10 +117,6 @@ def _loaded(kind: str, data: pa.Buffer, *, name: str) -> Any:
         return pa.ipc.open_stream(data).read_next_batch()
     if kind.startswith("array "):
         return np.frombuffer(data, np.dtype(kind.removeprefix("array ")))
-    if kind == "rows":
-        row = _whole_numbers(name)
-        table = np.frombuffer(data, np.int64).reshape(-1, len(dataclasses.fields(row)))
-        return tuple(row(*values) for values in table.tolist())
     return _adapter(name).validate_python(json.loads(data.to_pybytes()), strict=False)
 
 
@@ -140,13 +132,3 @@ def _hint(name: str) -> Any:
 @cache
 def _adapter(name: str) -> TypeAdapter[Any]:
     return TypeAdapter(_hint(name))
-
-
-@cache
-def _whole_numbers(name: str) -> Any:
-    """The class of a field that holds a tuple of dataclasses of whole numbers only; None of any other field."""
-    arguments = get_args(_hint(name))
-    if len(arguments) != 2 or arguments[1] is not Ellipsis or not dataclasses.is_dataclass(arguments[0]):
-        return None
-    hints = get_type_hints(arguments[0])
-    return arguments[0] if all(hint is int for hint in hints.values()) else None

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from operator import itemgetter
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -14,13 +16,12 @@ from sftprep.config.pack import PackConfig
 from sftprep.data import TOKEN_BATCH_SCHEMA, Document, Severity
 from sftprep.errors import MaskError, TemplateError
 from sftprep.prepare.batch import Replayed, token_batch
-from sftprep.prepare.chunk import Chunk, ExactRow, InputRow, LeftOutRow
+from sftprep.prepare.chunk import EXACT_ROWS, Chunk, InputRow, LeftOutRow
 from sftprep.prepare.compile import CompiledRow, Compiler, CompileRow
 from sftprep.prepare.input_rows import InputRows
 from sftprep.prepare.recheck import recheck
 from sftprep.prepare.row_length import Fit, Sizes, left_out
-from sftprep.stages.encode_batch import EncodedTexts, Spans, flat_offsets
-from sftprep.stages.replay import RowPlan
+from sftprep.stages.encode_batch import EncodedTexts, Ints, Spans, flat_offsets
 
 
 def compile_chunk(rows: Sequence[InputRow], *, compile_row: CompileRow, config: PackConfig) -> Chunk:
@@ -34,13 +35,8 @@ def compile_chunk(rows: Sequence[InputRow], *, compile_row: CompileRow, config: 
     batch = compile_row.batch if isinstance(compile_row, Compiler) else None
     replayed = Replayed.none() if batch is None else batch.compile(taken)
     made = _Made(taken, Fit.of(compile_row, config), replayed)
-    places = {number: place for place, number in enumerate(replayed.rows)}
-    for number in range(len(taken)):
-        place = places.get(number)
-        if number in replayed.refused:
-            made.refuse(taken[number], replayed.refused[number])
-        elif place is None or not made.add_replayed(number, place):
-            made.add(number, compile_row)
+    for number in made.to_trace():
+        made.add(number, compile_row)
     if batch is not None:
         made.rendering["checked"] += recheck(taken, replayed, compile_row, tokens=(batch.choice, batch.table))
         made.rendering[f"engine {batch.choice.engine.name}"] += len(replayed.rows)
@@ -48,47 +44,40 @@ def compile_chunk(rows: Sequence[InputRow], *, compile_row: CompileRow, config: 
 
 
 class _Made:
-    """What became of the rows so far."""
+    """What became of the rows so far: at first those that were replayed, in columns, then one by one the others."""
 
     def __init__(self, rows: InputRows, fit: Fit, replayed: Replayed) -> None:
         self.rows = rows
         self.fit = fit
         self.rendering: Counter[str] = Counter()
         self._replayed = replayed
-        self._sizes = _sizes_of_rows(replayed)
-        self._exact: list[ExactRow] = []
-        self._left_out: list[LeftOutRow] = []
+        self._numbers = np.array(replayed.rows, dtype=np.int64)
+        self._sizes = _Sizes.of(replayed)
+        self._fits = ~fit.are_too_long(self._sizes.longest)
+        self._exact: list[tuple[int, ...]] = []
+        self._left_out: list[tuple[int, LeftOutRow]] = []
+        """These two with the number of the row before."""
         self._counts = (Counter[str](), Counter[str]())
         """Classes, and remarks."""
-        self._plans: dict[int, RowPlan] = {}
-        self._times_of_plans: Counter[int] = Counter()
         self._traced: list[tuple[InputRow, Document]] = []
-        self._order: list[int] = []
-        """Of each document: its place among the replayed ones, or, as -1 - place, among the traced ones."""
-        self._times: list[int] = []
+        self._traced_numbers: list[int] = []
+        """Of each document that of its row."""
 
-    def add_replayed(self, number: int, place: int) -> bool:
-        """Take a row as it was replayed, `place` among those; False where it is too long, and may be shortened."""
-        first, stop, num_tokens, longest, repeated = self._sizes[place]
-        if self.fit.is_too_long(longest):
-            if self.fit.shorten is not None:
-                return False
-            sizes = Sizes(self._replayed.lengths[first:stop].tolist(), self._replayed.trained[first:stop].tolist())
-            self._left_out.append(self.fit.refusal(self.rows[number], sizes))
-        else:
-            times, plan = self.rows.times[number], self._replayed.plans[place]
-            self._order.extend(range(first, stop))
-            self._times.extend([times] * (stop - first))
-            self._exact.append(ExactRow(self.rows.sources[number], times, stop - first, num_tokens, longest, repeated))
-            self._plans[id(plan)] = plan
-            self._times_of_plans[id(plan)] += times
-        self.rendering["replayed"] += 1
-        return True
-
-    def refuse(self, row: InputRow, error: MaskError) -> None:
-        """Leave out a row that its plan refuses."""
-        self.rendering["replayed"] += 1
-        self._left_out.append(left_out(row, error))
+    def to_trace(self) -> list[int]:
+        """The numbers of the rows that no plan decides; those that plans refuse, or made too long, are left out."""
+        open_rows = np.ones(len(self.rows), dtype=np.bool_)
+        open_rows[self._numbers if self.fit.shorten is None else self._numbers[self._fits]] = False
+        for number, error in self._replayed.refused.items():
+            open_rows[number] = False
+            self._left_out.append((number, left_out(self.rows[number], error)))
+        for place in np.flatnonzero(~self._fits).tolist() if self.fit.shorten is None else ():
+            number, documents = self._replayed.rows[place], slice(*self._replayed.offsets[place : place + 2].tolist())
+            sizes = Sizes(self._replayed.lengths[documents].tolist(), self._replayed.trained[documents].tolist())
+            self._left_out.append((number, self.fit.refusal(self.rows[number], sizes)))
+        numbers: list[int] = np.flatnonzero(open_rows).tolist()
+        if len(numbers) < len(open_rows):
+            self.rendering["replayed"] = len(open_rows) - len(numbers)
+        return numbers
 
     def add(self, number: int, compile_row: CompileRow) -> None:
         """Compile a row by itself."""
@@ -96,19 +85,16 @@ class _Made:
         self.rendering["traced"] += 1
         whole = _compiled(row, compile_row)
         if isinstance(whole, LeftOutRow):
-            self._left_out.append(whole)
+            self._left_out.append((number, whole))
             return
         result, lost = self.fit.fitted(row, whole)
-        self._left_out += lost
+        self._left_out += [(number, left) for left in lost]
         if result is None:
             return
-        first = len(self._traced)
         self._traced.extend((row, document) for document in result.documents)
-        self._order.extend(-1 - number for number in range(first, len(self._traced)))
-        times = self.rows.times[number]
-        self._times.extend([times] * len(result.documents))
-        self._exact.append(_exact(row, Sizes.of(result), whole=None if result is whole else Sizes.of(whole)))
-        self._count((result.classes, result.remarks), times)
+        self._traced_numbers += [number] * len(result.documents)
+        self._exact.append((number, *_exact(row, Sizes.of(result), whole=None if result is whole else Sizes.of(whole))))
+        self._count((result.classes, result.remarks), row.times)
 
     def _count(self, counts: tuple[Mapping[str, int], Mapping[str, int]], times: int) -> None:
         for counter, own in zip(self._counts, counts, strict=True):
@@ -117,41 +103,74 @@ class _Made:
 
     def chunk(self) -> Chunk:
         """The chunk of all rows."""
-        for key, plan in self._plans.items():
-            self._count((plan.classes, plan.remarks), self._times_of_plans[key])
-        classes, remarks = self._counts
+        plans = {id(plan): plan for plan in self._replayed.plans}
+        times_of_plans: Counter[int] = Counter()
+        for place in np.flatnonzero(self._fits).tolist():
+            times_of_plans[id(self._replayed.plans[place])] += self.rows.times[self._replayed.rows[place]]
+        for key, times in times_of_plans.items():
+            self._count((plans[key].classes, plans[key].remarks), times)
+        documents, numbers_of_documents = self._documents()
         return Chunk(
-            documents=self._documents(),
-            times=np.array(self._times, dtype=np.int64),
-            exact=tuple(self._exact),
-            left_out=tuple(self._left_out),
-            classes=classes,
-            remarks=remarks,
+            documents=documents,
+            times=np.array(self.rows.times, dtype=np.int64)[numbers_of_documents],
+            exact_rows=self._exact_rows(),
+            left_out=tuple(row for _, row in sorted(self._left_out, key=itemgetter(0))),
+            classes=self._counts[0],
+            remarks=self._counts[1],
             rendering=self.rendering,
         )
 
-    def _documents(self) -> pa.RecordBatch:
+    def _exact_rows(self) -> pa.RecordBatch:
+        sizes, kept = self._sizes, self._numbers[self._fits]
+        own = [np.array(column, dtype=np.int64)[kept] for column in (self.rows.sources, self.rows.times)]
+        own += [column[self._fits] for column in (sizes.documents, sizes.tokens, sizes.longest, sizes.repeated)]
+        replayed = np.stack([kept, *own, np.zeros(len(kept), dtype=np.int64)], axis=1)
+        traced = np.array(self._exact, dtype=np.int64).reshape(-1, replayed.shape[1])
+        both = np.concatenate([replayed, traced])
+        columns = both[np.argsort(both[:, 0], kind="stable")].T[1:]
+        return pa.RecordBatch.from_arrays([numbers(column) for column in columns], schema=EXACT_ROWS)
+
+    def _documents(self) -> tuple[pa.RecordBatch, Ints]:
+        """The documents of rows that fit, in the rows' order, and of each the number of its row."""
         replayed = self._replayed.documents
-        if not self._traced and len(self._order) == replayed.num_rows:
-            return replayed
-        order = [number if number >= 0 else replayed.num_rows - 1 - number for number in self._order]
+        fits = np.repeat(self._fits, self._sizes.documents)
+        of_rows = np.concatenate(
+            [np.repeat(self._numbers, self._sizes.documents)[fits], np.array(self._traced_numbers, dtype=np.int64)]
+        )
+        if not self._traced and fits.all():
+            return replayed, of_rows
+        places = np.concatenate([np.flatnonzero(fits), replayed.num_rows + np.arange(len(self._traced))])
+        order = np.argsort(of_rows, kind="stable")
         both = pa.Table.from_batches([replayed, _batch(self._traced)], schema=TOKEN_BATCH_SCHEMA)
-        chosen = both.take(numbers(np.array(order, np.int64))).combine_chunks().to_batches()
-        return chosen[0] if chosen else _batch([])
+        return _in_runs(both, places[order]), of_rows[order]
 
 
-def _sizes_of_rows(replayed: Replayed) -> list[tuple[int, int, int, int, int]]:
-    """Of each replayed row: its first document and that of the next, its tokens, its longest document's, its repeated.
+class _Sizes(NamedTuple):
+    """Of each replayed row, int64 `[rows]`: documents, tokens, those of the longest document, and repeated ones."""
 
-    Repeated are the untrained tokens beyond those of the document that has most of them.
-    """
-    first, stop = replayed.offsets[:-1], replayed.offsets[1:]
-    if not len(first):
-        return []
-    tokens, untrained = replayed.lengths, replayed.lengths - replayed.trained
-    repeated = np.add.reduceat(untrained, first) - np.maximum.reduceat(untrained, first)
-    columns = (first, stop, np.add.reduceat(tokens, first), np.maximum.reduceat(tokens, first), repeated)
-    return list(zip(*(column.tolist() for column in columns), strict=True))
+    documents: Ints
+    tokens: Ints
+    longest: Ints
+    repeated: Ints
+
+    @classmethod
+    def of(cls, replayed: Replayed) -> _Sizes:
+        """As EXACT_ROWS says."""
+        first, counts = replayed.offsets[:-1], np.diff(replayed.offsets)
+        if not len(first):
+            return cls(counts, counts, counts, counts)
+        tokens, untrained = replayed.lengths, replayed.lengths - replayed.trained
+        repeated = np.add.reduceat(untrained, first) - np.maximum.reduceat(untrained, first)
+        return cls(counts, np.add.reduceat(tokens, first), np.maximum.reduceat(tokens, first), repeated)
+
+
+def _in_runs(documents: pa.Table, places: Ints) -> pa.RecordBatch:
+    """The documents at these places; neighbours stay together, and are copied as they lie."""
+    begins = np.flatnonzero(np.diff(places, prepend=-2) != 1)
+    runs = zip(places[begins].tolist(), np.diff(begins, append=len(places)).tolist(), strict=True)
+    chosen = [documents.slice(first, count) for first, count in runs]
+    batches = pa.concat_tables([documents.slice(0, 0), *chosen]).combine_chunks().to_batches()
+    return batches[0] if batches else _batch([])
 
 
 def _compiled(row: InputRow, compile_row: CompileRow) -> CompiledRow | LeftOutRow:
@@ -167,19 +186,14 @@ def _compiled(row: InputRow, compile_row: CompileRow) -> CompiledRow | LeftOutRo
     return left_out(row, MaskError("a sample has no trained token", code="nothing-trained", place="/messages"))
 
 
-def _exact(row: InputRow, sizes: Sizes, *, whole: Sizes | None) -> ExactRow:
-    """`whole` is of the row before it was shortened, where it was."""
+def _exact(row: InputRow, sizes: Sizes, *, whole: Sizes | None) -> tuple[int, ...]:
+    """A row of EXACT_ROWS; `whole` is of the row before it was shortened, where it was."""
     of_row = sizes if whole is None else whole
     untrained = [length - trained for length, trained in zip(sizes.lengths, sizes.trained, strict=True)]
-    return ExactRow(
-        source=row.source,
-        times=row.times,
-        num_documents=len(sizes.lengths),
-        num_tokens=sum(of_row.lengths),
-        longest=max(of_row.lengths),
-        num_trained_whole=0 if whole is None else sum(whole.trained),
-        num_repeated=sum(untrained) - max(untrained) if whole is None else 0,
-    )
+    repeated = sum(untrained) - max(untrained) if whole is None else 0
+    trained_whole = 0 if whole is None else sum(whole.trained)
+    counts = (len(sizes.lengths), sum(of_row.lengths), max(of_row.lengths), repeated, trained_whole)
+    return row.source, row.times, *counts
 
 
 def _batch(documents: Sequence[tuple[InputRow, Document]]) -> pa.RecordBatch:

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from sftprep.arrow import flat
 from sftprep.data import TRAINED_KINDS, SpanKind, span_stops
-from sftprep.prepare.chunk import OVER_LENGTH, Chunk, ExactRow, LeftOutRow, RowsRead
+from sftprep.prepare.chunk import OVER_LENGTH, Chunk, LeftOutRow, RowsRead
 
 Array = npt.NDArray[Any]
 
@@ -82,8 +82,7 @@ class Ledger:
     def add(self, chunk: Chunk) -> None:
         """Count the rows that were read, and what became of them."""
         self._add_read(chunk.read)
-        for row in chunk.exact:
-            self._add_exact(row)
+        self._add_exact(chunk.exact_rows)
         for left_out in chunk.left_out:
             self._add_left_out(left_out)
         self.classes.update(chunk.classes)
@@ -132,13 +131,18 @@ class Ledger:
         self._warnings.update(read.warnings)
         self._said_once.update(read.said_once)
 
-    def _add_exact(self, row: ExactRow) -> None:
-        self.sources[row.source].num_documents += row.num_documents * row.times
-        self.num_conversations += row.times
-        self.num_repeated_tokens += row.num_repeated * row.times
-        self.over_length.num_rows += row.num_trained_whole > 0
-        self.over_length.num_trained += row.num_trained_whole * row.times
-        self._add_row(row.longest, num_tokens=row.num_tokens, times=row.times)
+    def _add_exact(self, rows: pa.RecordBatch) -> None:
+        column = {name: flat(rows[name]) for name in rows.schema.names}
+        times, is_cut = column["times"], column["trained_whole"] > 0
+        size = len(self.sources)
+        documents = np.bincount(column["source"], weights=column["documents"] * times, minlength=size)
+        for account, count in zip(self.sources, documents.astype(np.int64).tolist(), strict=True):
+            account.num_documents += count
+        self.num_conversations += int(times.sum())
+        self.num_repeated_tokens += int((column["repeated"] * times).sum())
+        self.over_length.num_rows += int(is_cut.sum())
+        self.over_length.num_trained += int((column["trained_whole"] * times).sum())
+        self._add_rows(column["longest"], column["tokens"], times)
 
     def _add_left_out(self, row: LeftOutRow) -> None:
         self.over_length.num_trained_lost += row.num_trained * row.times
@@ -155,11 +159,11 @@ class Ledger:
         account.num_tokens += row.num_tokens * row.times
         account.longest = max(account.longest, row.longest)
         if row.longest:
-            self._add_row(row.longest, num_tokens=row.num_tokens, times=row.times)
+            self._add_rows(*(np.array([count]) for count in (row.longest, row.num_tokens, row.times)))
 
-    def _add_row(self, longest: int, *, num_tokens: int, times: int) -> None:
-        for column, value in zip(self._rows, (longest, num_tokens, times), strict=True):
-            column.append(value)
+    def _add_rows(self, longest: Array, num_tokens: Array, times: Array) -> None:
+        for column, values in zip(self._rows, (longest, num_tokens, times), strict=True):
+            column.frombytes(values.astype(column.typecode).tobytes())
 
     def _add_documents(self, documents: pa.RecordBatch, times: Array) -> None:
         offsets = flat(documents["span_starts"].offsets)

@@ -6,6 +6,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+import numpy as np
+import numpy.typing as npt
+
 from sftprep.config.pack import OverLength, PackConfig
 from sftprep.data import Finding, Severity
 from sftprep.errors import DataError, MaskError
@@ -44,6 +47,13 @@ class Fit:
     def is_too_long(self, longest: int) -> bool:
         """Whether a row's longest document is longer than that."""
         return self.max_length is not None and longest > self.max_length
+
+    def are_too_long(self, longest: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+        """The same of many rows."""
+        too_long: npt.NDArray[np.bool_] = longest > (
+            np.iinfo(np.int64).max if self.max_length is None else self.max_length
+        )
+        return too_long
 
     def refusal(self, row: InputRow, sizes: Sizes) -> LeftOutRow:
         """A row as one that is too long."""

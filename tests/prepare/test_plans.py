@@ -55,10 +55,10 @@ def conversation(number: int, contents: Sequence[str], *, system: str | None = N
 
 def same(fast: Chunk, slow: Chunk) -> bool:
     """Whether two chunks are one, but for how they were made."""
-    counts = (fast.classes, fast.remarks, fast.exact, fast.left_out) == (
+    counts = (fast.classes, fast.remarks, fast.exact_rows, fast.left_out) == (
         slow.classes,
         slow.remarks,
-        slow.exact,
+        slow.exact_rows,
         slow.left_out,
     )
     return counts and fast.documents.equals(slow.documents) and np.array_equal(fast.times, slow.times)
@@ -395,7 +395,7 @@ def test_tools_are_those_of_the_row_however_they_are_printed(printed: str, calls
     rows = rows_of([with_tools(n, calls) for n in range(1, 5)])
     fast, slow = both(compile_rows, rows, config(tmp_path / "model"))
     assert same(fast, slow)
-    assert len(slow.exact) == len(rows)
+    assert len(slow.exact_rows) == len(rows)
 
 
 @pytest.mark.parametrize("written", ["{{ c | tojson }}", "{{ c.function | tojson }}", "{{ m.tool_calls | tojson }}"])
@@ -404,7 +404,7 @@ def test_a_call_that_is_printed_whole_is_not_lost(written: str, tmp_path: Path) 
     rows = rows_of([called(n, arguments={"city": f"Rome {n}"}) for n in range(1, 5)])
     fast, slow = both(compile_rows, rows, config(tmp_path / "model"))
     assert same(fast, slow)
-    assert len(slow.exact) == len(rows)
+    assert len(slow.exact_rows) == len(rows)
 
 
 def test_rows_that_the_template_refuses_are_refused_by_plan(tmp_path: Path) -> None:
