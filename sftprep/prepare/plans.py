@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -160,7 +160,7 @@ class PlanBook:
         return plan_row(rendered.samples, tracer, counts=(rendered.classes, rendered.remarks))
 
 
-def _answered(plan: RowPlan | Refusal, texts: list[str] | None) -> Found:
+def _answered(plan: RowPlan | Refusal, texts: Sequence[str] | None) -> Found:
     """What a plan makes of a conversation whose fields are these; None where that answers otherwise than the plan's."""
     if texts is None:
         return None

@@ -12,20 +12,17 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
-from typing import Any, Final, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from sftprep.data import TRAINED_KINDS, Conversation, Sample, SpanKind
+from sftprep.data import TRAINED_KINDS, Sample, SpanKind
 from sftprep.errors import MaskError
-from sftprep.templates.shape import value_at
+from sftprep.templates.guarded import Guarded
 from sftprep.templates.symbolic import SymbolicStr
 from sftprep.templates.symbolic_tracer import SymbolicTracer
-from sftprep.templates.symbols import Field, Guard, Op, OpaqueError, answer, write_json
-
-_TEXT: Final = (("content",), ("content", 0, "text"))
-"""Where a template finds the text of a message that is a role and a text."""
+from sftprep.templates.symbols import Field, OpaqueError
 
 
 class TurnPlan(NamedTuple):
@@ -61,34 +58,6 @@ class SamplePlan:
 
 
 @dataclass(frozen=True, slots=True)
-class Guarded:
-    """The questions that the template asked of a conversation's texts."""
-
-    fields: tuple[Field, ...]
-    guards: tuple[tuple[int, Guard, Any], ...]
-    """Number of the field, the question, and the answer that it must have. Fields that are only asked come last."""
-
-    columns: tuple[tuple[int, tuple[Op, ...]], ...] | None = None
-    """Of each field the message whose text it is, and what is done to that; None where any field is another."""
-
-    def texts(self, conversation: Conversation) -> list[str] | None:
-        """The fields' texts; None where the conversation answers otherwise."""
-        return self._answering([text_of(field, conversation) for field in self.fields])
-
-    def of_texts(self, texts: Sequence[str]) -> list[str] | None:
-        """The same of the texts of all messages; None also where that is not all that is asked for."""
-        if self.columns is None:
-            return None
-        return self._answering([_done(texts[message], ops) if ops else texts[message] for message, ops in self.columns])
-
-    def _answering(self, texts: list[str]) -> list[str] | None:
-        for number, guard, said in self.guards:
-            if answer(texts[number], guard.question, guard.args) != said:
-                return None
-        return texts
-
-
-@dataclass(frozen=True, slots=True)
 class Refusal:
     """What is wrong with every conversation of one shape that answers as the first one did."""
 
@@ -113,19 +82,6 @@ class RowPlan:
         return [*map(str.encode, texts[: self.num_written]), *self.words]
 
 
-def text_of(field: Field, conversation: Conversation) -> str:
-    """The text that a field is in a conversation, whose messages are in the form that the template wants."""
-    message, keys, ops = field
-    value: Any = conversation.messages[message] if message >= 0 else conversation.tools
-    return _done(value_at(value, keys if message >= 0 else keys[1:]), ops)
-
-
-def _done(value: Any, ops: Sequence[Op]) -> str:
-    for name, argument in ops:
-        value = write_json(value, argument) if name == "json" else getattr(value, name)(argument)
-    return str(value)
-
-
 def plan_row(
     samples: Sequence[Sample], tracer: SymbolicTracer, *, counts: tuple[Mapping[str, int], Mapping[str, int]]
 ) -> RowPlan:
@@ -136,8 +92,8 @@ def plan_row(
     """
     values = _Values(tracer)
     planned = [_plan_sample(sample, values) for sample in samples]
-    num_written = len(values.fields)
-    guarded = _guarded(values)
+    written = tuple(values.fields)
+    num_written = len(written)
     words = tuple(values.words)
 
     def place(piece: tuple[bool, int]) -> int:
@@ -145,7 +101,7 @@ def plan_row(
         return number if is_field else num_written + number
 
     return RowPlan(
-        guarded=guarded,
+        guarded=Guarded.of(written, tracer.guards),
         words=words,
         num_written=num_written,
         samples=tuple(_finished(sample, plan, place) for sample, plan in zip(samples, planned, strict=True)),
@@ -156,14 +112,7 @@ def plan_row(
 
 def plan_refusal(error: MaskError, tracer: SymbolicTracer) -> Refusal:
     """The plan of a conversation that cannot be exact, as its symbolic render says."""
-    return Refusal(_guarded(_Values(tracer)), error)
-
-
-def _guarded(values: _Values) -> Guarded:
-    guards = tuple((values.number(guard.field), guard, said) for guard, said in values.tracer.guards.items())
-    fields = tuple(values.fields)
-    is_plain = all(field.message >= 0 and field.keys in _TEXT for field in fields)
-    return Guarded(fields, guards, tuple((field.message, field.ops) for field in fields) if is_plain else None)
+    return Refusal(Guarded.of((), tracer.guards), error)
 
 
 class _Values:
