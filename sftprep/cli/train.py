@@ -96,6 +96,7 @@ def train(
     save_every: Annotated[int | None, _option("save_every")] = _FIELDS["save_every"].default,
     keep_last: Annotated[int, _option("keep_last")] = _FIELDS["keep_last"].default,
     log_every: Annotated[int, _option("log_every")] = _FIELDS["log_every"].default,
+    tag: Annotated[str | None, _option("tag", metavar="KEY")] = None,
     log_to: Annotated[list[str] | None, _option("log_to", metavar="NAME")] = None,
     cache_dir: Annotated[Path, _option("cache_dir")] = _FIELDS["cache_dir"].default,
     cache_gb: Annotated[float, _option("cache_gb")] = _FIELDS["cache_gb"].default,

@@ -113,6 +113,10 @@ class TrainConfig(BaseModel):
     save_every: int | None = Field(default=None, ge=1, description="Write a checkpoint every so many steps.")
     keep_last: int = Field(default=2, ge=1, description="Checkpoints that are kept, beside the best one.")
     log_every: int = Field(default=10, ge=1, description="Print a line every so many steps where no bar is shown.")
+    tag: str | None = Field(
+        default=None,
+        description="Tell the loss apart by this key of the rows too; their files must lie where they were packed.",
+    )
     log_to: Annotated[tuple[Literal["tensorboard", "wandb"], ...], BeforeValidator(_parted)] = Field(
         default=(),
         description="Beside metrics.jsonl: tensorboard, wandb (extras of these names); repeatable, or with commas.",

@@ -16,6 +16,8 @@ from sftprep.reports.wording import counted
 _SMOOTHING: Final = 0.9
 """Share of the running mean that a new step keeps, in the bold lines."""
 _MAX_SOURCES: Final = len(COLOURS)
+_PARTS: Final = ("source", "tag")
+"""What a step tells its trained tokens apart by."""
 _SCORES: Final = {
     "pass-rate": "Share of cases passed",
     "value": "Mean value of cases",
@@ -68,10 +70,10 @@ Record = Mapping[str, Any]
 
 
 def _sections(records: Sequence[Record]) -> str:
-    sources = _sources(records)
+    parts = {what: _trained_by(records, what) for what in _PARTS}
     plots = (
         ("Nats a trained token", [*_smoothed(records, [r["nll"] for r in records]), *_held_out(records)]),
-        ("Nats a trained token, by source", _source_lines(records, sources)),
+        *((f"Nats a trained token, by {what}", _part_lines(records, what, found)) for what, found in parts.items()),
         (
             "Loss: weighted mean, what is optimised",
             _smoothed(records, [r["loss"] for r in records]) if _differs(records) else [],
@@ -81,8 +83,9 @@ def _sections(records: Sequence[Record]) -> str:
         ("Tokens a second", _smoothed(records, [r["num_tokens"] / r["seconds"] for r in records])),
     )
     drawn = [_section(name, line_plot(lines, label=name)) for name, lines in plots]
-    sections = [*drawn[:3], *_scores(records), *drawn[3:]]
-    return "\n".join([*filter(None, sections), *_source_table(records, sources), answers_section(records)])
+    sections = [*drawn[:4], *_scores(records), *drawn[4:]]
+    tables = [table for what, found in parts.items() for table in _part_table(records, what, found)]
+    return "\n".join([*filter(None, sections), *tables, answers_section(records)])
 
 
 def _section(name: str, svg: str) -> str:
@@ -117,44 +120,44 @@ def _differs(records: Sequence[Record]) -> bool:
     return any(abs(record.get("loss", record["nll"]) - record["nll"]) > 1e-4 * abs(record["nll"]) for record in records)
 
 
-def _sources(records: Sequence[Record]) -> dict[str, int]:
-    """Trained tokens by source, the most first."""
+def _trained_by(records: Sequence[Record], what: str) -> dict[str, int]:
+    """Trained tokens by source or tag, the most first."""
     totals: dict[str, int] = {}
     for record in records:
-        for name, number in record.get("trained_by_source", {}).items():
+        for name, number in (record.get(f"trained_by_{what}") or {}).items():
             totals[name] = totals.get(name, 0) + number
     return dict(sorted(totals.items(), key=lambda item: (-item[1], item[0])))
 
 
-def _source_lines(records: Sequence[Record], sources: Mapping[str, int]) -> list[Line]:
-    if len(sources) < 2:
+def _part_lines(records: Sequence[Record], what: str, parts: Mapping[str, int]) -> list[Line]:
+    if len(parts) < 2:
         return []
     lines = []
-    for name, colour in zip(list(sources)[:_MAX_SOURCES], COLOURS, strict=False):
-        seen = [record for record in records if name in record["nll_by_source"]]
-        means = running_mean([record["nll_by_source"][name] for record in seen])
+    for name, colour in zip(list(parts)[:_MAX_SOURCES], COLOURS, strict=False):
+        seen = [record for record in records if name in record[f"nll_by_{what}"]]
+        means = running_mean([record[f"nll_by_{what}"][name] for record in seen])
         lines.append(Line(name, _steps(seen), means, colour=colour))
     return lines
 
 
-def _source_table(records: Sequence[Record], sources: Mapping[str, int]) -> list[str]:
-    if len(sources) < 2:
+def _part_table(records: Sequence[Record], what: str, parts: Mapping[str, int]) -> list[str]:
+    if len(parts) < 2:
         return []
     rows = "".join(
         f"<tr><td>{escape(name)}</td><td>{number:,}</td><td>{first:.4f}</td><td>{last:.4f}</td></tr>"
-        for name, number in sources.items()
-        for first, last in [_ends(records, name)]
+        for name, number in parts.items()
+        for first, last in [_ends(records, what, name)]
     )
-    head = "<tr><th>source</th><th>trained tokens</th><th>first tenth</th><th>last tenth</th></tr>"
-    return [f"<h2>Nats a trained token, by source, at the start and at the end</h2>\n<table>{head}{rows}</table>"]
+    head = f"<tr><th>{what}</th><th>trained tokens</th><th>first tenth</th><th>last tenth</th></tr>"
+    return [f"<h2>Nats a trained token, by {what}, at the start and at the end</h2>\n<table>{head}{rows}</table>"]
 
 
-def _ends(records: Sequence[Record], name: str) -> tuple[float, float]:
-    """Mean nats a trained token of one source, in the first and the last tenth of the steps that have it."""
+def _ends(records: Sequence[Record], what: str, name: str) -> tuple[float, float]:
+    """Mean nats a trained token of one source or tag, in the first and the last tenth of the steps that have it."""
     seen = [
-        (record["nll_by_source"][name], record["trained_by_source"][name])
+        (record[f"nll_by_{what}"][name], record[f"trained_by_{what}"][name])
         for record in records
-        if record["trained_by_source"].get(name)
+        if record[f"trained_by_{what}"].get(name)
     ]
     size = max(1, len(seen) // 10)
     first, last = (

@@ -32,6 +32,7 @@ from sftprep.train.record import StepRecord
 from sftprep.train.rows import RowReader
 from sftprep.train.seeds import dropout_seed
 from sftprep.train.stream import Layout, MicroBatch, Row, Schedule, micro_batches
+from sftprep.train.tags import told_apart
 from sftprep.train.weighting import reweighted
 
 _WEIGHT_TOLERANCE: Final = 1e-4
@@ -125,7 +126,6 @@ def run_steps(
 def _record(sums: StepSums, feed: Feed, *, step: int, measured: tuple[float, float, Reading]) -> StepRecord:
     """A step's line; `measured` are the learning rate, the gradient's norm, and the meter's reading."""
     rate, norm, reading = measured
-    nll, trained = _by_source(sums, feed.manifest)
     return StepRecord(
         step=step + 1,
         epoch=(step + 1) / feed.schedule.steps_per_epoch,
@@ -137,19 +137,11 @@ def _record(sums: StepSums, feed: Feed, *, step: int, measured: tuple[float, flo
         num_trained=sums.num_trained,
         seconds=reading.seconds,
         skipped=sums.weight == 0,
-        nll_by_source=nll,
-        trained_by_source=trained,
+        **told_apart(sums.by_source, feed.manifest, feed.reader.tags),
         flops=reading.flops,
         mfu=reading.mfu,
         peak_bytes=reading.peak_bytes,
     )
-
-
-def _by_source(sums: StepSums, manifest: Manifest) -> tuple[dict[str, float], dict[str, int]]:
-    """Nats a trained token, and trained tokens, of every source that the step trained."""
-    names = [source.name for source in manifest.sources] or ["all"]
-    found = {name: (float(nll), int(count)) for name, nll, count in zip(names, *sums.by_source, strict=True) if count}
-    return {name: nll / count for name, (nll, count) in found.items()}, {name: n for name, (_, n) in found.items()}
 
 
 def accumulate(

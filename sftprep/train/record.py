@@ -12,7 +12,8 @@ class StepRecord:
     """One line of metrics.jsonl, over all processes. `loss` is weighted, `nll` is nats a trained token; both are means.
 
     `skipped`: no trained token of the step has weight, so nothing was changed; `loss` and `nll` are then 0.
-    `nll_by_source` and `trained_by_source` tell the trained tokens apart by the source that they came from.
+    `nll_by_source` and `trained_by_source` tell the trained tokens apart by the source that they came from,
+    `nll_by_tag` and `trained_by_tag` by what their rows say under the key of `--tag`, where one is named.
     `eval_nll` is nats a trained token of the held-out set after the step, `eval_scores` and `eval_answers` are of
     the suites' sample, where they were measured. `flops` are the
     operations that the step needs (see `flops.py`), `mfu` their share of what the devices could do in the time: None
@@ -31,6 +32,8 @@ class StepRecord:
     skipped: bool
     nll_by_source: dict[str, float]
     trained_by_source: dict[str, int]
+    nll_by_tag: dict[str, float] | None = None
+    trained_by_tag: dict[str, int] | None = None
     eval_nll: float | None = None
     eval_scores: dict[str, float] | None = None
     eval_answers: tuple[ShownAnswer, ...] | None = None

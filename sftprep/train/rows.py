@@ -17,9 +17,11 @@ from sftprep.errors import ShardError
 from sftprep.shards.manifest import ShardRecord
 from sftprep.shards.read import ShardSet, read_group
 from sftprep.train.stream import GROUPS_A_WINDOW, Row
+from sftprep.train.tags import UNTAGGED, Tags
 
 _COLUMNS: Final = ("input_ids", "assistant_masks", "seq_lengths", "doc_files")
 _MESSAGE_COLUMNS: Final = ("span_starts", "span_messages")
+_LINE_COLUMN: Final = "doc_lines"
 
 
 class RowReader:
@@ -29,9 +31,12 @@ class RowReader:
     to be read by two threads at once.
     """
 
-    def __init__(self, shards: ShardSet, *, with_messages: bool = False) -> None:
+    def __init__(self, shards: ShardSet, *, with_messages: bool = False, tags: Tags = UNTAGGED) -> None:
         self._columns = [*_COLUMNS, "weights"] if shards.manifest.has_weights else list(_COLUMNS)
         self._columns += _MESSAGE_COLUMNS if with_messages else ()
+        self._columns += (_LINE_COLUMN,) if tags.names else ()
+        self.tags = tags
+        """What sources are told apart by beside their number."""
         groups = shards.group_rows()
         self._shards = shards
         self._groups = [(shard, group) for shard, rows in enumerate(groups) for group in range(len(rows))]
@@ -60,9 +65,13 @@ class RowReader:
             trained=group.values("assistant_masks", place).view(np.bool_),
             lengths=group.values("seq_lengths", place),
             weights=group.values("weights", place) if "weights" in self._columns else self._ones_for(len(ids)),
-            sources=group.values("doc_files", place),
+            sources=self._sources(group, place),
             messages=self._messages(group, place, len(ids)),
         )
+
+    def _sources(self, group: _Group, place: int) -> npt.NDArray[np.int32]:
+        files = group.values("doc_files", place)
+        return self.tags.joint(files, group.values(_LINE_COLUMN, place)) if self.tags.names else files
 
     def _messages(self, group: _Group, place: int, num_tokens: int) -> npt.NDArray[np.int32]:
         """Each token's message, int32 `[T]`; empty where the reader was not asked for them."""

@@ -31,6 +31,7 @@ from sftprep.train.rows import RowReader
 from sftprep.train.selftest import Verdict, check_rows, check_segments, probe_documents, shortened
 from sftprep.train.shard_cache import open_set
 from sftprep.train.stream import Layout, Row, Schedule
+from sftprep.train.tags import read_tags
 
 _PROBE_ROWS: Final = 8
 """Rows of the set that the self-test may choose its documents from."""
@@ -77,7 +78,8 @@ def build(config: TrainConfig, *, shards: ShardSet, where: Where, resumed: Path 
     """
     _quieten()
     set_up_torch(config)
-    reader = RowReader(shards, with_messages=config.loss == "turn")
+    tags = where.world.on_first(lambda: read_tags(shards.manifest, config.tag))
+    reader = RowReader(shards, with_messages=config.loss == "turn", tags=tags)
     with named_memory_failures("before the first step"):
         model = build_model(config, shards=shards, where=where, resumed=resumed)
         trainee = build_trainee(config, model=model, shards=shards, reader=reader, where=where)
@@ -139,7 +141,7 @@ def build_trainee(
         dtype=where.dtype,
         pad_id=shards.manifest.model.pad_id,
         world=where.world,
-        num_sources=max(1, len(shards.manifest.sources)),
+        num_sources=max(1, len(shards.manifest.sources)) * max(1, len(reader.tags.names)),
         pack_length=shards.manifest.max_length * config.batch_size if config.compile_layers else 0,
     )
     if config.compile_layers:

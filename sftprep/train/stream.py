@@ -30,8 +30,8 @@ _FIRST_BUCKET_SHARE: Final = 0.5
 class Row:
     """One row of a shard: `ids` int32 `[T]`, `trained` bool `[T]` (not shifted), `lengths` int32 `[documents]`.
 
-    `weights` is float32 `[T]`, 1 where the shards have none. `sources` int32 `[documents]` indexes the manifest's, and
-    `messages` int32 `[T]` the document's; empty where nobody asked for them.
+    `weights` is float32 `[T]`, 1 where the shards have none. `sources` int32 `[documents]` indexes the manifest's (with
+    tags: see `Tags.joint`), and `messages` int32 `[T]` the document's; empty where nobody asked for them.
     """
 
     index: int

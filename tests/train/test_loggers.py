@@ -137,7 +137,7 @@ def test_wandb_without_a_login_is_named_and_trains_nothing(
 
 
 def test_names_come_repeated_or_joined_by_commas_and_an_unknown_one_is_refused(tmp_path: Path) -> None:
-    both = {"data": tmp_path, "model": "m", "out": tmp_path / "o", "log_to": ("tensorboard,wandb",)}
+    both = {"data": tmp_path / "d", "model": "m", "out": tmp_path / "o", "log_to": ("tensorboard,wandb",)}
     assert TrainConfig(**both).log_to == ("tensorboard", "wandb")
     shown = CliRunner().invoke(app, ["train", "d", "--model", "m", "--out", "o", "--log-to", "mlflow"])
     assert getattr(shown.exception, "code", "") == "bad-option"

@@ -67,7 +67,7 @@ def gradients(
     """
     torch.set_num_threads(1)
     config = TrainConfig(
-        data=data, model=model, out=data / "out", device="cpu", batch_size=batch_size, grad_accum=grad_accum
+        data=data, model=model, out=data.with_name("out"), device="cpu", batch_size=batch_size, grad_accum=grad_accum
     )
     config = config.model_copy(update={"attention": attention, "lora_rank": lora_rank, "lora_dropout": 0.3})
     with joined() as world:

@@ -48,8 +48,9 @@ def test_a_wrong_value_is_a_usage_error(tmp_path: Path) -> None:
 
 
 def test_a_directory_without_a_manifest_is_a_data_error(tmp_path: Path) -> None:
+    (tmp_path / "d").mkdir()
     done = subprocess.run(
-        _command(tmp_path, "--model", "m", "--out", tmp_path / "o"), capture_output=True, text=True, check=False
+        _command(tmp_path / "d", "--model", "m", "--out", tmp_path / "o"), capture_output=True, text=True, check=False
     )
     assert done.returncode == 1
     assert "no-manifest" in done.stderr
