@@ -12,6 +12,7 @@ from tokenizers import AddedToken, Tokenizer
 
 from sftprep.engines.canonical import canonical
 from sftprep.engines.model import ADDITIONAL_TEMPLATES, TEXT_FILES, ModelFiles, Opened, text_files
+from sftprep.engines.tokenizer import tokenizer_of
 from sftprep.errors import ModelFilesError
 
 _NAMED_TOKENS: Final = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
@@ -45,8 +46,7 @@ def build_model(name: str, files: Mapping[str, bytes]) -> ModelFiles:
         )
     config = _json(name, files, "tokenizer_config.json")
     special = _special_tokens(config, _json(name, files, "special_tokens_map.json"))
-    tokenizer, tokenizer_json = _tokenizer(name, files["tokenizer.json"], config)
-    parts = json.loads(tokenizer_json)
+    tokenizer, tokenizer_json, parts = _tokenizer(name, files["tokenizer.json"], config)
     templates = _templates(name, files, config)
     stop_ids = _stop_ids(tokenizer, special, [_json(name, files, f) for f in ("generation_config.json", "config.json")])
     if not stop_ids:
@@ -138,11 +138,15 @@ def _special_tokens(*configs: Mapping[str, Any]) -> dict[str, str]:
     return found
 
 
-def _tokenizer(name: str, content: bytes, config: Mapping[str, Any]) -> tuple[Tokenizer, str]:
-    """The tokenizer with the added tokens that only tokenizer_config.json names, as transformers adds them."""
+def _tokenizer(name: str, content: bytes, config: Mapping[str, Any]) -> tuple[Tokenizer, str, Any]:
+    """The tokenizer with the added tokens that only tokenizer_config.json names, as transformers adds them.
+
+    Beside it its JSON, as text and as read.
+    """
     try:
         text = content.decode("utf-8")
-        tokenizer = Tokenizer.from_str(text)
+        parts = json.loads(text)
+        tokenizer = tokenizer_of(parts, text)
     except Exception as error:  # the tokenizers library raises no narrower class
         raise ModelFilesError(
             f"not a tokenizer: {error}", code="bad-model-file", place=f"{name}/tokenizer.json"
@@ -160,7 +164,10 @@ def _tokenizer(name: str, content: bytes, config: Mapping[str, Any]) -> tuple[To
                 code="bad-model-file",
                 place=f"{name}/tokenizer_config.json",
             )
-    return tokenizer, tokenizer.to_str() if missing else text
+    if not missing:
+        return tokenizer, text, parts
+    text = tokenizer.to_str()
+    return tokenizer, text, json.loads(text)
 
 
 def _templates(name: str, files: Mapping[str, bytes], config: Mapping[str, Any]) -> dict[str, str]:

@@ -5,19 +5,20 @@ from __future__ import annotations
 import functools
 import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 import numpy as np
 from tokenizers import Encoding, Tokenizer
 
 from sftprep.data import Encoded
+from sftprep.engines.hidden import Hidden, hide
+from sftprep.engines.tokenizer import assembled, parts_of, tokenizer_of
 from sftprep.errors import MaskError
 from sftprep.stages.encode_batch import EncodedTexts, flat_offsets
 
 REFERENCE: Final = "tokenizers"
-_FIRST_PRIVATE = 0x100000
-"""Of the last private plane: what a control token is called where what looks like one is to be plain text."""
 
 
 class ReferenceEngine:
@@ -40,7 +41,7 @@ class ReferenceEngine:
     def encode(self, texts: Sequence[str]) -> list[Encoded]:
         """Encode each text as a server encodes a rendered prompt: no special token is added."""
         encodings = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
-        return [_encoded(encoding) for encoding in encodings]
+        return [self._encoded(encoding) for encoding in encodings]
 
     def encode_batch(self, texts: Sequence[bytes]) -> EncodedTexts:
         """Encode UTF-8 texts, ids only."""
@@ -50,7 +51,7 @@ class ReferenceEngine:
 
     def encode_middle(self, text: str) -> Encoded:
         """Encode a text as it stands in the middle of another: no prefix space is added."""
-        return _encoded(self._middle.encode(text, add_special_tokens=False))
+        return self._encoded(self._middle.encode(text, add_special_tokens=False))
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids, special tokens shown."""
@@ -71,8 +72,8 @@ class ReferenceEngine:
 
     def as_written(self, text: str, written: Sequence[tuple[int, int]]) -> tuple[ReferenceEngine, str]:
         """An engine whose control tokens are private characters, and the text with those in the written places."""
-        hidden, engine = self._hidden
-        if any(character in text for character in hidden.values()):
+        names = self._hiding.hidden.names
+        if any(character in text for character in names.values()):
             raise MaskError(
                 "the text holds a private-use character that stands for a control token",
                 code="control-token",
@@ -81,47 +82,51 @@ class ReferenceEngine:
             )
         borders = [0, *(border for span in written for border in span), len(text)]
         pieces = [text[start:stop] for start, stop in itertools.pairwise(borders)]
-        pieces[1::2] = [hidden[piece] for piece in pieces[1::2]]
-        return engine, "".join(pieces)
+        pieces[1::2] = [names[piece] for piece in pieces[1::2]]
+        return self._hiding, "".join(pieces)
 
     @functools.cached_property
-    def _hidden(self) -> tuple[dict[str, str], ReferenceEngine]:
-        """Control token → private character, and the engine that reads those: made once, when it is first asked for."""
-        parts = json.loads(self._json)
-        special = [token for token in parts["added_tokens"] if token["special"]]
-        hidden = {token["content"]: chr(_FIRST_PRIVATE + number) for number, token in enumerate(special)}
-        for token in special:
-            token["content"] = hidden[token["content"]]
-        parts["model"]["vocab"] = _renamed(parts["model"]["vocab"], hidden)
-        if parts["model"].get("unk_token") in hidden:
-            parts["model"]["unk_token"] = hidden[parts["model"]["unk_token"]]
-        return hidden, ReferenceEngine(json.dumps(parts))
+    def _hiding(self) -> _HidingEngine:
+        """Made once, when it is first asked for."""
+        return _HidingEngine(self._json, hide(self._tokenizer, self._json))
 
     @functools.cached_property
     def _middle(self) -> Tokenizer:
         """The tokenizer without what it puts before a text: made once, when a token first straddles a border."""
-        parts = json.loads(self._json)
-        for key in ("normalizer", "pre_tokenizer"):
-            parts[key] = _without_prefix(parts.get(key))
-        return _load(json.dumps(parts))
+        parts = parts_of(self._tokenizer)
+        changed = {**parts, **{key: _without_prefix(parts[key]) for key in ("normalizer", "pre_tokenizer")}}
+        if changed == parts:
+            return self._tokenizer
+        added = self._tokenizer.get_added_tokens_decoder()
+        return assembled(changed, self._tokenizer.model, added.values())
+
+    def _encoded(self, encoding: Encoding) -> Encoded:
+        offsets = np.asarray(encoding.offsets, dtype=np.int64).reshape(-1, 2)
+        return Encoded(np.asarray(encoding.ids, dtype=np.int32), offsets)
 
 
-def _renamed(vocab: Any, names: Mapping[str, str]) -> Any:
-    """A vocabulary, as its JSON (a mapping, or a list of pairs), with other names for some pieces."""
-    if isinstance(vocab, dict):
-        return {names.get(piece, piece): number for piece, number in vocab.items()}
-    return [[names.get(piece, piece), score] for piece, score in vocab]
+class _HidingEngine(ReferenceEngine):
+    """The same model, of which control tokens are private characters."""
 
+    def __init__(self, tokenizer_json: str, hidden: Hidden) -> None:
+        super().__init__(tokenizer_json, hidden.tokenizer)
+        self.hidden = hidden
 
-def _encoded(encoding: Encoding) -> Encoded:
-    return Encoded(
-        ids=np.asarray(encoding.ids, dtype=np.int32),
-        offsets=np.asarray(encoding.offsets, dtype=np.int64).reshape(-1, 2),
-    )
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ids, control tokens as private characters."""
+        return super().decode(self.hidden.of_tokenizer(np.asarray(ids, dtype=np.int32)).tolist())
+
+    def _encoded(self, encoding: Encoding) -> Encoded:
+        found = super()._encoded(encoding)
+        return replace(found, ids=self.hidden.of_model(found.ids))
 
 
 def _load(tokenizer_json: str) -> Tokenizer:
-    return _plain(Tokenizer.from_str(tokenizer_json))
+    try:
+        parts = json.loads(tokenizer_json)
+    except ValueError:
+        return _plain(Tokenizer.from_str(tokenizer_json))  # which says what is wrong
+    return _plain(tokenizer_of(parts, tokenizer_json))
 
 
 def _normalises(tokenizer: Tokenizer) -> bool:
