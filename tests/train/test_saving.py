@@ -91,7 +91,7 @@ def test_all_of_a_checkpoint_and_of_the_model_is_synced_before_it_is_renamed(
     assert disk.renamed == ["step-00000004", "step-00000008", "out"]
 
 
-@pytest.mark.parametrize("call", [1, 2, 3, 4, 11])
+@pytest.mark.parametrize("call", [1, 2, 3, 4, 9])
 def test_a_disk_that_fails_while_saving_leaves_the_checkpoint_before_and_says_so(
     shard_set: ShardSetFactory, toy_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: int
 ) -> None:
@@ -127,7 +127,7 @@ def test_a_checkpoint_whose_optimizer_state_is_damaged_is_named_and_the_one_befo
         patched.setattr(run, "run_steps", interrupted_after(8))
         with pytest.raises(KeyboardInterrupt):
             _run(data, toy_model, out=tmp_path / "out", save_every=3)
-    part = next((running / "step-00000006" / "optimizer").glob("*.distcp"))
+    part = next((running / "step-00000006" / "optimizer").iterdir())
     if damage == "gone":
         part.unlink()
     else:
@@ -158,8 +158,8 @@ def kill_at(kind: str, number: int) -> None:
 @pytest.mark.parametrize(
     ("kind", "number"),
     [
-        # Of each save torch renames one file and we the directory; with one checkpoint kept, the one before leaves.
-        ("rename", 4),
+        # Of each save we rename the directory; with one checkpoint kept, the one before leaves.
+        ("rename", 2),
         pytest.param("rmdir", 1, marks=pytest.mark.slow),
         pytest.param("unlink", 3, marks=pytest.mark.slow),
         pytest.param("fsync", 20, marks=pytest.mark.slow),
