@@ -22,8 +22,10 @@ from pack_scaling import recomposed
 
 from sftprep.config.pack import PackConfig
 from sftprep.prepare import pack as pack_module
-from sftprep.prepare import workers
+from sftprep.prepare import shard_work, workers
 from sftprep.prepare.pack import pack
+from sftprep.shards import part
+from sftprep.shards.gather import Documents
 
 SECONDS: Counter[str] = Counter()
 BYTES: Counter[str] = Counter()
@@ -66,7 +68,7 @@ def watched(call: Callable[..., Any]) -> Callable[..., Any]:
     def around(chunk: Any, **options: Any) -> Any:
         done = compiled(chunk, **options)
         BYTES["sent"] += there_and_back(chunk)
-        BYTES["received"] += there_and_back(done)
+        BYTES["received"] += there_and_back(b"".join(done.record))
         return done
 
     return around
@@ -77,9 +79,10 @@ def watch() -> None:
     pack_module.input_chunks = timed_items("read and cut", pack_module.input_chunks)
     pack_module.load_model = timed("load (once)", pack_module.load_model)
     pack_module.plan = timed("plan", pack_module.plan)
-    pack_module.gather = timed_items("gather", pack_module.gather)
-    pack_module.ShardWriter.write = timed("encode and write shards", pack_module.ShardWriter.write)
-    pack_module.summarise = timed("audit", pack_module.summarise)
+    Documents.rows = timed_items("gather", Documents.rows)
+    for step in ("write", "close"):
+        setattr(part._Part, step, timed("encode and write shards", getattr(part._Part, step)))
+    shard_work.tally_shard = timed("audit", shard_work.tally_shard)
     pack_module.Spool._add = timed("spool", pack_module.Spool._add)
     pack_module.Ledger.add = timed("account", pack_module.Ledger.add)
     workers.batch_compiler = timed("load (once)", workers.batch_compiler)

@@ -33,6 +33,7 @@ from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 from sftprep.config.pack import PackConfig, SourceSpec
 from sftprep.config.train import TrainConfig
 from sftprep.prepare.pack import pack
+from sftprep.shards.part import write_shard
 from sftprep.shards.read import ShardSet
 from sftprep.shards.schema import SHARD_SCHEMA
 from sftprep.shards.write import ShardWriter
@@ -212,12 +213,11 @@ def large_set(like: ShardSet, out: Path, *, tokens: int) -> ShardSet:
     (out / "shards").mkdir(parents=True)
     path = out / "shards" / "part-00000.parquet"
     with ShardWriter(out / "written", fingerprint="benchmark") as writer:
-        for _ in range(tokens // LARGE_PACK // GROUP_ROWS):
-            rows = [zipf_row(generator) for _ in range(GROUP_ROWS)]
-            writer.write(pa.RecordBatch.from_pylist(rows, schema=SHARD_SCHEMA))
-        records = writer.finish()
-        (writer.directory / records[0].file).rename(path)
-    return ShardSet(out, like.manifest.model_copy(update={"shards": records, "has_weights": False}))
+        groups = ([zipf_row(generator) for _ in range(GROUP_ROWS)] for _ in range(tokens // LARGE_PACK // GROUP_ROWS))
+        batches = (pa.RecordBatch.from_pylist(rows, schema=SHARD_SCHEMA) for rows in groups)
+        record = write_shard(writer.directory, batches, number=0, weights=False)
+        (writer.directory / record.file).rename(path)
+    return ShardSet(out, like.manifest.model_copy(update={"shards": [record], "has_weights": False}))
 
 
 def zipf_row(generator: np.random.Generator) -> dict[str, Any]:

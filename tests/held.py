@@ -52,13 +52,13 @@ elif at == "chunk":
     held_after(Spool, "_add")
 else:
     from sftprep.shards.write import ShardWriter
-    held_after(ShardWriter, "write")
+    held_after(ShardWriter, "add")
 runpy.run_module("sftprep", run_name="__main__", alter_sys=True)
 """
 
 
 class Pause:
-    """Where a command is held: in the `import` of what packs, behind a kept `chunk`, or behind rows of a `shard`."""
+    """Where a command is held: in the `import` of what packs, behind a kept `chunk`, or behind a `shard`."""
 
     def __init__(self, told: Path, *, at: str, number: int = 1) -> None:
         self.at, self.number, self._told = at, number, told

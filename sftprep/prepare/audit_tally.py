@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
+import pyarrow as pa
 
+from sftprep.shards.manifest import Counts, Manifest, ShardRecord
 from sftprep.shards.read import ShardSet
 from sftprep.stages.lengths import LengthCounts
 from sftprep.stages.mask_audit import NUM_KINDS, AuditFacts, BatchAudit, Fault, IntArray, audit_batch
@@ -16,6 +18,14 @@ from sftprep.stages.mask_audit import NUM_KINDS, AuditFacts, BatchAudit, Fault, 
 NUM_BINS: Final = 20
 _SHOWN_ROWS: Final = 10
 _EXTREMES: Final = 3
+
+_SUMS: Final = (
+    *("num_rows", "num_tokens", "num_trained", "weight_sum", "turns", "stopped", "share_bins"),
+    *("kind_tokens", "kind_trained", "source_documents", "source_trained"),
+)
+_LENGTHS: Final = ("lengths", "trained_lengths", "row_lengths")
+_EXTREME: Final = ("longest", "most_trained", "least_trained")
+"""Fields of a Tally, by how two are added."""
 
 
 @dataclass(slots=True)
@@ -32,6 +42,11 @@ class FoundRows:
             if len(self.first) < _SHOWN_ROWS:
                 self.first.append(row)
 
+    def merge(self, other: FoundRows, *, first: int) -> None:
+        """Rows behind these, numbered from `first`."""
+        self.count += other.count
+        self.first = [*self.first, *(first + row for row in other.first)][:_SHOWN_ROWS]
+
 
 @dataclass(slots=True)
 class Extremes:
@@ -44,6 +59,14 @@ class Extremes:
         for at in np.argsort(-values, kind="stable")[:_EXTREMES].tolist():
             row, value = int(rows[at]), float(values[at])
             self.rows[row] = max(value, self.rows.get(row, value))
+        self._keep_few()
+
+    def merge(self, other: Extremes, *, first: int) -> None:
+        """Of rows behind these, numbered from `first`."""
+        self.rows |= {first + row: value for row, value in other.rows.items()}
+        self._keep_few()
+
+    def _keep_few(self) -> None:
         kept = sorted(self.rows.items(), key=lambda item: (-item[1], item[0]))[:_EXTREMES]
         self.rows = dict(kept)
 
@@ -56,7 +79,10 @@ class Tally:
     kind_trained: IntArray
     source_documents: IntArray
     source_trained: IntArray
+    num_read: int = 0
+    """Rows of the batches."""
     num_rows: int = 0
+    """Those of them that could be counted."""
     num_tokens: int = 0
     num_trained: int = 0
     weight_sum: float = 0.0
@@ -82,11 +108,6 @@ class Tally:
             source_trained=np.zeros(num_sources, np.int64),
         )
 
-    @property
-    def counts(self) -> tuple[int, int, int]:
-        """Rows, tokens, trained tokens."""
-        return self.num_rows, self.num_tokens, self.num_trained
-
     def add(self, batch: BatchAudit, *, first: int) -> None:
         """Add a batch whose first row has the number `first`."""
         self.num_rows += batch.num_rows
@@ -105,6 +126,26 @@ class Tally:
         self.stops.update(dict(zip(ids.tolist(), counts.tolist(), strict=True)))
         self._add_lengths(batch, first)
         self._add_faults(batch.faults, first)
+
+    def merge(self, other: Tally) -> None:
+        """Add what was counted of the rows behind these, numbered from 0."""
+        for name in _SUMS:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.stops.update(other.stops)
+        for name in _LENGTHS:
+            getattr(self, name).merge(getattr(other, name))
+        for name in _EXTREME:
+            getattr(self, name).merge(getattr(other, name), first=self.num_read)
+        for code, rows in other.found.items():
+            self.found.setdefault(code, FoundRows()).merge(rows, first=self.num_read)
+        self.num_read += other.num_read
+
+    def compare(self, counts: Counts) -> None:
+        """Find a fault where all rows come to other counts than the manifest says, and no shard was found to."""
+        found = (self.lengths.total, self.num_tokens, self.num_trained)
+        declared = (counts.num_documents, counts.num_tokens, counts.num_trained)
+        if found != declared and "count-mismatch" not in self.found:
+            self.find("count-mismatch", [0])
 
     def _add_lengths(self, batch: BatchAudit, first: int) -> None:
         self.lengths.add(batch.document_lengths)
@@ -145,26 +186,30 @@ def tally(shards: ShardSet) -> Tally:
     """Count and check every row of an open set."""
     total = Tally.of(len(shards.manifest.sources))
     facts = audit_facts(shards)
-    first = 0
     for shard in shards.manifest.shards:
-        before = total.counts
-        begin = first
-        for batch in shards.iter_shard(shard):
-            total.add(audit_batch(batch, facts=facts), first=first)
-            first += batch.num_rows
-        found = tuple(after - count for after, count in zip(total.counts, before, strict=True))
-        if found != (shard.num_rows, shard.num_tokens, shard.num_trained):
-            total.find("count-mismatch", [begin])
-    counts = shards.manifest.counts
-    declared = (counts.num_documents, counts.num_tokens, counts.num_trained)
-    if (total.lengths.total, total.num_tokens, total.num_trained) != declared and "count-mismatch" not in total.found:
+        total.merge(tally_shard(shards.iter_shard(shard), facts=facts, shard=shard))
+    total.compare(shards.manifest.counts)
+    return total
+
+
+def tally_shard(batches: Iterable[pa.RecordBatch], *, facts: AuditFacts, shard: ShardRecord) -> Tally:
+    """Count and check every row of one shard, numbered from its first, against what the manifest says of it."""
+    total = Tally.of(facts.num_sources)
+    for batch in batches:
+        total.add(audit_batch(batch, facts=facts), first=total.num_read)
+        total.num_read += batch.num_rows
+    if (total.num_rows, total.num_tokens, total.num_trained) != (shard.num_rows, shard.num_tokens, shard.num_trained):
         total.find("count-mismatch", [0])
     return total
 
 
 def audit_facts(shards: ShardSet) -> AuditFacts:
     """What the rows of a set are held to."""
-    manifest = shards.manifest
+    return facts_of(shards.manifest)
+
+
+def facts_of(manifest: Manifest) -> AuditFacts:
+    """What the rows of a set with this manifest are held to; its shards and their sums may still be missing."""
     allowed = manifest.config.get("allow")
     return AuditFacts(
         stop_ids=frozenset(manifest.model.stop_ids),

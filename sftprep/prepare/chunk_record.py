@@ -12,6 +12,7 @@ import dataclasses
 import json
 import struct
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Final, cast, get_type_hints
@@ -37,6 +38,7 @@ class Record:
     """The line or row of the source that the chunk begins at."""
     num_rows: int
     fields: dict[str, tuple[str, int, int]]
+    """By name: what kind of value, where in the body it begins, and its bytes."""
     body: pa.Buffer
     stop: int
 
@@ -48,6 +50,32 @@ class Record:
         """One field of the chunk."""
         kind, start, length = self.fields[name]
         return _loaded(kind, self.body.slice(start, length), name=name)
+
+    def place(self, name: str) -> tuple[int, int]:
+        """Where in the file the bytes of a field begin, and how many they are."""
+        _, start, length = self.fields[name]
+        return self.stop - len(self.body) + start, length
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """A compiled chunk and the bytes of its record, whichever of them was made of the other."""
+
+    chunk: Chunk
+    record: Sequence[bytes | pa.Buffer]
+
+    @classmethod
+    def of(cls, chunk: Chunk, *, first: int) -> Finished:
+        """Of what this process has compiled of the rows of a source from `first` on."""
+        return cls(chunk, dump(chunk, first=first))
+
+    @classmethod
+    def received(cls, record: bytes) -> Finished:
+        """Of what another process has dumped."""
+        whole = read(pa.py_buffer(record), 0, checked=False)
+        if whole is None:
+            raise ValueError("what came back is no record of a chunk")
+        return cls(whole.chunk(), [record])
 
 
 def dump(chunk: Chunk, *, first: int) -> list[bytes | pa.Buffer]:
@@ -70,8 +98,17 @@ def dump(chunk: Chunk, *, first: int) -> list[bytes | pa.Buffer]:
     return [header.ljust(_ALIGN, b"\0"), listed, *body]
 
 
-def read(data: pa.Buffer, start: int) -> Record | None:
-    """The record that begins at a byte of `data`; None where there is none, or it is torn or altered."""
+def batch_at(data: pa.Buffer, place: tuple[int, int]) -> pa.RecordBatch:
+    """The batch of a record's field that lies at a place of the file's bytes; its buffers are those of the file."""
+    batch: pa.RecordBatch = _loaded("batch", data.slice(*place), name="")
+    return batch
+
+
+def read(data: pa.Buffer, start: int, *, checked: bool = True) -> Record | None:
+    """The record that begins at a byte of `data`; None where there is none, or it is torn or altered.
+
+    Not `checked` is a record of which this run has seen that it is whole: its checksum is not computed again.
+    """
     if start + _ALIGN > len(data):
         return None
     magic, crc, num_listed, size = _HEADER.unpack(data.slice(start, _HEADER.size).to_pybytes())
@@ -79,7 +116,7 @@ def read(data: pa.Buffer, start: int) -> Record | None:
     if magic != _MAGIC or at + num_listed + size > len(data):
         return None
     listed, body = data.slice(at, num_listed), data.slice(at + num_listed, size)
-    if _crc([_numbers(num_listed, size), listed, body]) != crc:
+    if checked and _crc([_numbers(num_listed, size), listed, body]) != crc:
         return None
     about = json.loads(listed.to_pybytes())
     fields = {name: (place[0], place[1], place[2]) for name, place in about["fields"].items()}

@@ -31,8 +31,8 @@ from sftprep.prepare.inputs import InputChunk, input_chunks, input_files
 from sftprep.prepare.workers import compile_chunks
 from sftprep.reports.dry_run import DryRunReport
 from sftprep.shards.gather import BATCH_TOKENS, gather, needs_weights
-from sftprep.shards.schema import SHARD_SCHEMA, WEIGHTS_FIELD
-from sftprep.shards.write import parquet_writer
+from sftprep.shards.part import parquet_writer
+from sftprep.shards.schema import shard_schema
 from sftprep.sources.blocks import SourceRow
 from sftprep.sources.compressed import OnBytes
 from sftprep.stages.estimate import Estimate, RowSample
@@ -123,7 +123,9 @@ def dry_run(config: PackConfig, *, on_bytes: OnBytes | None = None, num_sampled:
     sample, population = _sample(config, on_bytes=on_bytes, size=num_sampled)
     slices = _slices(sample)
     one_process = config.model_copy(update={"workers": 1, "runner": "local"})
-    compiled = _compiled(compile_chunks(map(_chunk, slices), model=model, config=one_process), sample)
+    compiled = _compiled(
+        (done.chunk for done in compile_chunks(map(_chunk, slices), model=model, config=one_process)), sample
+    )
     certain = np.array([row.is_certain for row in sample], bool)
     sizes = np.array([row.size for row in sample], np.float64)
     times = np.array([row.times for row in sample], np.float64)
@@ -264,7 +266,7 @@ def _write(compiled: _Compiled, config: PackConfig) -> _Written:
     filled = float(many.sum()) / plan(many, capacity=capacity, seed=config.seed).num_packs
     start = time.process_time()
     has_weights = needs_weights(compiled.documents)
-    schema = SHARD_SCHEMA.append(WEIGHTS_FIELD) if has_weights else SHARD_SCHEMA
+    schema = shard_schema(weights=has_weights)
     sink = io.BytesIO()
     with parquet_writer(sink, schema) as writer:
         packs = plan(lengths, capacity=capacity, seed=config.seed)

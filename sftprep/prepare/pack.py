@@ -17,8 +17,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import chain
 
-import pyarrow as pa
-
 from sftprep.config.pack import PackConfig
 from sftprep.config.places import is_remote
 from sftprep.data import PackPlan
@@ -26,8 +24,9 @@ from sftprep.engines.load import load_model
 from sftprep.engines.model import ModelFiles
 from sftprep.errors import EngineDiffersError
 from sftprep.prepare.append import Base, with_lengths
-from sftprep.prepare.audit_report import summarise
-from sftprep.prepare.chunk import Chunk
+from sftprep.prepare.audit_report import report as audit_report
+from sftprep.prepare.audit_tally import Tally, facts_of
+from sftprep.prepare.chunk_record import Finished
 from sftprep.prepare.compile import compiler
 from sftprep.prepare.fingerprint import fingerprint
 from sftprep.prepare.inputs import InputChunk, InputFile, input_chunks, input_files
@@ -35,16 +34,16 @@ from sftprep.prepare.ledger import Ledger
 from sftprep.prepare.left_out import LEFT_OUT_NAME
 from sftprep.prepare.mix import planning_order, wanted_rows
 from sftprep.prepare.pack_report import REPORT_NAME, RUN_NAME, build_report, build_run
-from sftprep.prepare.publish import Packed, build_manifest
+from sftprep.prepare.publish import Packed, build_manifest, with_shards
 from sftprep.prepare.refusal import OnLeftOut, refusal, refuse_failed, tell
-from sftprep.prepare.spool import Spool
+from sftprep.prepare.shard_work import ShardJob, ShardTask
+from sftprep.prepare.spool import MappedDocuments, Spool
 from sftprep.prepare.store_output import store_output
 from sftprep.prepare.unchanged import PackResult, find_unchanged, remember, snapshot, unchanged, whole_set
-from sftprep.prepare.workers import compile_chunks
-from sftprep.reports.mask_json import AuditReport
+from sftprep.prepare.workers import Crew, compile_chunks, make_shards
 from sftprep.reports.publication import json_bytes
 from sftprep.shards.claim import OutputClaim
-from sftprep.shards.gather import distinct_kwargs, gather
+from sftprep.shards.gather import distinct_kwargs, shard_rows
 from sftprep.shards.manifest import Manifest
 from sftprep.shards.place import check_output
 from sftprep.shards.read import ShardSet
@@ -115,16 +114,16 @@ def _packed(run: _Run, on_bytes: OnBytes | None, on_left_out: OnLeftOut | None) 
     config = run.config
     with OutputClaim(config.out) as claim:
         check_output(config.out, fingerprint=run.replaces, overwrite=config.overwrite)
-        with Spool(config.out, run.fingerprint) as spool:
+        with Spool(config.out, run.fingerprint) as spool, Crew(config) as crew:
             claim.clear(keep=spool.directory)
-            ledger = _compile(run, spool, on_bytes)
+            ledger = _compile(run, spool, crew, on_bytes)
             refused = refusal(ledger, config)
             if refused is not None:
                 tell(spool.left_out(), on_left_out)
                 raise refused
             if run.base is not None:
                 run.base.refuse_weights(ledger.has_weights)
-            result = _write(_plan(run, ledger, spool.documents()), spool, run)
+            result = _write(_plan(run, ledger, spool), spool, run, crew)
             return replace(result, rendering=ledger.rendering, engine_differed=run.differed)
 
 
@@ -145,25 +144,25 @@ class _Run:
         """The fingerprint of the set that may be at the output."""
         return self.fingerprint if self.base is None else self.base.shards.manifest.fingerprint
 
-    def compiled(self, unread: Iterator[InputChunk]) -> Iterator[Chunk]:
+    def compiled(self, unread: Iterator[InputChunk], crew: Crew) -> Iterator[Finished]:
         """Each chunk, read and compiled, of the bytes that the fingerprint names: only those may outlive the run."""
-        for chunk in compile_chunks(unread, model=self.model, config=self.config):
-            self.files[chunk.read.source].refuse_changed()
-            yield chunk
+        for finished in compile_chunks(unread, model=self.model, config=self.config, crew=crew):
+            self.files[finished.chunk.read.source].refuse_changed()
+            yield finished
 
 
-def _compile(run: _Run, spool: Spool, on_bytes: OnBytes | None) -> Ledger:
+def _compile(run: _Run, spool: Spool, crew: Crew, on_bytes: OnBytes | None) -> Ledger:
     """Compile every chunk that is not in the spool yet, and account for all of them."""
     ledger = Ledger(len(run.files))
     unread = input_chunks(run.files, run.config, on_bytes=on_bytes)
-    for chunk in spool.completed(unread, run.compiled):
+    for chunk in spool.completed(unread, lambda rest: run.compiled(rest, crew)):
         ledger.add(chunk)
     for file in run.files:
         file.refuse_changed()
     return ledger
 
 
-def _plan(run: _Run, ledger: Ledger, documents: pa.Table) -> Packed:
+def _plan(run: _Run, ledger: Ledger, spool: Spool) -> Packed:
     """Decide the rows from lengths alone; a document that is taken n times is planned n times."""
     config = run.config
     known = () if run.base is None else run.base.kwargs
@@ -188,46 +187,55 @@ def _plan(run: _Run, ledger: Ledger, documents: pa.Table) -> Packed:
         plan=PackPlan(order=order[planned.order], offsets=planned.offsets),
         max_length=max_length,
         num_packs_if_packed=packs.num_packs,
-        kwargs=list(dict.fromkeys([*known, *distinct_kwargs(documents)])),
+        kwargs=list(dict.fromkeys([*known, *distinct_kwargs(MappedDocuments(spool.documents()).table)])),
     )
 
 
-def _write(packed: Packed, spool: Spool, run: _Run) -> PackResult:
+def _write(packed: Packed, spool: Spool, run: _Run, crew: Crew) -> PackResult:
     """Write shards and all that lies beside them, look at the masks as they are on disk, then publish."""
-    config, ledger = packed.config, packed.ledger
-    with ShardWriter(
-        config.out,
-        fingerprint=run.replaces,
-        shard_tokens=config.shard_tokens,
-        weights=ledger.has_weights,
-        overwrite=config.overwrite,
-    ) as writer:
+    config, ledger, base = packed.config, packed.ledger, run.base
+    part = build_manifest(packed)
+    with ShardWriter(config.out, fingerprint=run.replaces, overwrite=config.overwrite) as writer:
         writer.on_shard = run.on_shard
-        documents = spool.documents()
-        if run.base is not None:
-            writer.take_over(run.base.shards)
-            documents = run.base.renumbered(documents)
-        for batch in gather(documents, packed.plan, weights=writer.has_weights, kwargs=packed.kwargs):
-            writer.write(batch)
-            spool.release()
-        part = build_manifest(packed, writer.finish()[writer.num_taken_over :])
-        manifest, audit = _audited(part, run, writer)
+        if base is not None:
+            writer.take_over(base.shards)
+        whole = part if base is None else base.manifest_with(part)
+        total = Tally.of(len(whole.sources))
+        for made in make_shards(_tasks(packed, whole, writer, spool), crew=crew):
+            total.merge(made.tally)
+            if made.is_new:
+                writer.add(made.record)
+        part = with_shards(part, writer.records[writer.num_taken_over :])
+        manifest = part if base is None else base.manifest_with(part)
+        total.compare(manifest.counts)
+        audit = audit_report(ShardSet(writer.directory, manifest), total)
+        refuse_failed(audit, config)
+        manifest = manifest if base is None else with_lengths(manifest, audit)
         report = build_report(part, ledger, audit=audit)
         for name, content in _files_beside(run):
             writer.add_file(name, content)
-        writer.add_file(LEFT_OUT_NAME, chain(() if run.base is None else run.base.left_out(), spool.left_out()))
+        writer.add_file(LEFT_OUT_NAME, chain(() if base is None else base.left_out(), spool.left_out()))
         writer.add_file(REPORT_NAME, json_bytes(report))
         writer.add_file(RUN_NAME, json_bytes(build_run(ledger.rendering, engine_differed=run.differed)))
         writer.publish(manifest)
     return PackResult(shards=ShardSet(config.out, manifest), report=report, unchanged=False)
 
 
-def _audited(part: Manifest, run: _Run, writer: ShardWriter) -> tuple[Manifest, AuditReport]:
-    """The manifest of all that is at the writer's place, and the audit of its masks as they are on disk."""
-    manifest = part if run.base is None else run.base.manifest_with(part)
-    audit = summarise(ShardSet(writer.directory, manifest))
-    refuse_failed(audit, run.config)
-    return (manifest if run.base is None else with_lengths(manifest, audit)), audit
+def _tasks(packed: Packed, whole: Manifest, writer: ShardWriter, spool: Spool) -> list[ShardTask]:
+    """What is to be made and what is only audited: the shards that are there already stand first."""
+    job = ShardJob(
+        out=packed.config.out,
+        directory=writer.directory,
+        documents=spool.documents(),
+        kwargs=tuple(packed.kwargs),
+        first_source=len(whole.sources) - len(packed.files),
+        weights=whole.has_weights,
+        facts=facts_of(whole),
+    )
+    lengths = packed.ledger.lengths
+    parts = shard_rows(packed.plan, lengths, shard_tokens=packed.config.shard_tokens)
+    old = [ShardTask(job, number, record=record) for number, record in enumerate(writer.records)]
+    return old + [ShardTask(job, number, rows=rows) for number, rows in enumerate(parts, len(old))]
 
 
 def _files_beside(run: _Run) -> Iterator[tuple[str, bytes]]:

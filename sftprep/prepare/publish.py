@@ -50,8 +50,14 @@ class Packed:
         return Waste(**asdict(waste(lengths, max_length=self.max_length, num_packs=self.num_packs_if_packed)))
 
 
-def build_manifest(packed: Packed, shards: Sequence[ShardRecord]) -> Manifest:
-    """The manifest of these shards."""
+def with_shards(manifest: Manifest, shards: Sequence[ShardRecord]) -> Manifest:
+    """The manifest with its shards, and with what they add up to."""
+    counts = manifest.counts.model_copy(update={"weight_sum": sum(shard.weight_sum for shard in shards)})
+    return manifest.model_copy(update={"shards": list(shards), "counts": counts})
+
+
+def build_manifest(packed: Packed) -> Manifest:
+    """All that is known before a shard is written: see `with_shards`."""
     config, ledger, order = packed.config, packed.ledger, packed.plan.order
     accounts = zip(packed.files, ledger.sources, strict=True)
     return Manifest(
@@ -65,8 +71,8 @@ def build_manifest(packed: Packed, shards: Sequence[ShardRecord]) -> Manifest:
         mask="assistant" if config.mask == "contract" else config.mask,
         template_kwargs=[json.loads(kwargs) for kwargs in packed.kwargs],
         sources=[_source_record(file, account) for file, account in accounts],
-        shards=list(shards),
-        counts=_counts(packed, shards),
+        shards=[],
+        counts=_counts(packed),
         lengths=Lengths(**asdict(quantiles(ledger.lengths[order]))),
         trained_lengths=Lengths(**asdict(quantiles(ledger.trained_lengths[order]))),
         waste=packed.waste,
@@ -108,7 +114,7 @@ def _source_record(file: InputFile, account: SourceAccount) -> SourceRecord:
     )
 
 
-def _counts(packed: Packed, shards: Sequence[ShardRecord]) -> Counts:
+def _counts(packed: Packed) -> Counts:
     ledger, order = packed.ledger, packed.plan.order
     return Counts(
         num_conversations=ledger.num_conversations,
@@ -117,7 +123,7 @@ def _counts(packed: Packed, shards: Sequence[ShardRecord]) -> Counts:
         num_tokens=int(ledger.lengths[order].sum(dtype="int64")),
         num_trained=int(ledger.trained_lengths[order].sum(dtype="int64")),
         num_turns=sum(ledger.classes.values()),
-        weight_sum=sum(shard.weight_sum for shard in shards),
+        weight_sum=0.0,
         tokens_by_kind=ledger.tokens_by_kind,
         documents_by_class=dict(sorted(ledger.classes.items())),
         repeated_tokens=ledger.num_repeated_tokens,

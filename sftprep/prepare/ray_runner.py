@@ -18,8 +18,8 @@ from typing import Any, Final
 from sftprep.config.pack import PackConfig
 from sftprep.engines.model import ModelFiles
 from sftprep.errors import UsageError
-from sftprep.prepare.chunk import Chunk
-from sftprep.prepare.chunk_work import compiled, worker_died
+from sftprep.prepare.chunk_record import Finished
+from sftprep.prepare.chunk_work import compiled_elsewhere, rows_of, worker_died
 from sftprep.prepare.compile import CompileRow, batch_compiler
 from sftprep.prepare.fingerprint import versions
 from sftprep.prepare.inputs import InputChunk
@@ -31,7 +31,7 @@ _REACH_SECONDS: Final = 10
 _DIED_HINT: Final = "out of memory? give each worker more: fewer CPUs a node, or fewer --workers"
 
 
-def compile_on_ray(chunks: Iterator[InputChunk], *, model: ModelFiles, config: PackConfig) -> Iterator[Chunk]:
+def compile_on_ray(chunks: Iterator[InputChunk], *, model: ModelFiles, config: PackConfig) -> Iterator[Finished]:
     """Each chunk read and compiled, in order; twice as many as there are workers are in the cluster's memory.
 
     Raises:
@@ -76,7 +76,7 @@ class _Tasks:
         self._num_workers = job.config.workers
         self._waiting: deque[_Waiting] = deque()
 
-    def compiled(self, chunks: Iterator[InputChunk]) -> Iterator[Chunk]:
+    def compiled(self, chunks: Iterator[InputChunk]) -> Iterator[Finished]:
         """Each chunk compiled, in order."""
         # Where the run ends before its time, what waits is not cancelled but let go: a cancelled task that answers all
         # the same ended the driver within Ray 2.60 (a failed check in its C++ core), and few are ever waited for.
@@ -91,16 +91,16 @@ class _Tasks:
         """A few chunks ahead keep every worker busy, and bound what is in memory; nodes come, and go, meanwhile."""
         return 2 * (self._num_workers or max(1, int(self._ray.cluster_resources().get("CPU", 1))))
 
-    def _next(self) -> Chunk:
+    def _next(self) -> Finished:
         waiting = self._waiting[0]
         while True:
             try:
-                done: Chunk = self._ray.get(waiting.result)
+                done: bytes = self._ray.get(waiting.result)
             except self._ray.exceptions.RayError as error:
                 self._again(waiting, error)
             else:
                 self._waiting.popleft()
-                return done
+                return Finished.received(done)
 
     def _again(self, waiting: _Waiting, error: Any) -> None:
         """Give a chunk away once more, where what was lost is not of its own making."""
@@ -110,7 +110,7 @@ class _Tasks:
         if not isinstance(cause, (*lost, _NotFetchedError)):
             raise _of_worker(cause) from error
         if waiting.num_tries == TRIES:
-            raise worker_died(waiting.chunk, hint=_DIED_HINT) from error
+            raise worker_died(rows_of(waiting.chunk), hint=_DIED_HINT) from error
         waiting.num_tries += 1
         waiting.result = self._compile.remote(self._job, waiting.chunk)
 
@@ -123,14 +123,14 @@ class _Worker:
     config: PackConfig
 
 
-def _compile_in_worker(job: list[Any], chunk: InputChunk) -> Chunk:
+def _compile_in_worker(job: list[Any], chunk: InputChunk) -> bytes:
     if _Worker.job != job[0].hex():
         found = _fetched(job[0])
         _refuse_other(found.versions)
         _Worker.compile_row = staticmethod(batch_compiler(found.model, found.config))
         _Worker.config = found.config
         _Worker.job = job[0].hex()
-    return compiled(chunk, compile_row=_Worker.compile_row, config=_Worker.config)
+    return compiled_elsewhere(chunk, compile_row=_Worker.compile_row, config=_Worker.config)
 
 
 class _NotFetchedError(Exception):

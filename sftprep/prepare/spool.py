@@ -5,9 +5,9 @@ from __future__ import annotations
 import mmap
 import os
 import shutil
-from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from types import TracebackType
@@ -18,16 +18,40 @@ import pyarrow as pa
 from sftprep.data import TOKEN_BATCH_SCHEMA
 from sftprep.errors import DataError
 from sftprep.prepare.chunk import Chunk
-from sftprep.prepare.chunk_record import Record, dump, read
+from sftprep.prepare.chunk_record import Finished, Record, batch_at, read
 from sftprep.prepare.inputs import InputChunk
 from sftprep.prepare.left_out import left_out_json
 from sftprep.shards.place import named_failures
 
-CompileChunks = Callable[[Iterator[InputChunk]], Iterator[Chunk]]
+CompileChunks = Callable[[Iterator[InputChunk]], Iterator[Finished]]
 """Compiles chunks in order."""
 
 _KEPT_IN_SPITE_OF: Final = frozenset({"worker-died"})
 """Errors of the machine that come as errors of the data; any other of those would meet the same rows again."""
+
+
+@dataclass(frozen=True, slots=True)
+class SpooledDocuments:
+    """Where the documents of all chunks lie in the file: what a process is told that reads them too."""
+
+    path: Path
+    places: tuple[tuple[int, int], ...]
+    """First byte and count of bytes of each chunk's batch."""
+
+
+class MappedDocuments:
+    """The documents of a spool, in order, memory-mapped."""
+
+    def __init__(self, spooled: SpooledDocuments) -> None:
+        with spooled.path.open("rb") as file:
+            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        data = pa.py_buffer(self._map)
+        batches = (batch_at(data, place) for place in spooled.places)
+        self.table = pa.Table.from_batches((batch for batch in batches if batch.num_rows), schema=TOKEN_BATCH_SCHEMA)
+
+    def release(self) -> None:
+        """Let go of the memory that holds what was read: it is read again where it is asked for again."""
+        _let_go(self._map)
 
 
 class Spool:
@@ -35,7 +59,7 @@ class Spool:
 
         with Spool(out, fingerprint) as spool:
             for chunk in spool.completed(unread, compile_rest): ...
-            spool.documents()
+            MappedDocuments(spool.documents()).table
 
     A record is complete or it is not there: what a killed run tore off is cut when the spool is opened. It is removed
     where the run ends well and where the data is refused; a full disk, a signal or a fault keeps what is finished, and
@@ -106,25 +130,22 @@ class Spool:
             self.release()
         with named_failures(self._out):
             os.truncate(self._path, self._stop)
-        firsts: deque[int] = deque()
-        for chunk in compile_rest(_noting(unread, firsts)):
-            yield chunk
-            self._add(chunk, first=firsts.popleft())
+        for finished in compile_rest(unread):
+            yield finished.chunk
+            self._add(finished)
 
-    def _add(self, chunk: Chunk, *, first: int) -> None:
+    def _add(self, finished: Finished) -> None:
         if self._file is None:
             raise ValueError("a spool is written in a with block")
         with named_failures(self._out):
-            for part in dump(chunk, first=first):
-                self._file.write(part)
+            self._file.writelines(finished.record)
             # With the kernel, it outlives this process; a power cut may take it, and its checksum tells.
             self._file.flush()
-        self.num_rows += chunk.read.num_rows
+        self.num_rows += finished.chunk.read.num_rows
 
-    def documents(self) -> pa.Table:
-        """The documents of all chunks in order, memory-mapped; nothing can be added afterwards."""
-        batches = (record.field("documents") for record in self._read())
-        return pa.Table.from_batches((batch for batch in batches if batch.num_rows), schema=TOKEN_BATCH_SCHEMA)
+    def documents(self) -> SpooledDocuments:
+        """Where the documents of all chunks are; nothing can be added afterwards."""
+        return SpooledDocuments(self._path, tuple(record.place("documents") for record in self._read()))
 
     def left_out(self) -> Iterator[bytes]:
         """The lines of `left_out.jsonl`; nothing can be added afterwards."""
@@ -134,24 +155,24 @@ class Spool:
 
     def release(self) -> None:
         """Let go of the memory that holds what was read of the spool: it is read again where it is asked for again."""
-        if self._map is not None and hasattr(self._map, "madvise"):
-            self._map.madvise(mmap.MADV_DONTNEED)
+        if self._map is not None:
+            _let_go(self._map)
 
     def _read(self) -> list[Record]:
         if self._file is not None and not self._file.closed:
             with named_failures(self._out):
                 self._file.close()
-                self._find_records()
+                self._find_records(checked=False)
         return self._records
 
-    def _find_records(self) -> None:
+    def _find_records(self, *, checked: bool = True) -> None:
         self._records, self.num_rows = [], 0
         if not self._path.stat().st_size:
             return
         with self._path.open("rb") as file:
             self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         data = pa.py_buffer(self._map)
-        while (record := read(data, self._stop)) is not None:
+        while (record := read(data, self._stop, checked=checked)) is not None:
             self._records.append(record)
             self.num_rows += record.num_rows
             self.release()
@@ -164,8 +185,6 @@ def _is_of(record: Record, source: InputChunk) -> bool:
     return record.num_rows == sum(1 for _ in source.block.rows(source.name))
 
 
-def _noting(unread: Iterator[InputChunk], firsts: deque[int]) -> Iterator[InputChunk]:
-    """Each chunk, its first row noted, as a compiled one does not tell it."""
-    for source in unread:
-        firsts.append(source.block.first)
-        yield source
+def _let_go(mapped: mmap.mmap) -> None:
+    if hasattr(mapped, "madvise"):
+        mapped.madvise(mmap.MADV_DONTNEED)

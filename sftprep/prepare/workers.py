@@ -1,33 +1,47 @@
-"""Who compiles the chunks: this process, some of its children, or a cluster. They come out in order whoever does."""
+"""Who compiles the chunks and makes the shards: this process, some of its children, or a cluster.
+
+What they do comes out in order whoever does it.
+"""
 
 from __future__ import annotations
 
 import gc
 import multiprocessing
+import os
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
 from dataclasses import dataclass
-from typing import Final
+from types import TracebackType
+from typing import Any, Final, Self, TypeVar
 
 from sftprep.config.pack import PackConfig
 from sftprep.engines.model import ModelFiles
-from sftprep.prepare.child_process import obey_parent
-from sftprep.prepare.chunk import Chunk
-from sftprep.prepare.chunk_work import compiled, worker_died
+from sftprep.prepare.child_process import obey_parent, refuse_stopped
+from sftprep.prepare.chunk_record import Finished
+from sftprep.prepare.chunk_work import compiled, compiled_elsewhere, rows_of, worker_died
 from sftprep.prepare.compile import CompileRow, batch_compiler
 from sftprep.prepare.inputs import InputChunk
 from sftprep.prepare.ray_runner import compile_on_ray
+from sftprep.prepare.shard_work import MadeShard, ShardTask, forget_documents, make_shard
 
 Job = tuple[ModelFiles, PackConfig]
-
+Given = TypeVar("Given")
+Done = TypeVar("Done")
 
 _DIED_HINT: Final = "out of memory? try fewer --workers"
+_WORTH_A_START: Final = 1 << 24
+"""Tokens for which children are started that have not compiled: a start takes as long as a few million."""
 
 
-def compile_chunks(chunks: Iterator[InputChunk], *, model: ModelFiles, config: PackConfig) -> Iterator[Chunk]:
+def compile_chunks(
+    chunks: Iterator[InputChunk], *, model: ModelFiles, config: PackConfig, crew: Crew | None = None
+) -> Iterator[Finished]:
     """Each chunk read and compiled, in order; a bounded number of them is in memory.
+
+    The children of `crew` stay, where there is one; others end with the last chunk.
 
     Raises:
         DataError: `worker-died`, naming the rows that it had, where a worker died and died again.
@@ -36,61 +50,129 @@ def compile_chunks(chunks: Iterator[InputChunk], *, model: ModelFiles, config: P
     """
     if config.runner == "ray":
         yield from compile_on_ray(chunks, model=model, config=config)
-    elif (config.workers or 1) > 1:
-        yield from _Children((model, config)).compiled(chunks)
-    else:
+    elif (config.workers or 1) == 1:
         compile_row = batch_compiler(model, config)
         for chunk in chunks:
             yield compiled(chunk, compile_row=compile_row, config=config)
+    elif crew is None:
+        with Crew(config) as own:
+            yield from compile_chunks(chunks, model=model, config=config, crew=own)
+    else:
+        crew.job = (model, config)
+        with closing(crew.ordered(_compile_in_child, chunks, named=rows_of)) as records:
+            yield from map(Finished.received, records)
+
+
+def make_shards(tasks: list[ShardTask], *, crew: Crew) -> Iterator[MadeShard]:
+    """Each shard made and audited, in order, by children where there are some or many shards.
+
+    Raises:
+        DataError: `worker-died`. What `make_shard` raises.
+    """
+    crew.job = None  # a child that takes a dead one's place compiles nothing any more
+    is_worth_it = crew.is_there or sum(task.num_tokens for task in tasks) >= _WORTH_A_START
+    if crew.num_workers == 1 or not is_worth_it:
+        try:
+            yield from map(make_shard, tasks)
+        finally:
+            forget_documents()
+    else:
+        with closing(crew.ordered(make_shard, tasks, named=lambda task: task.name)) as made:
+            yield from made
 
 
 @dataclass(slots=True)
 class _Waiting:
-    """A chunk that a child has or will have."""
+    """What a child has or will have."""
 
-    chunk: InputChunk
-    future: Future[Chunk]
+    given: Any
+    future: Future[Any]
     is_retried: bool = False
 
 
-class _Children:
-    """Processes of this machine. Where one is killed, all are made anew, and every chunk has a second try."""
+class Crew:
+    """Processes of this machine, started when they are first asked for.
 
-    def __init__(self, job: Job) -> None:
-        self._job = job
-        self._num_workers = job[1].workers or 1
-        self._pool = self._new_pool()
+    Where one is killed, all are made anew, and what they had is tried once more.
+
+        with Crew(config) as crew:
+            crew.ordered(call, given, named=str)
+    """
+
+    def __init__(self, config: PackConfig) -> None:
+        self.num_workers = _num_cpus() if config.runner == "ray" else config.workers or 1
+        self.job: Job | None = None
+        """What children that are started now make themselves ready to compile."""
+        self._pool: ProcessPoolExecutor | None = None
+        self._stop: Any = None
         self._waiting: deque[_Waiting] = deque()
+        self._call: Callable[[Any], Any]
+        self._named: Callable[[Any], str]
 
-    def compiled(self, chunks: Iterator[InputChunk]) -> Iterator[Chunk]:
-        """Each chunk compiled, in order."""
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.end()
+
+    @property
+    def is_there(self) -> bool:
+        """Whether children have been started."""
+        return self._pool is not None
+
+    def ordered(
+        self, call: Callable[[Given], Done], given: Iterable[Given], *, named: Callable[[Given], str]
+    ) -> Generator[Done]:
+        """What children make by `call` of each that is given, in order; close it where you leave it before its end.
+
+        Raises:
+            DataError: `worker-died`, with the place that is `named`.
+        """
+        self._call, self._named = call, named
         try:
-            for chunk in chunks:
-                self._give(chunk)
-                # A few chunks ahead keep every child busy, and bound what is in memory.
-                if len(self._waiting) > 2 * self._num_workers:
+            for one in given:
+                self._give(one)
+                # A few ahead keep every child busy, and bound what is in memory.
+                if len(self._waiting) > 2 * self.num_workers:
                     yield self._next()
             while self._waiting:
                 yield self._next()
         finally:
+            if self._waiting:
+                self.end()
+
+    def end(self) -> None:
+        """Wait until the children have left what they do, and end them."""
+        if self._pool is not None:
+            self._stop.value = 1
             self._pool.shutdown(wait=True, cancel_futures=True)
+        self._pool = None
+        self._waiting.clear()
+
+    def _started(self) -> ProcessPoolExecutor:
+        if self._pool is None:
+            self._pool = self._new_pool()
+        return self._pool
 
     def _new_pool(self) -> ProcessPoolExecutor:
         # Fork would copy this process's threads' locks (tokenizers has a thread pool) in whatever state they are.
         context = multiprocessing.get_context("spawn")
-        count = self._num_workers
-        own = (*self._job, gc.get_threshold())
-        return ProcessPoolExecutor(count, mp_context=context, initializer=_start_child, initargs=own)
+        # No Event: its lock would stay closed for ever where a child is killed that has just asked.
+        self._stop = context.RawValue("b", 0)
+        own = (self.job, self._stop, gc.get_threshold())
+        return ProcessPoolExecutor(self.num_workers, mp_context=context, initializer=_start_child, initargs=own)
 
-    def _give(self, chunk: InputChunk) -> None:
+    def _give(self, one: Any) -> None:
         try:
-            future = self._pool.submit(_compile_in_child, chunk)
+            future = self._started().submit(self._call, one)
         except BrokenProcessPool:
             self._begin_again()
-            future = self._pool.submit(_compile_in_child, chunk)
-        self._waiting.append(_Waiting(chunk, future))
+            future = self._started().submit(self._call, one)
+        self._waiting.append(_Waiting(one, future))
 
-    def _next(self) -> Chunk:
+    def _next(self) -> Any:
         try:
             done = self._waiting[0].future.result()
         except BrokenProcessPool:
@@ -101,18 +183,22 @@ class _Children:
 
     def _begin_again(self) -> None:
         """One child's death ends the whole pool. What is done is done; the rest is done by new children, once."""
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        self._started().shutdown(wait=True, cancel_futures=True)
         self._pool = self._new_pool()
         for waiting in self._waiting:
             if _is_done(waiting.future):
                 continue
             if waiting.is_retried:
-                raise worker_died(waiting.chunk, hint=_DIED_HINT)
+                raise worker_died(self._named(waiting.given), hint=_DIED_HINT)
             waiting.is_retried = True
-            waiting.future = self._pool.submit(_compile_in_child, waiting.chunk)
+            waiting.future = self._pool.submit(self._call, waiting.given)
 
 
-def _is_done(future: Future[Chunk]) -> bool:
+def _num_cpus() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _is_done(future: Future[Any]) -> bool:
     """Whether a child has answered, be it with the error that its rows deserve."""
     return future.done() and not future.cancelled() and not isinstance(future.exception(), BrokenProcessPool)
 
@@ -124,13 +210,15 @@ class _Child:
     config: PackConfig
 
 
-def _start_child(model: ModelFiles, config: PackConfig, collected_after: tuple[int, int, int]) -> None:
+def _start_child(job: Job | None, stop: Any, collected_after: tuple[int, int, int]) -> None:
     """The child looks for cycles of objects as seldom as its parent does."""
-    obey_parent()
+    obey_parent(stop)
     gc.set_threshold(*collected_after)
-    _Child.compile_row = staticmethod(batch_compiler(model, config))
-    _Child.config = config
+    if job is not None:
+        _Child.compile_row = staticmethod(batch_compiler(*job))
+        _Child.config = job[1]
 
 
-def _compile_in_child(chunk: InputChunk) -> Chunk:
-    return compiled(chunk, compile_row=_Child.compile_row, config=_Child.config)
+def _compile_in_child(chunk: InputChunk) -> bytes:
+    refuse_stopped()
+    return compiled_elsewhere(chunk, compile_row=_Child.compile_row, config=_Child.config)

@@ -6,8 +6,9 @@ Python runs per token.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Final
 
 import numpy as np
@@ -17,14 +18,26 @@ import pyarrow.compute as pc
 
 from sftprep.arrow import flat, list_values, lists, numbers, texts
 from sftprep.data import TRAINED_KINDS, PackPlan
-from sftprep.shards.schema import SHARD_SCHEMA, WEIGHTS_FIELD
+from sftprep.shards.schema import shard_schema
 
 BATCH_TOKENS: Final = 1 << 18
 """Tokens of a batch, which the writer makes one row group (64 packs of 4,096): far below 2^31 list children."""
 
 Array = npt.NDArray[Any]
+Release = Callable[[], None]
 
+_SPAN_COLUMNS: Final = ("span_starts", "span_kinds", "span_messages", "span_weights")
 _TRAINED: Final = np.isin(np.arange(128), [int(kind) for kind in TRAINED_KINDS])
+
+
+@dataclass(frozen=True, slots=True)
+class ShardRows:
+    """The rows of one shard: which documents they hold, as in a plan, and which of them are a row group together."""
+
+    plan: PackPlan
+    groups: npt.NDArray[np.int64]
+    """`[groups + 1]`: the first row of each row group, and the end."""
+    num_tokens: int
 
 
 def needs_weights(documents: pa.Table) -> bool:
@@ -42,157 +55,196 @@ def distinct_kwargs(documents: pa.Table) -> list[str]:
     return list(found)
 
 
+def shard_rows(plan: PackPlan, lengths: npt.NDArray[np.integer[Any]], *, shard_tokens: int) -> Iterator[ShardRows]:
+    """The shards of a plan, by tokens alone: each ends with the row group with which it has `shard_tokens`.
+
+    `lengths` `[num_documents]` are the token counts of the documents that the plan numbers. A row group has about
+    BATCH_TOKENS, and is what is gathered at a time.
+    """
+    row_tokens = np.concatenate([[0], np.cumsum(lengths[plan.order], dtype=np.int64)])[plan.offsets]
+    groups = np.unique(np.concatenate([_first_with_each(row_tokens), [plan.num_packs]]))
+    first = 0
+    while first < len(groups) - 1:
+        enough = row_tokens[groups[first]] + min(shard_tokens, int(row_tokens[-1]))
+        stop = min(int(np.searchsorted(row_tokens[groups], enough)), len(groups) - 1)
+        yield _rows_between(plan, groups[first : stop + 1], row_tokens)
+        first = stop
+
+
+def _first_with_each(row_tokens: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """The rows with which another BATCH_TOKENS begins; `row_tokens` `[rows + 1]` are the rows' first tokens."""
+    return np.flatnonzero(np.diff(row_tokens[:-1] // BATCH_TOKENS, prepend=-1))
+
+
+def _rows_between(plan: PackPlan, groups: npt.NDArray[np.int64], row_tokens: npt.NDArray[np.int64]) -> ShardRows:
+    offsets = plan.offsets[groups[0] : groups[-1] + 1]
+    part = PackPlan(order=plan.order[offsets[0] : offsets[-1]], offsets=offsets - offsets[0])
+    num_tokens = int(row_tokens[groups[-1]] - row_tokens[groups[0]])
+    return ShardRows(part, groups - groups[0], num_tokens)
+
+
 def gather(
     documents: pa.Table, plan: PackPlan, *, weights: bool = False, kwargs: Sequence[str] | None = None
 ) -> Iterator[pa.RecordBatch]:
     """Rows of the plan, in order, as batches of `SHARD_SCHEMA` (with `WEIGHTS_FIELD` last where `weights`).
 
     `kwargs` are the keyword arguments that `doc_kwargs` index; those of the documents alone unless they are given.
-
-    `documents` has TOKEN_BATCH_SCHEMA; memory-mapped chunks are read where they lie. The mask is 1 on spans of
-    TRAINED_KINDS except at a document's first token, which nothing predicts. ValueError where a trained span weighs
-    other than 1 and `weights` is False: the loss would ignore it.
+    `documents` has TOKEN_BATCH_SCHEMA. ValueError as `Documents.rows`.
     """
-    if not weights and needs_weights(documents):
-        raise ValueError("trained spans weigh other than 1: the data set needs its weights column")
-    source = _Source.of(documents, distinct_kwargs(documents) if kwargs is None else kwargs)
-    row_tokens = np.concatenate([[0], np.cumsum(source.ids.lengths[plan.order], dtype=np.int64)])[plan.offsets]
-    for first, stop in _cut(row_tokens):
-        rows = plan.offsets[first : stop + 1]
-        yield _batch(source, plan.order[rows[0] : rows[-1]], doc_offsets=rows - rows[0], weights=weights)
-
-
-def _cut(row_tokens: npt.NDArray[np.int64]) -> Iterator[tuple[int, int]]:
-    """Runs of rows of about BATCH_TOKENS tokens; `row_tokens` `[rows + 1]` are the rows' first tokens."""
-    numbers = row_tokens[:-1] // BATCH_TOKENS
-    borders = np.flatnonzero(np.diff(numbers, prepend=-1, append=-1)) if len(numbers) else np.empty(0, np.int64)
-    yield from zip(borders[:-1].tolist(), borders[1:].tolist(), strict=True)
+    source = Documents.of(documents, distinct_kwargs(documents) if kwargs is None else kwargs)
+    for rows in shard_rows(plan, source.lengths, shard_tokens=1 << 62):
+        yield from source.rows(rows, weights=weights)
 
 
 @dataclass(frozen=True, slots=True)
 class _Lists:
-    """A list column by document: which chunk's flat values, where in them, and how many; 12 bytes a document."""
+    """List columns with as many values by document: which chunk's, where in its flat values, and how many.
 
-    values: list[Array]
+    12 bytes a document; `values` are each column's by chunk, where they lie.
+    """
+
+    values: dict[str, list[Array]]
     chunks: npt.NDArray[np.int32]
     starts: npt.NDArray[np.int32]
     lengths: npt.NDArray[np.int32]
+    release: Release
 
     @classmethod
-    def of(cls, column: pa.ChunkedArray) -> _Lists:
-        offsets = [flat(chunk.offsets) for chunk in column.chunks]
-        counts = [len(chunk) for chunk in column.chunks]
+    def of(cls, documents: pa.Table, names: Sequence[str], release: Release) -> _Lists:
+        offsets = [flat(chunk.offsets) for chunk in documents[names[0]].chunks]
+        counts = [len(chunk) for chunk in documents[names[0]].chunks]
         return cls(
-            values=[flat(chunk.values) for chunk in column.chunks],
+            values={name: [list_values(chunk) for chunk in documents[name].chunks] for name in names},
             chunks=np.repeat(np.arange(len(counts), dtype=np.int32), counts),
-            starts=np.concatenate([np.empty(0, np.int32), *(part[:-1] for part in offsets)]),
+            starts=np.concatenate([np.empty(0, np.int32), *(part[:-1] - part[:1] for part in offsets)]),
             lengths=np.concatenate([np.empty(0, np.int32), *(np.diff(part) for part in offsets)]),
+            release=release,
         )
 
-    def take(self, docs: npt.NDArray[np.int64]) -> Array:
-        """The values of these documents, end to end."""
-        where = zip(
-            self.chunks[docs].tolist(),
-            self.starts[docs].tolist(),
-            (self.starts[docs] + self.lengths[docs]).tolist(),
-            strict=True,
-        )
-        return np.concatenate([self.values[chunk][start:stop] for chunk, start, stop in where])
+    def take(self, docs: npt.NDArray[np.int64]) -> list[Array]:
+        """The values of these documents, end to end, of each column."""
+        starts = self.starts[docs]
+        places = (self.chunks[docs].tolist(), starts.tolist(), (starts + self.lengths[docs]).tolist())
+        where = list(zip(*places, strict=True))
+        taken = []
+        for values in self.values.values():
+            taken.append(np.concatenate([values[chunk][start:stop] for chunk, start, stop in where]))
+            self.release()
+        return taken
 
 
 @dataclass(frozen=True, slots=True)
-class _Source:
-    """All columns of the documents, ready to be gathered."""
+class Documents:
+    """Documents that are ready to be gathered into rows: 44 bytes of each. Tokens stay where they lie, be it a file."""
 
     ids: _Lists
-    span_starts: _Lists
-    span_kinds: _Lists
-    span_messages: _Lists
-    span_weights: _Lists
+    spans: _Lists
     files: Array
     lines: Array
     samples: Array
     kwargs: Array
 
     @classmethod
-    def of(cls, documents: pa.Table, kwargs: Sequence[str]) -> _Source:
-        return cls(
-            ids=_Lists.of(documents["input_ids"]),
-            span_starts=_Lists.of(documents["span_starts"]),
-            span_kinds=_Lists.of(documents["span_kinds"]),
-            span_messages=_Lists.of(documents["span_messages"]),
-            span_weights=_Lists.of(documents["span_weights"]),
-            files=flat(documents["doc_file"]),
+    def of(
+        cls, documents: pa.Table, kwargs: Sequence[str], *, first_source: int = 0, release: Release = lambda: None
+    ) -> Documents:
+        """Of TOKEN_BATCH_SCHEMA; `kwargs` are what `doc_kwargs` index, and sources are numbered from `first_source`.
+
+        `release` is called whenever something was read of `documents`: pages of a mapped file are let go again.
+        """
+        made = cls(
+            ids=_Lists.of(documents, ["input_ids"], release),
+            spans=_Lists.of(documents, _SPAN_COLUMNS, release),
+            files=flat(documents["doc_file"]) + np.int32(first_source),
             lines=flat(documents["doc_line"]),
             samples=flat(documents["doc_sample"]),
             kwargs=flat(pc.index_in(documents["doc_kwargs"], value_set=texts(kwargs))),
         )
+        release()
+        return made
+
+    @property
+    def lengths(self) -> npt.NDArray[np.int32]:
+        """Tokens of each document, int32 `[documents]`."""
+        return self.ids.lengths
+
+    def rows(self, rows: ShardRows, *, weights: bool) -> Iterator[pa.RecordBatch]:
+        """The rows in order as batches of `SHARD_SCHEMA` (with `WEIGHTS_FIELD` last where `weights`), one a row group.
+
+        The mask is 1 on spans of TRAINED_KINDS except at a document's first token, which nothing predicts. ValueError
+        where a trained span weighs other than 1 and `weights` is False: the loss would ignore it.
+        """
+        for first, stop in pairwise(rows.groups.tolist()):
+            offsets = rows.plan.offsets[first : stop + 1]
+            docs = rows.plan.order[offsets[0] : offsets[-1]]
+            yield _batch(self, docs, doc_offsets=offsets - offsets[0], weights=weights)
 
 
 @dataclass(frozen=True, slots=True)
 class _Spans:
-    """The spans of a batch: first token and token count in the batch, kind, and the trained tokens they hold."""
+    """The spans of a batch: first token and token count in the batch, and the trained tokens they hold."""
 
     starts: npt.NDArray[np.int64]
     lengths: npt.NDArray[np.int64]
+    kinds: npt.NDArray[np.int8]
+    messages: npt.NDArray[np.int32]
+    weights: npt.NDArray[np.float32]
     trained: npt.NDArray[np.bool_]
     num_trained: npt.NDArray[np.int64]
     counts: npt.NDArray[np.int32]
     """Spans a document has, `[docs]`."""
 
 
-def _spans(source: _Source, docs: npt.NDArray[np.int64], *, doc_starts: npt.NDArray[np.int64]) -> _Spans:
+def _spans(source: Documents, docs: npt.NDArray[np.int64], *, doc_starts: npt.NDArray[np.int64]) -> _Spans:
     """`doc_starts` `[docs + 1]`: the documents' first tokens in the batch, and its end."""
-    counts = source.span_starts.lengths[docs]
-    inner = source.span_starts.take(docs)
+    counts = source.spans.lengths[docs]
+    inner, kinds, messages, weights = source.spans.take(docs)
     starts = inner + np.repeat(doc_starts[:-1], counts)
     lengths = np.diff(starts, append=doc_starts[-1])
-    trained = _TRAINED[source.span_kinds.take(docs)]
-    return _Spans(starts, lengths, trained, np.where(trained, lengths - (inner == 0), 0), counts)
+    trained = _TRAINED[kinds]
+    num_trained = np.where(trained, lengths - (inner == 0), 0)
+    return _Spans(starts, lengths, kinds, messages, weights, trained, num_trained, counts)
 
 
 def _batch(
-    source: _Source, docs: npt.NDArray[np.int64], *, doc_offsets: npt.NDArray[np.int64], weights: bool
+    source: Documents, docs: npt.NDArray[np.int64], *, doc_offsets: npt.NDArray[np.int64], weights: bool
 ) -> pa.RecordBatch:
     """The rows that hold `docs`; row `i` has the documents from `doc_offsets[i]` to the next."""
-    lengths = source.ids.lengths[docs].astype(np.int64)
+    lengths = source.lengths[docs].astype(np.int64)
     doc_starts = np.concatenate([[0], np.cumsum(lengths)])
     row_starts = doc_starts[doc_offsets]
     spans = _spans(source, docs, doc_starts=doc_starts)
+    if not weights and np.any(spans.trained & (spans.weights != 1)):
+        raise ValueError("trained spans weigh other than 1: the data set needs its weights column")
     span_offsets = np.concatenate([[0], np.cumsum(spans.counts)])[doc_offsets]
     per_row = np.diff(span_offsets)
     row_of_span = np.repeat(np.arange(len(per_row)), per_row)
-    span_weights = source.span_weights.take(docs)
     mask = np.repeat(spans.trained, spans.lengths).astype(np.int8)
     mask[doc_starts[:-1]] = 0
+    (ids,) = source.ids.take(docs)
     columns = [
-        lists(source.ids.take(docs), row_starts),
+        lists(ids, row_starts),
         lists(mask, row_starts),
         lists(lengths.astype(np.int32), doc_offsets),
         lists((spans.starts - row_starts[row_of_span]).astype(np.int32), span_offsets),
-        lists(source.span_kinds.take(docs), span_offsets),
-        lists(source.span_messages.take(docs), span_offsets),
+        lists(spans.kinds, span_offsets),
+        lists(spans.messages, span_offsets),
         lists(source.files[docs], doc_offsets),
         lists(source.lines[docs], doc_offsets),
         lists(source.samples[docs], doc_offsets),
         lists(source.kwargs[docs], doc_offsets),
-        *_scalars(spans, row_of_span=row_of_span, span_weights=span_weights, num_rows=len(per_row)),
+        *_scalars(spans, row_of_span=row_of_span, num_rows=len(per_row)),
         numbers(np.add.reduceat(lengths * lengths, doc_offsets[:-1])),
     ]
-    if not weights:
-        return pa.RecordBatch.from_arrays(columns, schema=SHARD_SCHEMA)
-    token_weights = np.repeat(span_weights, spans.lengths) * mask
-    return pa.RecordBatch.from_arrays(
-        [*columns, lists(token_weights, row_starts)], schema=SHARD_SCHEMA.append(WEIGHTS_FIELD)
-    )
+    if weights:
+        columns.append(lists(np.repeat(spans.weights, spans.lengths) * mask, row_starts))
+    return pa.RecordBatch.from_arrays(columns, schema=shard_schema(weights=weights))
 
 
-def _scalars(
-    spans: _Spans, *, row_of_span: npt.NDArray[np.int64], span_weights: Array, num_rows: int
-) -> tuple[pa.Array, pa.Array]:
+def _scalars(spans: _Spans, *, row_of_span: npt.NDArray[np.int64], num_rows: int) -> tuple[pa.Array, pa.Array]:
     """`num_trained` and `weight_sum` of each row."""
     num_trained = np.bincount(row_of_span, weights=spans.num_trained, minlength=num_rows)
     weight_sum = np.bincount(
-        row_of_span, weights=spans.num_trained * span_weights.astype(np.float64), minlength=num_rows
+        row_of_span, weights=spans.num_trained * spans.weights.astype(np.float64), minlength=num_rows
     )
     return numbers(num_trained.astype(np.int32)), numbers(weight_sum)

@@ -19,7 +19,8 @@ from pydantic import ValidationError
 from sftprep.arrow import flat, list_values
 from sftprep.errors import ShardError
 from sftprep.shards.manifest import Manifest, ShardRecord
-from sftprep.shards.schema import FORMAT_VERSION, MANIFEST_NAME, SHARD_SCHEMA, WEIGHTS_FIELD
+from sftprep.shards.part import groups_of, open_part, read_group
+from sftprep.shards.schema import FORMAT_VERSION, MANIFEST_NAME, shard_schema
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +68,7 @@ class ShardSet:
     @property
     def schema(self) -> pa.Schema:
         """The columns that every shard has."""
-        return SHARD_SCHEMA.append(WEIGHTS_FIELD) if self.manifest.has_weights else SHARD_SCHEMA
+        return shard_schema(weights=self.manifest.has_weights)
 
     def verify(self, *, checksums: bool = True) -> None:
         """ShardError where a file's rows (`shard-count`) or bytes (`shard-checksum`) are not the manifest's."""
@@ -85,8 +86,7 @@ class ShardSet:
     def iter_shard(self, shard: ShardRecord, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
         """The rows of one shard in order, one row group a batch."""
         with self.open_shard(shard) as file:
-            for group in range(file.num_row_groups):
-                yield read_group(file, group, columns=columns, path=self.place / shard.file)
+            yield from groups_of(file, columns=columns, path=self.place / shard.file)
 
     def row(self, index: int) -> pa.RecordBatch:
         """Row `index` as a batch of one row; IndexError where there is none."""
@@ -120,8 +120,7 @@ class ShardSet:
 
     def _small_columns(self, shard: ShardRecord, names: Sequence[str]) -> Iterator[pa.RecordBatch]:
         with self._open(shard, small=True) as file:
-            for group in range(file.num_row_groups):
-                yield read_group(file, group, columns=names, path=self.place / shard.file)
+            yield from groups_of(file, columns=names, path=self.place / shard.file)
 
     def _row_of(self, shard: ShardRecord, index: int) -> pa.RecordBatch:
         path = self.place / shard.file
@@ -142,18 +141,7 @@ class ShardSet:
         source: Path | BinaryIO = path
         if self.copies is not None:
             source = self.copies.peek(shard) if small else self.copies.local(shard)
-        try:
-            file = pq.ParquetFile(source, memory_map=True, pre_buffer=small)
-        except (OSError, pa.ArrowException) as error:
-            raise _damaged(path, error) from error
-        if not file.schema_arrow.equals(self.schema):
-            raise ShardError(
-                f"the shard's columns are not those of format {FORMAT_VERSION}",
-                code="shard-schema",
-                place=str(path),
-                hint="write the set again with sftprep pack",
-            )
-        return file
+        return open_part(source, path=path, schema=self.schema, small=small)
 
 
 def open_shard_set(path: Path) -> ShardSet:
@@ -240,25 +228,6 @@ def _check_version(data: Any, *, place: Path) -> None:
 
 def _first_line(error: Exception) -> str:
     return str(error).partition("\n")[0]
-
-
-def read_group(file: pq.ParquetFile, group: int, *, columns: Sequence[str] | None, path: Path) -> pa.RecordBatch:
-    """One row group of an open shard; `path` names it. ShardError `damaged-shard` where it cannot be read."""
-    try:
-        # One thread: the caller decides how many cores it uses, and a row group is small.
-        table = file.read_row_group(group, columns=columns, use_threads=False)
-    except (OSError, pa.ArrowException) as error:
-        raise _damaged(path, error) from error
-    return table.combine_chunks().to_batches()[0]
-
-
-def _damaged(path: Path, error: Exception) -> ShardError:
-    return ShardError(
-        f"the shard cannot be read: {_first_line(error)}",
-        code="damaged-shard",
-        place=str(path),
-        hint="copy the set again, or write it again with sftprep pack",
-    )
 
 
 def _check_rows(path: Path, *, found: int, shard: ShardRecord) -> None:

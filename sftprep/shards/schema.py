@@ -39,3 +39,8 @@ manifest's `sources`, `doc_kwargs` its `template_kwargs`; `doc_lines` count from
 
 WEIGHTS_FIELD: Final = pa.field("weights", pa.list_(pa.float32()), nullable=False)
 """Per-token loss weights (0 where not trained): for the whole data set or not at all."""
+
+
+def shard_schema(*, weights: bool) -> pa.Schema:
+    """The columns of every shard of a set."""
+    return SHARD_SCHEMA.append(WEIGHTS_FIELD) if weights else SHARD_SCHEMA

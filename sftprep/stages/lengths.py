@@ -59,6 +59,13 @@ class LengthCounts:
         more[: len(self.counts)] += self.counts
         self.counts = more
 
+    def merge(self, other: LengthCounts) -> None:
+        """Count all that another has counted."""
+        more = np.zeros(max(len(self.counts), len(other.counts)), np.int64)
+        for counts in (self.counts, other.counts):
+            more[: len(counts)] += counts
+        self.counts = more
+
     @property
     def total(self) -> int:
         """How many lengths were counted."""

@@ -15,7 +15,8 @@ import pyarrow as pa
 
 from sftprep.errors import ShardError
 from sftprep.shards.manifest import ShardRecord
-from sftprep.shards.read import ShardSet, read_group
+from sftprep.shards.part import read_group
+from sftprep.shards.read import ShardSet
 from sftprep.train.stream import GROUPS_A_WINDOW, Row
 from sftprep.train.tags import UNTAGGED, Tags
 

@@ -18,10 +18,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from sftprep.config import pack as options
-from sftprep.engines.load import load_model
 from sftprep.prepare import pack as pack_module
 from sftprep.prepare import workers
 from sftprep.prepare.chunk import Chunk
+from sftprep.prepare.chunk_work import rows_of
 from sftprep.prepare.inputs import InputChunk
 from sftprep.prepare.ledger import Ledger
 from sftprep.shards.schema import SHARD_SCHEMA
@@ -137,10 +137,10 @@ def test_a_slow_chunk_holds_up_one_worker_and_no_other_h1(
     samples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DONE", str(tmp_path))
-    monkeypatch.setattr(workers, "_compile_in_child", slow_first)
     config = options.PackConfig(files=("a",), model=str(samples / "model"), out="out", max_length=64, workers=2)
     chunks = (InputChunk(0, "a", LineBlock(b"{}", line, 0), 1) for line in range(1, 6))
-    done = list(workers.compile_chunks(chunks, model=load_model(str(samples / "model")), config=config))
+    with workers.Crew(config) as crew:
+        done = list(crew.ordered(slow_first, chunks, named=rows_of))
     assert len(set(done)) == 2
     assert done.count(done[0]) == 1, "whoever was free took the rest"
 

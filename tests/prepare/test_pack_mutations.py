@@ -23,7 +23,7 @@ from sftprep.prepare import fingerprint, pack, pack_report, workers
 from sftprep.prepare.ledger import Ledger
 from sftprep.prepare.plans import PlanBook
 from sftprep.prepare.spool import Spool
-from sftprep.shards import gather, write
+from sftprep.shards import gather, part
 from sftprep.sources.state import FileState
 from sftprep.stages import pack as planner
 from sftprep.stages import render
@@ -121,9 +121,9 @@ class Dealt:
 
 
 def dealt_out(self: Any) -> Dealt:
-    self._num_workers = 1
+    self.num_workers = 1
     pools = [NEW_POOL(self), NEW_POOL(self)]
-    self._num_workers = 2
+    self.num_workers = 2
     return Dealt(pools)
 
 
@@ -133,11 +133,11 @@ def first_again(self: Any) -> None:
     self._pool = self._new_pool()
     for waiting in self._waiting:
         if not workers._is_done(waiting.future):
-            waiting.future = self._pool.submit(workers._compile_in_child, self._waiting[0].chunk)
+            waiting.future = self._pool.submit(self._call, self._waiting[0].given)
 
 
 def uncompressed(sink: Any, schema: pa.Schema) -> Any:
-    return write.pq.ParquetWriter(sink, schema, compression="none")
+    return part.pq.ParquetWriter(sink, schema, compression="none")
 
 
 def untimed(cls: type[FileState], path: Any) -> FileState:
@@ -180,7 +180,7 @@ def call(tmp_path: Path, samples: Path, monkeypatch: pytest.MonkeyPatch) -> dict
     return test_unchanged.settled_call(tmp_path, samples, monkeypatch)
 
 
-ADD, ADD_LEFT_OUT, NEW_POOL, STATE_OF = Ledger.add, Ledger._add_left_out, workers._Children._new_pool, FileState.of
+ADD, ADD_LEFT_OUT, NEW_POOL, STATE_OF = Ledger.add, Ledger._add_left_out, workers.Crew._new_pool, FileState.of
 TRUNCATE = options.OverLength.TRUNCATE_AT_TURN
 PLAN = test_pack_plan.test_every_document_is_in_one_row_and_no_row_overflows_f5
 LENGTH = test_pack_plan.test_row_order_does_not_follow_length_f7
@@ -249,12 +249,12 @@ MUTATIONS: list[tuple[str, str, Plant, Callable[..., object], Any]] = [
     ),
     ("an option is forgotten", "H6", changed(fingerprint, "NOT_IN_BYTES", IN_BYTES | {"now"}), OPTION, {"name": "now"}),
     ("inputs are forgotten", "H6", constant(fingerprint, "_source", {}), FILES, NOTHING),
-    ("nothing is compressed", "H7", changed(write, "parquet_writer", uncompressed), SMALL, NOTHING),
+    ("nothing is compressed", "H7", changed(part, "parquet_writer", uncompressed), SMALL, NOTHING),
 ]
 SLOW: list[tuple[str, str, Plant, Callable[..., object], Any]] = [
     ("training can encode", "H3", with_what_encodes, NO_ENCODING, NOTHING),
-    ("chunks are dealt out", "H1", changed(workers._Children, "_new_pool", dealt_out), FREE, NOTHING),
-    ("a dead child's rows are others", "H4", changed(workers._Children, "_begin_again", first_again), DEAD, NOTHING),
+    ("chunks are dealt out", "H1", changed(workers.Crew, "_new_pool", dealt_out), FREE, NOTHING),
+    ("a dead child's rows are others", "H4", changed(workers.Crew, "_begin_again", first_again), DEAD, NOTHING),
 ]
 OF_TRAINING = {"F3", "F8", "G5"}
 

@@ -8,7 +8,7 @@ import multiprocessing
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from sftprep.config.pack import PackConfig
 from sftprep.engines.load import load_model
 from sftprep.errors import DataError, TemplateLimitError
 from sftprep.prepare import workers
-from sftprep.prepare.chunk import Chunk
+from sftprep.prepare.chunk_record import Finished
 from sftprep.prepare.inputs import InputChunk
 from sftprep.prepare.workers import compile_chunks
 from sftprep.sources.blocks import LineBlock
@@ -31,7 +31,16 @@ def _die(chunk: InputChunk) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _hold_the_first(chunk: InputChunk) -> Chunk:
+def thresholds(_: int) -> tuple[int, int, int]:
+    return gc.get_threshold()
+
+
+def lines_of(compiled: Iterable[Finished]) -> list[list[int]]:
+    """The lines of each chunk."""
+    return [done.chunk.documents["doc_line"].to_pylist() for done in compiled]
+
+
+def _hold_the_first(chunk: InputChunk) -> bytes:
     """The first chunk waits until the others that were given away with it are done."""
     done = Path(os.environ["DONE"])
     for _ in range(2000):  # looks, not seconds: a machine that stands still meanwhile takes none away
@@ -60,7 +69,7 @@ def job(samples: Path) -> dict[str, Any]:
 
 def test_chunks_come_out_in_the_order_of_the_rows(job: dict[str, Any]) -> None:
     # More chunks than are ever in flight, so that the window of waiting ones is filled and emptied.
-    lines = [chunk.documents["doc_line"].to_pylist() for chunk in compile_chunks(chunks(17), **job)]
+    lines = lines_of(compile_chunks(chunks(17), **job))
     assert lines == [[line] for line in range(1, 18)]
     assert multiprocessing.active_children() == []
 
@@ -69,9 +78,8 @@ def test_children_look_for_cycles_as_seldom_as_their_parent(job: dict[str, Any])
     before = gc.get_threshold()
     gc.set_threshold(12_345, 6, 7)
     try:
-        children = workers._Children((job["model"], job["config"]))
-        assert children._pool.submit(gc.get_threshold).result() == (12_345, 6, 7)
-        children._pool.shutdown()
+        with workers.Crew(job["config"]) as crew:
+            assert list(crew.ordered(thresholds, [0], named=str)) == [(12_345, 6, 7)]
     finally:
         gc.set_threshold(*before)
 
@@ -91,14 +99,14 @@ def test_a_slow_chunk_holds_up_no_other_child(
     # H1: who is free takes the next chunk. Given out in turn, every other one would wait behind the first.
     monkeypatch.setenv("DONE", str(tmp_path))
     monkeypatch.setattr(workers, "_compile_in_child", _hold_the_first)
-    found = [chunk.documents["doc_line"].to_pylist() for chunk in compile_chunks(chunks(8), **job)]
+    found = lines_of(compile_chunks(chunks(8), **job))
     assert found == [[line] for line in range(1, 9)]
     assert (tmp_path / "4 1").exists(), "four others were done before the first"
 
 
 def test_chunks_of_a_child_that_dies_are_compiled_by_another(job: dict[str, Any]) -> None:
     # H4: nothing lost, nothing twice.
-    lines = [chunk.documents["doc_line"].to_pylist() for chunk in compile_chunks(with_murders(40, before={8}), **job)]
+    lines = lines_of(compile_chunks(with_murders(40, before={8}), **job))
     assert lines == [[line] for line in range(1, 41)]
     assert multiprocessing.active_children() == []
 

@@ -109,7 +109,7 @@ def chunks(count: int, *, before: dict[int, Callable[[], object]] | None = None)
 
 
 def lines_of(compiled: Iterator[Chunk]) -> list[list[int]]:
-    return [chunk.documents["doc_line"].to_pylist() for chunk in compiled]
+    return [done.chunk.documents["doc_line"].to_pylist() for done in compiled]
 
 
 class Diary:

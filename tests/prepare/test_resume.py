@@ -22,10 +22,11 @@ import pytest
 from sftprep.config.pack import PackConfig
 from sftprep.data import Finding, RowAddress, Severity
 from sftprep.errors import DataError, OutputError, SftprepError, ShardError
+from sftprep.prepare import chunk_record
 from sftprep.prepare import pack as pack_module
 from sftprep.prepare import spool as spool_module
 from sftprep.prepare.chunk import Chunk
-from sftprep.prepare.chunk_record import dump, read
+from sftprep.prepare.chunk_record import Finished, dump, read
 from sftprep.prepare.pack import pack
 from sftprep.shards.claim import OutputClaim
 from sftprep.shards.read import open_shard_set
@@ -98,7 +99,7 @@ class Stops:
         self.at, self.error, self.num_asked = at, error, 0
         monkeypatch.setattr(pack_module, "compile_chunks", self)
 
-    def __call__(self, unread: Iterator[Any], **job: Any) -> Iterator[Chunk]:
+    def __call__(self, unread: Iterator[Any], **job: Any) -> Iterator[Finished]:
         for chunk in COMPILE(self._counted(unread), **job):
             if self.num_asked - 1 == self.at and self.error is not None:
                 raise self.error
@@ -242,7 +243,7 @@ def test_a_changed_input_begins_anew_and_removes_what_the_old_one_left(
 def test_rows_of_a_file_that_changed_while_it_was_read_are_not_kept(
     call: dict[str, Any], chats: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def changing(unread: Iterator[Any], **job: Any) -> Iterator[Chunk]:
+    def changing(unread: Iterator[Any], **job: Any) -> Iterator[Finished]:
         for number, chunk in enumerate(COMPILE(unread, **job)):
             if number == 2:
                 os.utime(chats, ns=(0, 0))
@@ -261,7 +262,7 @@ def test_every_field_of_a_chunk_is_the_same_when_it_is_read_again(
     call: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     chunks: list[Chunk] = []
-    monkeypatch.setattr(spool_module, "dump", lambda chunk, first: chunks.append(chunk) or dump(chunk, first=first))
+    monkeypatch.setattr(chunk_record, "dump", lambda chunk, first: chunks.append(chunk) or dump(chunk, first=first))
     pack(PackConfig(**call))
     half = RowAddress("na\udc80me\u2028.jsonl", 3)
     odd = Finding("control-token", Severity.ERROR, half, "/messages/0", "\ud800 \x00", "hint")

@@ -23,6 +23,8 @@ WRITE = textwrap.dedent("""
     from sftprep.data import TOKEN_BATCH_SCHEMA, PackPlan
     from sftprep.errors import SftprepError
     from sftprep.shards.gather import gather
+    from sftprep.shards.part import write_shard
+    from sftprep.shards.place import named_failures
     from sftprep.shards.write import ShardWriter
 
     out, fault = Path(sys.argv[1]), sys.argv[2]
@@ -34,13 +36,17 @@ WRITE = textwrap.dedent("""
     (batch,) = gather(documents, PackPlan(np.array([0]), np.array([0, 1])))
     if fault == "limit":
         resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))
+
+    def batches():
+        for number in range(8):
+            yield batch
+            if fault == "interrupt" and number == 2:
+                os.kill(os.getpid(), signal.SIGINT)
+
     try:
         with ShardWriter(out, fingerprint="f") as writer:
-            for number in range(8):
-                writer.write(batch)
-                if fault == "interrupt" and number == 2:
-                    os.kill(os.getpid(), signal.SIGINT)
-            writer.finish()
+            with named_failures(out):
+                writer.add(write_shard(writer.directory, batches(), number=0, weights=False))
     except SftprepError as error:
         print(error.code)
         sys.exit(error.exit_code)

@@ -17,8 +17,11 @@ from hypothesis import strategies as st
 
 from sftprep.data import TOKEN_BATCH_SCHEMA, TRAINED_KINDS, PackPlan, SpanKind
 from sftprep.errors import OutputError, ShardError
-from sftprep.shards.gather import gather, needs_weights
+from sftprep.shards import gather as gather_module
+from sftprep.shards.gather import Documents, distinct_kwargs, needs_weights, shard_rows
 from sftprep.shards.manifest import Counts, LeftOut, Lengths, Manifest, ModelRecord, ShardRecord, Waste
+from sftprep.shards.part import write_shard
+from sftprep.shards.place import named_failures
 from sftprep.shards.read import open_shard_set
 from sftprep.shards.write import ShardWriter
 from sftprep.stages.pack import plan
@@ -120,11 +123,13 @@ def write(docs: list[dict[str, Any]], out: Path, *, shard_tokens: int = 1 << 20)
     table = pa.Table.from_pylist(docs, schema=TOKEN_BATCH_SCHEMA)
     packs = plan(np.array([len(d["input_ids"]) for d in docs], np.int32), capacity=32, seed=0)
     weights = needs_weights(table)
-    with ShardWriter(out, fingerprint="f" * 64, weights=weights, shard_tokens=shard_tokens) as writer:
-        for batch in gather(table, packs, weights=weights):
-            for row in range(batch.num_rows):
-                writer.write(batch.slice(row, 1))
-        writer.publish(manifest_of(writer.finish(), weights=weights))
+    source = Documents.of(table, distinct_kwargs(table))
+    with pytest.MonkeyPatch.context() as patch, ShardWriter(out, fingerprint="f" * 64) as writer, named_failures(out):
+        patch.setattr(gather_module, "BATCH_TOKENS", 1)  # every row is a row group
+        for number, rows in enumerate(shard_rows(packs, source.lengths, shard_tokens=shard_tokens)):
+            batches = source.rows(rows, weights=weights)
+            writer.add(write_shard(writer.directory, batches, number=number, weights=weights))
+        writer.publish(manifest_of(writer.records, weights=weights))
     return packs
 
 

@@ -94,16 +94,16 @@ def test_the_bytes_are_those_of_a_directory_and_the_manifest_comes_last(
 def test_shards_are_uploaded_as_they_are_finished(
     call: dict[str, Any], store: Any, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    gather, there = pack_module.gather, []
+    make_shards, there = pack_module.make_shards, []
 
     def watched(*args: Any, **options: Any) -> Any:
-        for batch in gather(*args, **options):
+        for made in make_shards(*args, **options):
             there.append(len(uploads(server)))
-            yield batch
+            yield made
 
-    monkeypatch.setattr(pack_module, "gather", watched)
+    monkeypatch.setattr(pack_module, "make_shards", watched)
     pack(PackConfig(**call))
-    assert there[-1] >= 3, "the claim and the first shards, when the last rows were not yet gathered"
+    assert there[-1] >= 3, "the claim and the first shards, when the last was not yet known to be finished"
 
 
 def test_the_same_pack_again_does_nothing(call: dict[str, Any], store: Any, server: Server) -> None:
@@ -251,15 +251,15 @@ def test_two_packs_of_one_machine_are_refused_by_its_lock(
     call: dict[str, Any], store: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     codes: list[str] = []
-    gather = pack_module.gather
+    make_shards = pack_module.make_shards
 
     def meanwhile(*args: Any, **options: Any) -> Any:
         with pytest.raises(OutputError) as caught:
             pack(PackConfig(**call))
         codes.append(f"{caught.value.code} {caught.value.place}")
-        return gather(*args, **options)
+        return make_shards(*args, **options)
 
-    monkeypatch.setattr(pack_module, "gather", meanwhile)
+    monkeypatch.setattr(pack_module, "make_shards", meanwhile)
     pack(PackConfig(**call))
     assert codes == [f"output-busy {URL}"]
     assert "manifest.json" in objects(store)
