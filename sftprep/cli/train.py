@@ -120,8 +120,11 @@ def _start(options: dict[str, Any]) -> None:
     config = read_config(TrainConfig, given, command="train", names=names)
     with importing():
         # torch and transformers take seconds to import, which `sftprep --help` must not wait for.
-        from sftprep.train.estimate import rehearse
-        from sftprep.train.run import train as run
+        from sftprep.train.imports import without_detours
+
+        with without_detours():
+            from sftprep.train.estimate import rehearse
+            from sftprep.train.run import train as run
 
     if is_dry:
         rehearse(config)
