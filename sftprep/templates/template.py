@@ -9,6 +9,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from types import CodeType
 from typing import Final, NamedTuple
 
 import jinja2
@@ -84,6 +85,11 @@ class TracedText:
             if at.stop > start:
                 yield at
 
+    def forget_places(self) -> None:
+        """Let go of what is found again of the runs where it is asked for."""
+        for name in ("placed", "of_message", "_starts"):
+            self.__dict__.pop(name, None)
+
     def before(self, position: int) -> Iterator[Placed]:
         """The runs that begin before a position, the last one first."""
         return map(self.placed.__getitem__, range(bisect_left(self._starts, position) - 1, -1, -1))
@@ -116,12 +122,13 @@ class ChatTemplate:
         self._environment = MeteredEnvironment(now)
         self._tracing = TracingEnvironment(now)
         try:
-            self._plain = self._environment.from_string(text)
-            self.variables = frozenset(jinja2.meta.find_undeclared_variables(self._environment.parse(text)))
+            code, self.variables = _compiled(text)
         except jinja2.TemplateSyntaxError as error:
             raise _does_not_compile(error.message or "", f"chat_template:{error.lineno}") from error
         except (RecursionError, MemoryError, SyntaxError) as error:
             raise _too_deep(error) from error
+        globals_ = self._environment.make_globals(None)
+        self._plain = jinja2.Template.from_code(self._environment, code, globals_)
 
     def render(
         self,
@@ -234,6 +241,17 @@ class ChatTemplate:
             if switched != default and switched.count(str(value)) == default.count(str(value)):
                 found.append((name, value))
         return tuple(found)
+
+
+@functools.lru_cache(maxsize=4)
+def _compiled(text: str) -> tuple[CodeType, frozenset[str]]:
+    """A template's code, the same in every metered environment, and the variables that it reads.
+
+    Kept, as a run makes a template several times: to see whether it compiles, for rows and for plans.
+    """
+    environment = MeteredEnvironment(datetime.min)  # which moment it is is asked when it runs
+    tree = environment.parse(text)
+    return environment.compile(tree), frozenset(jinja2.meta.find_undeclared_variables(tree))
 
 
 _MAX_TEXTS: Final = 8

@@ -11,7 +11,7 @@ import pytest
 import transformers.utils.chat_template_utils as hf
 
 from sftprep.errors import TemplateError
-from sftprep.templates.template import ChatTemplate, Request
+from sftprep.templates.template import ChatTemplate, Request, _compiled
 from tests.templates.conversations import CONVERSATIONS
 
 NOW = datetime(2026, 1, 2, 3, 4, 5)
@@ -82,6 +82,17 @@ def test_every_real_template_renders_as_transformers_renders_it(corpus: Path, mo
 def test_the_same_file_on_two_days_gives_the_same_text_c6() -> None:
     template = compile_template("{{ strftime_now('%d %b %Y') }}")
     assert template.render([], Request(), prompt=False) == "02 Jan 2026"
+
+
+def test_a_template_that_is_made_again_is_not_compiled_again_and_keeps_its_own_day_and_names_c6() -> None:
+    text = "{{ strftime_now('%d') }}{{ extra }}{{ bos_token }}{{ messages[0].content }}"
+    first, before = compile_template(text), _compiled.cache_info()
+    later = ChatTemplate(text, special_tokens={"bos_token": "<b>"}, stop_tokens=[], now=datetime(2026, 1, 9))
+    after = _compiled.cache_info()
+    assert (after.hits, after.misses) == (before.hits + 1, before.misses)
+    assert first.render([{"role": "user", "content": "q"}], Request(), prompt=False) == "02<s>q"
+    assert later.render([{"role": "user", "content": "r"}], Request(), prompt=False) == "09<b>r"
+    assert first.variables == later.variables == {"extra", "bos_token", "messages"}
 
 
 def test_a_template_with_a_syntax_error_is_named_with_its_line() -> None:
