@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import typer
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
 from sftprep.errors import UsageError
+
+_ARGUMENTS: Final = {"files": "FILE", "directory": "DIR_OR_URL", "data": "DIR_OR_URL"}
+"""What is named by its position."""
 
 Config = TypeVar("Config", bound=BaseModel)
 
@@ -31,7 +35,13 @@ def read_config(
     except ValidationError as error:
         first = error.errors()[0]
         field = str(first["loc"][0]) if first["loc"] else ""
-        option = (names or {}).get(field, f"--{field.replace('_', '-')}")
+        option = {**_ARGUMENTS, **(names or {})}.get(field, f"--{field.replace('_', '-')}")
         name = f"{option}: " if field else ""
-        what = first["msg"].removeprefix("Value error, ")
-        raise UsageError(f"{name}{what}", code="bad-option", hint=f"see sftprep {command} --help") from error
+        raise UsageError(f"{name}{_said(first)}", code="bad-option", hint=f"see sftprep {command} --help") from error
+
+
+def _said(error: ErrorDetails) -> str:
+    """What is wrong with a value, and the value where the words do not hold it."""
+    said = error["msg"].removeprefix("Value error, ")
+    wanted = said.removeprefix("Input should be ")
+    return said if wanted == said else f"must be {wanted}, is {error['input']!r:.80}"

@@ -32,7 +32,7 @@ def _default(field: str) -> Any:
 
 
 def pack(
-    files: Annotated[list[str] | None, typer.Argument(help=_FIELDS["files"].description, metavar="FILE…")] = None,
+    files: Annotated[list[str] | None, typer.Argument(help=_FIELDS["files"].description, metavar="FILE")] = None,
     *,
     sources: Annotated[list[str] | None, _option("sources", "--source", metavar="NAME=FILE[:WEIGHT]")] = None,
     model: Annotated[str, _option("model", metavar="DIR_OR_HUB_ID")],

@@ -18,7 +18,7 @@ def _option(field: str, *names: str, **settings: Any) -> Any:
 
 
 def split(
-    files: Annotated[list[str], typer.Argument(help=_FIELDS["files"].description, metavar="FILE...")],
+    files: Annotated[list[str], typer.Argument(help=_FIELDS["files"].description, metavar="FILE")],
     *,
     out: Annotated[Path, _option("out")],
     held_out: Annotated[str, _option("held_out", "--eval", metavar="COUNT|PERCENT%")] = _FIELDS["held_out"].default,

@@ -55,9 +55,9 @@ def _option(name: str, *names: str, **settings: Any) -> Any:
 
 
 def train(
-    data: Annotated[str, typer.Argument(help=_FIELDS["data"].description)],
+    data: Annotated[str, typer.Argument(help=_FIELDS["data"].description, metavar="DIR_OR_URL")],
     *,
-    model: Annotated[str, _option("model")],
+    model: Annotated[str, _option("model", metavar="DIR_OR_HUB_ID")],
     out: Annotated[Path, _option("out")],
     init: Annotated[_Init, _option("init")] = _Init(_FIELDS["init"].default),
     epochs: Annotated[float, _option("epochs")] = _FIELDS["epochs"].default,

@@ -19,7 +19,7 @@ _HELP = {name: field.description for name, field in ValidateConfig.model_fields.
 
 
 def validate(
-    files: Annotated[list[str], typer.Argument(metavar="FILE...", help=_HELP["files"])],
+    files: Annotated[list[str], typer.Argument(metavar="FILE", help=_HELP["files"])],
     *,
     row_format: Annotated[str | None, typer.Option("--format", help=_HELP["format"])] = None,
     model: Annotated[str | None, typer.Option("--model", help=_HELP["model"])] = None,

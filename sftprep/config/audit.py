@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Annotated, Final, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from sftprep.config.places import CACHE_DIR, CACHE_GB, LocalPath, ModelName, Place
+from sftprep.config.places import CACHE_DIR, CACHE_GB, FilePlace, LocalPath, ModelName, Place, refuse_inside
 
 PLAIN_GATES: Final = (
     "stop-untrained",
@@ -43,20 +44,25 @@ class Gate:
             return cls(text, code)
         if code == "trained-share" and ".." in limit:
             low, _, high = limit.partition("..")
-            return cls(text, code, *_ordered(text, float(low or 0), float(high or 1)), is_share=True)
+            return cls(text, code, *_limits(text, low or "0", high or "1", most=1), is_share=True)
+        if code in LIMITS and limit.endswith("%"):
+            _, highest = _limits(text, "0", limit.removesuffix("%"), most=100)
+            return cls(text, code, high=highest / 100, is_share=True)
         if code in LIMITS and limit:
-            is_share = limit.endswith("%")
-            highest = float(limit.rstrip("%")) / (100 if is_share else 1)
-            return cls(text, code, *_ordered(text, 0.0, highest), is_share=is_share)
+            return cls(text, code, *_limits(text, "0", limit, most=math.inf))
         known = ", ".join(PLAIN_GATES)
         raise ValueError(f"no gate is {text!r}: {known}, {_WITH_VALUES}")
 
 
-def _ordered(text: str, low: float, high: float) -> tuple[float, float]:
-    """The limits of a gate. ValueError where nothing lies between them, as behind no number (`nan`)."""
-    if not 0 <= low <= high:
-        raise ValueError(f"nothing can lie within {text!r}")
-    return low, high
+def _limits(text: str, low: str, high: str, *, most: float) -> tuple[float, float]:
+    """The limits of a gate. ValueError where they are no numbers (nor is `nan`), or beyond what there can be of it."""
+    try:
+        least, highest = float(low), float(high)
+    except ValueError as error:
+        raise ValueError(f"the limit is no number: {text!r}") from error
+    if not 0 <= least <= highest <= most:
+        raise ValueError(f"nothing can lie within {text!r}: " + ("0 or more" if most == math.inf else f"0 to {most:g}"))
+    return least, highest
 
 
 def _gates(texts: tuple[str, ...]) -> tuple[str, ...]:
@@ -83,8 +89,8 @@ class AuditConfig(BaseModel):
     )
     seed: int = Field(default=0, ge=0, description="Draws the rows to show.")
     ids: bool = Field(default=False, description="Show each token's id behind its text.")
-    json_file: Place | None = Field(default=None, description="Write the report as JSON to this file or URL.")
-    html: Place | None = Field(default=None, description="Write one self-contained page with the report and rows.")
+    json_file: FilePlace | None = Field(default=None, description="Write the report as JSON to this file or URL.")
+    html: FilePlace | None = Field(default=None, description="Write one self-contained page with the report and rows.")
     html_rows: int = Field(
         default=20, ge=0, description="Rows that the page shows: the most notable, and as many drawn by the seed."
     )
@@ -128,6 +134,8 @@ class AuditConfig(BaseModel):
             raise ValueError("--diff compares and nothing else: it takes --json, and not --html, --prove or --fail-on")
         if self.row is not None and self.where is not None:
             raise ValueError("--row and --where exclude each other")
+        outputs = {"--json": self.json_file, "--html": self.html}
+        refuse_inside(outputs, {"DIR_OR_URL": self.directory, "--diff": self.diff})
         return self
 
     @property

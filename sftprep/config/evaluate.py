@@ -8,7 +8,7 @@ from typing import Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from sftprep.config.places import CACHE_DIR, CACHE_GB, LocalPath, ModelName, Place
+from sftprep.config.places import CACHE_DIR, CACHE_GB, FilePlace, InputPlace, LocalPath, ModelName, Place, refuse_inside
 
 GateKind = Literal[
     "pass-rate",
@@ -50,7 +50,8 @@ class EvaluateGate:
         found = _GATE.fullmatch(text)
         kind = found[1] if found else text
         if found is None or kind not in _AT_LEAST | _AT_MOST | _PLAIN:
-            raise ValueError(f"no such gate: {text}")
+            known = ", ".join(sorted(_AT_LEAST | _AT_MOST | _PLAIN))
+            raise ValueError(f"no gate is {text!r}: {known}")
         if (found[3] is None) != (kind in _PLAIN):
             raise ValueError(
                 f"{kind} {'takes no value' if kind in _PLAIN else 'needs a value, as in ' + kind + '=0.9'}"
@@ -86,7 +87,7 @@ class EvaluateConfig(BaseModel):
         description="The packed set that the model was trained on, or its URL: its audit, template and stop tokens, "
         "and whether its rows hold the suites' cases.",
     )
-    against: tuple[Place, ...] = Field(
+    against: tuple[InputPlace, ...] = Field(
         default=(), description="Files of training rows in which to look for the suites' cases; again for more."
     )
     fail_on: tuple[str, ...] = Field(
@@ -128,8 +129,8 @@ class EvaluateConfig(BaseModel):
     threads: int | None = Field(default=None, ge=1, description="CPU threads (default: torch's own choice).")
     cache_dir: LocalPath = Field(default=CACHE_DIR, description="Where shards of a URL are copied.")
     cache_gb: float = Field(default=CACHE_GB, gt=0, description="Gigabytes that the copies may take.")
-    json_file: Place | None = Field(default=None, description="Write the report as JSON to this file or URL.")
-    html: Place | None = Field(default=None, description="Write the report as one page, answers side by side.")
+    json_file: FilePlace | None = Field(default=None, description="Write the report as JSON to this file or URL.")
+    html: FilePlace | None = Field(default=None, description="Write the report as one page, answers side by side.")
 
     @field_validator("fail_on")
     @classmethod
@@ -163,6 +164,8 @@ class EvaluateConfig(BaseModel):
             raise ValueError("--endpoint answers suites: it takes neither --held-out nor --trained-on nor --harness")
         if (self.judge is None) != (self.judge_endpoint is None):
             raise ValueError("--judge and --judge-endpoint belong together")
+        outputs = {"--json": self.json_file, "--html": self.html, "--answers": self.answers}
+        refuse_inside(outputs, {"--held-out": self.held_out, "--trained-on": self.trained_on})
         return self
 
     @property

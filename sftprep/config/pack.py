@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections import Counter
 from datetime import datetime
 from enum import StrEnum
 from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from sftprep.config.places import CACHE_DIR, LocalPath, ModelName, Place, place_of, shown
+from sftprep.config.places import CACHE_DIR, InputPlace, LocalPath, ModelName, Place, input_of, shown
 
 PINNED_NOW: Final = datetime(2026, 1, 1)
 """What `strftime_now` shows in a template, unless told: the same file packed on two days gives the same bytes."""
@@ -19,6 +20,9 @@ PINNED_NOW: Final = datetime(2026, 1, 1)
 
 WAIVABLE: Final = ("contradicted", "double-bos", "field-lost", "field-repeated", "ill-posed", "no-terminator")
 """The mask errors that `--allow` waives: each then trains what the template shows."""
+
+
+_HOST_AND_PORT: Final = r"^[^\s/]+:\d+$"
 
 
 class OverLength(StrEnum):
@@ -40,7 +44,7 @@ class SourceSpec(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
     name: str = Field(min_length=1, description="What reports call it; it also seeds which rows a fraction takes.")
-    path: Place
+    path: InputPlace
     epochs: float = Field(
         default=1.0, gt=0, allow_inf_nan=False, description="2.5: all rows twice, half of them again."
     )
@@ -55,8 +59,8 @@ class SourceSpec(BaseModel):
         if colon and path and _is_number(weight):
             if not (math.isfinite(float(weight)) and float(weight) > 0):
                 raise ValueError(f"the weight is not a number above 0: {text!r}")
-            return cls(name=name, path=place_of(path), epochs=float(weight))
-        return cls(name=name, path=place_of(rest))
+            return cls(name=name, path=input_of(path), epochs=float(weight))
+        return cls(name=name, path=input_of(rest))
 
 
 def _is_number(text: str) -> bool:
@@ -75,6 +79,18 @@ def _text(value: object) -> object:
     return str(value) if isinstance(value, int) else value
 
 
+def _count_or_share(text: str) -> str:
+    if not re.fullmatch(r"\d+(?:(?:\.\d+)?%)?", text, re.ASCII) or (text[-1] == "%" and float(text[:-1]) > 100):
+        raise ValueError(f"must be a count such as 25, or a percentage up to 100%, is {text!r}")
+    return text
+
+
+def _host_and_port(text: str) -> str:
+    if not re.fullmatch(_HOST_AND_PORT, text):
+        raise ValueError(f"must be HOST:PORT, is {text!r}")
+    return text
+
+
 def _json_object(value: object) -> object:
     """A JSON object from the command line's text; anything else is checked by its type."""
     if not isinstance(value, str):
@@ -90,7 +106,7 @@ class PackConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
-    files: tuple[Place, ...] = Field(
+    files: tuple[InputPlace, ...] = Field(
         default=(),
         description="Chat files: JSONL, JSON arrays, Parquet, Arrow (also .gz or .zst), patterns, directories that "
         "`datasets` saved, URLs (s3://…, extra `remote`), or - for standard input; each row is taken once.",
@@ -138,9 +154,9 @@ class PackConfig(BaseModel):
         lt=2**31,
         description="Make the number of rows a multiple of this, such as the rows of one step.",
     )
-    max_drop: Annotated[str, BeforeValidator(_text)] = Field(
+    max_drop: Annotated[str, BeforeValidator(_text), AfterValidator(_count_or_share)] = Field(
         default="0",
-        pattern=r"^(\d+|\d+(\.\d+)?%)$",
+        json_schema_extra={"pattern": r"^(\d+|\d+(\.\d+)?%)$"},
         description="Rows that may be left out because they cannot be exact: a count or a percentage (`25`, `1%`). "
         "Beyond it nothing is published.",
     )
@@ -231,9 +247,9 @@ class PackConfig(BaseModel):
         description="Who compiles: processes of this machine, or a Ray cluster (extra `ray`) whose nodes have the same "
         "versions installed; this machine reads the input and writes the shards. The bytes are the same.",
     )
-    ray_address: str | None = Field(
+    ray_address: Annotated[str, AfterValidator(_host_and_port)] | None = Field(
         default=None,
-        pattern=r"^[^\s/]+:\d+$",
+        json_schema_extra={"pattern": _HOST_AND_PORT},
         description="HOST:PORT of the cluster; without it the one that RAY_ADDRESS names or that runs on this machine, "
         "else one that is started here for this run.",
     )

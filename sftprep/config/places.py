@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Final, cast
 
 from pydantic import AfterValidator, PlainSerializer, PlainValidator
 
-from sftprep.errors import UsageError
+from sftprep.errors import OutputError, UsageError
 
 CACHE_DIR: Final = Path("~/.cache/sftprep")
 """Where shards of object stores are copied, unless told otherwise; commands share it."""
@@ -82,6 +83,42 @@ def on_this_machine(path: Path) -> Path:
     return path
 
 
+def file_of(text: str | Path) -> Path:
+    """The place of a file, as `place_of`. ValueError where the text ends as a directory's does, or where it is one's.
+
+    A path and a URL lose the slash that they end in, and would name another place.
+    """
+    if str(text).endswith("/"):
+        raise ValueError(f"{text} names a directory: name a file in it")
+    return place_of(text)
+
+
+def input_of(text: str | Path) -> Path:
+    """The place of an input, as `place_of`. ValueError where a URL ends as a folder's does: a store has no folders."""
+    if is_remote(text) and str(text).endswith("/"):
+        raise ValueError(f"{text} names a folder: name its files, as in {text}*.jsonl")
+    return place_of(text)
+
+
+def refuse_inside(outputs: Mapping[str, Path | None], inputs: Mapping[str, Path | None]) -> None:
+    """OutputError `output-in-use`, by the options, where an output lies inside a directory that is read."""
+    for option, output in outputs.items():
+        for name, directory in inputs.items():
+            if output is not None and directory is not None and _is_inside(output, directory):
+                raise OutputError(
+                    f"{option} lies inside what {name} names, which is read and must stay as it is",
+                    code="output-in-use",
+                    place=str(output),
+                    hint="name a place outside of it",
+                )
+
+
+def _is_inside(output: Path, directory: Path) -> bool:
+    if is_remote(output) or is_remote(directory):
+        return f"{output}/".startswith(f"{str(directory).rstrip('/')}/")
+    return output.expanduser().resolve().is_relative_to(directory.expanduser().resolve())
+
+
 def _model_name(name: str) -> str:
     if is_remote(name):
         what = f"{name} is a URL, and a model is a directory on this machine or a hub id: copy it here"
@@ -91,6 +128,12 @@ def _model_name(name: str) -> str:
 
 Place = Annotated[Path, PlainValidator(place_of, json_schema_input_type=Path), PlainSerializer(shown)]
 """A path that may be a URL. What it is built from is text, never a Path: that would make one slash of the two."""
+
+FilePlace = Annotated[Path, PlainValidator(file_of, json_schema_input_type=Path), PlainSerializer(shown)]
+"""A `Place` that is written as one file."""
+
+InputPlace = Annotated[Path, PlainValidator(input_of, json_schema_input_type=Path), PlainSerializer(shown)]
+"""A `Place` that rows are read from: a file, a pattern, or a directory of this machine."""
 
 LocalPath = Annotated[Path, AfterValidator(on_this_machine)]
 """A path of this machine; a URL is refused by name."""

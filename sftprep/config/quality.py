@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from sftprep.config.places import Place
+from sftprep.config.places import FilePlace, InputPlace
 
 
 class QualityConfig(BaseModel):
@@ -12,12 +12,12 @@ class QualityConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
-    files: tuple[Place, ...] = Field(min_length=1, description="Files of chat rows.")
+    files: tuple[InputPlace, ...] = Field(min_length=1, description="Files of chat rows.")
     format: str | None = Field(default=None, description="As for validate: without it, each file's is detected.")
-    against: tuple[Place, ...] = Field(
+    against: tuple[InputPlace, ...] = Field(
         default=(), description="Held-out rows: report what the files share with them, by both addresses."
     )
-    json_file: Place | None = Field(default=None, description="Write the quality report as JSON into this file.")
+    json_file: FilePlace | None = Field(default=None, description="Write the quality report as JSON into this file.")
     examples: int = Field(default=5, ge=0, description="Examples of each ranking, the worst first.")
     near_duplicate: float = Field(
         default=0.8, ge=0.7, le=1, description="Jaccard similarity of 3-word shingles from which two texts are alike."

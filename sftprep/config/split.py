@@ -6,7 +6,7 @@ import re
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from sftprep.config.places import LocalPath, Place
+from sftprep.config.places import InputPlace, LocalPath
 
 
 class SplitConfig(BaseModel):
@@ -14,7 +14,7 @@ class SplitConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
-    files: tuple[Place, ...] = Field(min_length=1, description="Files of chat rows, one JSON object a line.")
+    files: tuple[InputPlace, ...] = Field(min_length=1, description="Files of chat rows, one JSON object a line.")
     out: LocalPath = Field(description="New directory for train.jsonl, eval.jsonl and split.json.")
     held_out: str = Field(default="5%", description="Rows held out for evaluation, a number or a percentage.")
     seed: int = Field(default=0, ge=0, description="Draws the held-out rows; the same seed gives the same files.")
@@ -34,7 +34,9 @@ class SplitConfig(BaseModel):
     @classmethod
     def _known(cls, value: str) -> str:
         if not re.fullmatch(r"[1-9]\d*|(?:\d{1,2}(?:\.\d+)?)%", value) or value.strip("0.%") == "":
-            raise ValueError("a number of rows such as 500, or a percentage below 100 such as 5%")
+            raise ValueError(
+                f"must be a number of rows such as 500, or a percentage below 100 such as 5%, is {value!r}"
+            )
         return value
 
     def num_held_out(self, num_rows: int) -> int:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from sftprep.config.places import CACHE_DIR, CACHE_GB, LocalPath, ModelName, Place
+from sftprep.config.places import CACHE_DIR, CACHE_GB, LocalPath, ModelName, Place, refuse_inside
 
 
 def _parted(value: Any) -> Any:
@@ -37,16 +37,22 @@ class TrainConfig(BaseModel):
         default="pretrained", description="`random` builds the model from its config.json with seeded random weights."
     )
 
-    epochs: float = Field(default=1.0, gt=0, description="Passes over the data; fractions are allowed.")
+    epochs: float = Field(
+        default=1.0, gt=0, allow_inf_nan=False, description="Passes over the data; fractions are allowed."
+    )
     max_steps: int | None = Field(default=None, ge=1, description="Stop after this many optimizer steps.")
     batch_size: int = Field(default=1, ge=1, description="Packs (or documents, unpacked) in one forward pass.")
     grad_accum: int = Field(default=8, ge=1, description="Forward passes in one optimizer step.")
 
-    lr: float = Field(default=2e-5, gt=0, description="Peak learning rate.")
-    warmup: float = Field(default=0.03, ge=0, description="Below 1 a share of all steps, else a number of steps.")
+    lr: float = Field(default=2e-5, gt=0, allow_inf_nan=False, description="Peak learning rate.")
+    warmup: float = Field(
+        default=0.03, ge=0, allow_inf_nan=False, description="Below 1 a share of all steps, else a number of steps."
+    )
     schedule: Literal["cosine", "linear", "constant"] = Field(default="cosine", description="After the warm-up.")
     min_lr_ratio: float = Field(default=0.1, ge=0, le=1, description="Last learning rate, as a share of --lr.")
-    weight_decay: float = Field(default=0.01, ge=0, description="On matrices only, not on norms and biases.")
+    weight_decay: float = Field(
+        default=0.01, ge=0, allow_inf_nan=False, description="On matrices only, not on norms and biases."
+    )
     beta1: float = Field(default=0.9, ge=0, lt=1, description="AdamW's first decay rate.")
     beta2: float = Field(default=0.999, ge=0, lt=1, description="AdamW's second decay rate.")
     max_grad_norm: float = Field(default=1.0, gt=0, description="Gradients are scaled down to this norm.")
@@ -69,7 +75,10 @@ class TrainConfig(BaseModel):
         default=0, ge=0, description="Train adapters of this rank on all linear layers; 0 trains the whole model."
     )
     lora_alpha: float | None = Field(
-        default=None, gt=0, description="Adapters count alpha / rank (default: alpha is twice the rank)."
+        default=None,
+        gt=0,
+        allow_inf_nan=False,
+        description="Adapters count alpha / rank (default: alpha is twice the rank).",
     )
     lora_dropout: float = Field(default=0.0, ge=0, lt=1, description="Dropout before the adapters.")
     lora_embeddings: bool = Field(
@@ -131,6 +140,11 @@ class TrainConfig(BaseModel):
     overwrite: bool = Field(
         default=False, description="Replace the model directory at --out, once the new one is whole."
     )
+
+    @model_validator(mode="after")
+    def _apart(self) -> Self:
+        refuse_inside({"--out": self.out}, {"DIR_OR_URL": self.data, "--eval-shards": self.eval_shards})
+        return self
 
     @property
     def rows_per_step(self) -> int:

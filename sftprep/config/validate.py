@@ -7,7 +7,7 @@ from typing import Final, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from sftprep.config.places import LocalPath, ModelName, Place
+from sftprep.config.places import FilePlace, InputPlace, LocalPath, ModelName
 
 _STDIN: Final = Path("-")
 
@@ -17,7 +17,7 @@ class ValidateConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
-    files: tuple[Place, ...] = Field(
+    files: tuple[InputPlace, ...] = Field(
         min_length=1,
         description="JSONL or JSON arrays, plain, gzip or zstd; Parquet, Arrow, saved `datasets` directories; patterns "
         "such as 'data/**/*.jsonl'; URLs (s3://…, extra `remote`); - for standard input.",
@@ -41,14 +41,18 @@ class ValidateConfig(BaseModel):
         default=("error",),
         description="What makes the exit code 1: `error`, `warning` (either), or a finding's code; repeatable.",
     )
-    json_file: Place | None = Field(
+    json_file: FilePlace | None = Field(
         default=None,
         description="Write the report as JSON into this file, or to this URL, as every file that is written.",
     )
-    html: Place | None = Field(default=None, description="Write the report as one HTML page into this file.")
-    good: Place | None = Field(default=None, description="Write the rows without errors into this file, as they came.")
-    bad: Place | None = Field(default=None, description="Write each row with errors into this file, with its findings.")
-    fix_to: Place | None = Field(
+    html: FilePlace | None = Field(default=None, description="Write the report as one HTML page into this file.")
+    good: FilePlace | None = Field(
+        default=None, description="Write the rows without errors into this file, as they came."
+    )
+    bad: FilePlace | None = Field(
+        default=None, description="Write each row with errors into this file, with its findings."
+    )
+    fix_to: FilePlace | None = Field(
         default=None,
         description="Write the rows without errors into this file, each as a row of the format openai.",
     )
@@ -56,11 +60,11 @@ class ValidateConfig(BaseModel):
         default=False,
         description="Measure quality too: duplicates, diversity, low-quality answers; needs the extra `quality`.",
     )
-    against: tuple[Place, ...] = Field(
+    against: tuple[InputPlace, ...] = Field(
         default=(),
         description="Held-out rows: report what the files share with them, by both addresses; implies --quality.",
     )
-    quality_json: Place | None = Field(
+    quality_json: FilePlace | None = Field(
         default=None, description="Write the quality report as JSON into this file; implies --quality."
     )
     quality_config: LocalPath | None = Field(

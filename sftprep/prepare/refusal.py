@@ -22,8 +22,8 @@ def refusal(ledger: Ledger, config: PackConfig) -> DataError | None:
     hint = by_code(account.by_code, hints=account.hints)
     if account.num_over_length and config.over_length is OverLength.REFUSE:
         return DataError(
-            f"{account.num_over_length:,} of {counted(num_rows, 'row')} over --max-length {config.max_length:,}, "
-            f"the longest of {counted(account.longest, 'token')}: nothing was published",
+            f"{account.num_over_length:,} of {counted(num_rows, 'row')} longer than --max-length "
+            f"{config.max_length:,}, the longest of {counted(account.longest, 'token')}: nothing was published",
             code=OVER_LENGTH,
             hint=hint,
         )

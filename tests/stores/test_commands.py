@@ -21,7 +21,7 @@ from sftprep.config.audit import AuditConfig
 from sftprep.config.demo import DemoConfig
 from sftprep.config.evaluate import EvaluateConfig
 from sftprep.config.pack import PackConfig
-from sftprep.config.places import on_this_machine, place_of
+from sftprep.config.places import file_of, input_of, on_this_machine, place_of
 from sftprep.config.split import SplitConfig
 from sftprep.config.train import TrainConfig
 from sftprep.config.validate import ValidateConfig
@@ -86,7 +86,7 @@ def kind_of(config: type[BaseModel], name: str) -> str:
     """`anywhere` of a field that takes URLs, `here` of one that refuses them, `bare` of a path that does neither."""
     field = config.model_fields[name]
     parts = [*field.metadata, *parts_of(field.annotation)]
-    if any(isinstance(part, PlainValidator) and part.func is place_of for part in parts):
+    if any(isinstance(part, PlainValidator) and part.func in {place_of, file_of, input_of} for part in parts):
         return "anywhere"
     if any(isinstance(part, AfterValidator) and part.func is on_this_machine for part in parts):
         return "here"

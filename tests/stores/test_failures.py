@@ -231,7 +231,7 @@ def test_a_shard_that_is_gone_or_another_is_named(place: Place, damage: str, com
 def test_sources_that_a_store_closed_are_told_before_a_model_is_opened(place: Place) -> None:
     place.run("pack")
     place.server.fault = lambda method, path: "refuse"
-    words = {"s3://bucket/packed": f"{place.directory}/out"}
+    words = {"s3://bucket/packed": f"{place.directory}/out", "DIR/out": "DIR/report.json"}
     assert named(place.run("evaluate", **words)) == ("no-access", "s3://bucket/chats.jsonl", 2)
 
 
