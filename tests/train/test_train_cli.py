@@ -103,3 +103,11 @@ def test_the_directory_where_one_stands_is_an_output_and_the_root_of_a_file_syst
     shown = CliRunner().invoke(app, ["train", "d", "--model", "m", "--out", "/"])
     assert getattr(shown.exception, "code", "") == "bad-option"
     assert "--out" in str(shown.exception)
+
+
+@pytest.mark.parametrize("option", ["--epochs", "--lr", "--warmup", "--weight-decay", "--lora-alpha"])
+@pytest.mark.parametrize("value", ["inf", "nan"])
+def test_numbers_without_an_end_are_usage_errors(option: str, value: str) -> None:
+    shown = CliRunner().invoke(app, ["train", "d", "--model", "m", "--out", "o", option, value])
+    assert getattr(shown.exception, "code", "") == "bad-option"
+    assert option in str(shown.exception)
