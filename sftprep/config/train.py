@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from sftprep.config.places import CACHE_DIR, CACHE_GB, LocalPath, ModelName, Place
+from sftprep.config.places import CACHE_DIR, CACHE_GB, LocalPath, ModelName, Place, refuse_inside
 
 
 def _parted(value: Any) -> Any:
@@ -140,6 +140,11 @@ class TrainConfig(BaseModel):
     overwrite: bool = Field(
         default=False, description="Replace the model directory at --out, once the new one is whole."
     )
+
+    @model_validator(mode="after")
+    def _apart(self) -> Self:
+        refuse_inside({"--out": self.out}, {"DIR_OR_URL": self.data, "--eval-shards": self.eval_shards})
+        return self
 
     @property
     def rows_per_step(self) -> int:
