@@ -21,6 +21,7 @@ from pydantic_core import SchemaValidator, core_schema
 from tokenizers.pre_tokenizers import Digits
 
 from sftprep.engines.reference import ReferenceEngine
+from sftprep.engines.sentencepiece import BYTE_PIECES
 from sftprep.engines.token_bytes import bytes_of_characters
 from sftprep.stages.encode_batch import EncodedTexts, flat_offsets
 
@@ -165,7 +166,7 @@ def _meets_digits(token: Mapping[str, Any]) -> bool:
 def fast_engine(model: ModelFiles, reference: ReferenceEngine) -> BatchEngine | None:
     """The first engine that is installed, loads the model's tokenizer, and agrees with the reference on the probe."""
     # gigatoken would find a byte missing after it has read the whole tokenizer.
-    has_bytes = all(map(reference.has, bytes_of_characters()))
+    has_bytes = any(all(map(reference.has, spelled)) for spelled in (bytes_of_characters(), BYTE_PIECES))
     for make in (GigatokenBatch, FastokensBatch) if has_bytes else (FastokensBatch,):
         try:
             return _tried(make, model, reference)

@@ -1,4 +1,4 @@
-"""The bytes of each id of a byte-level tokenizer, from its tokenizer.json alone."""
+"""The bytes of each id of a tokenizer, from its tokenizer.json alone: of a byte-level one here."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from sftprep.arrow import byte_strings
 from sftprep.engines.model import ModelFiles
+from sftprep.engines.sentencepiece import bytes_of_pieces, joins_pieces, prefix_of
 from sftprep.stages.encode_batch import TokenTable
 
 
@@ -31,24 +32,39 @@ _BYTE_OF_UNIT[[ord(character) for character in _BYTE]] = list(_BYTE.values())
 def token_table(model: ModelFiles, parts: Mapping[str, Any] | None = None) -> TokenTable | None:
     """The bytes that each id decodes to; None where ids do not decode to the bytes of their own, one after another.
 
-    That is so of byte-level BPE, whose decoder joins the bytes of all pieces (Radford et al., 2019, section 2.2).
-    `parts` is the JSON of the model's tokenizer.json, where somebody has read it.
+    That is so of byte-level BPE, whose decoder joins the bytes of all pieces (Radford et al., 2019, section 2.2), and,
+    but for a space in front, of SentencePiece-style tokenizers. `parts` is the JSON of the model's tokenizer.json,
+    where somebody has read it.
     """
     parts = json.loads(model.tokenizer_json) if parts is None else parts
-    if parts["model"].get("type") != "BPE" or not _is_byte_level(parts.get("decoder")):
+    is_spaced = joins_pieces(parts.get("decoder"))
+    if parts["model"].get("type") != "BPE" or not (is_spaced or _is_byte_level(parts.get("decoder"))):
         return None
+    found = _spellings(parts, as_bytes=not is_spaced)
+    prefix = None
+    if is_spaced:
+        pieces = bytes_of_pieces(found)
+        data, lengths = b"".join(pieces), np.fromiter(map(len, pieces), np.int64, len(pieces))
+        joined, prefix = byte_strings(data, lengths), prefix_of(parts, pieces)
+    else:
+        spelled, lengths = _all_bytes(found)
+        joined = byte_strings(spelled, lengths)
+    stop_ids = np.array(sorted(model.stop_ids), dtype=np.int32)
+    control = set(model.control_tokens)
+    is_control = np.zeros(len(found), dtype=np.bool_)
+    is_control[[token["id"] for token in parts["added_tokens"] if token["content"] in control]] = True
+    return TokenTable(joined, lengths=lengths, stop_ids=stop_ids, is_control=is_control, prefix=prefix)
+
+
+def _spellings(parts: Mapping[str, Any], *, as_bytes: bool) -> list[str]:
+    """The piece of each id; those of added tokens as bytes are spelled, where pieces are."""
     vocab: Mapping[str, int] = parts["model"]["vocab"]
     found = [""] * (1 + max([*vocab.values(), *(token["id"] for token in parts["added_tokens"])]))
     for piece, number in vocab.items():
         found[number] = piece
     for token in parts["added_tokens"]:
-        found[token["id"]] = _spelled(token["content"])
-    data, lengths = _all_bytes(found)
-    stop_ids = np.array(sorted(model.stop_ids), dtype=np.int32)
-    control = set(model.control_tokens)
-    is_control = np.zeros(len(found), dtype=np.bool_)
-    is_control[[token["id"] for token in parts["added_tokens"] if token["content"] in control]] = True
-    return TokenTable(byte_strings(data, lengths), lengths=lengths, stop_ids=stop_ids, is_control=is_control)
+        found[token["id"]] = _spelled(token["content"]) if as_bytes else token["content"]
+    return found
 
 
 def _is_byte_level(decoder: Any) -> bool:

@@ -66,7 +66,7 @@ class BatchCompiler:
         self._book = book
         self.choice = choice
         self.table = table
-        self._layouts = Layouts(choice.reference, table)
+        self._layouts = Layouts(choice.reference, table, choice.encode_batch)
 
     def compile(self, rows: InputRows) -> Replayed:
         """Replay the rows that have a plan; those of which any sample cannot be proven are not among them."""

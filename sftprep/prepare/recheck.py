@@ -15,7 +15,7 @@ from sftprep.errors import DataError, EngineDiffersError, MaskError
 from sftprep.prepare.batch import Replayed
 from sftprep.prepare.chunk import InputRow
 from sftprep.prepare.input_rows import InputRows
-from sftprep.stages.encode_batch import TokenTable
+from sftprep.stages.encode_batch import EncodedTexts, TokenTable, flat_offsets
 
 _ENCODED_AGAIN: Final = 256
 _COMPILED_AGAIN: Final = 1024
@@ -71,8 +71,9 @@ def _is_drawn(line: int, *, one_in: int) -> bool:
 
 def _check_ids(row: InputRow, ids: pa.Array, choice: EngineChoice, table: TokenTable) -> None:
     # The bytes of the ids are those of the text: that was proven.
-    text = b"".join(table.pieces.take(ids).to_pylist())
-    if not np.array_equal(choice.reference.encode_batch([text]).ids, flat(ids)):
+    own = flat(ids)
+    text, _ = table.written(EncodedTexts(own, flat_offsets([len(own)])))
+    if not np.array_equal(choice.reference.encode_batch([text.to_pybytes()]).ids, own):
         raise EngineDiffersError(
             f"{choice.engine.name} gives other ids than the reference",
             code="engine-differs",

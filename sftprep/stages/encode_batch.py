@@ -1,6 +1,7 @@
 """Many replayed samples to tokens at once: ids, spans, and the proof of each, without a loop over tokens.
 
 The bytes of the tokens, joined, must be the bytes of the texts: that is the decode proof, and it gives the borders.
+A tokenizer that puts a space before a text gives that back: its token counts without the space, and begins no turn.
 A turn is exact where a token begins at its completion, the ids before that are those of the opening encoded alone
 behind a token at which every encode is cut, and one stop token ends it. A sample has as many control tokens as its
 template writes: one more was joined from pieces of which somebody typed one. A sample that fails any of this has `ok`
@@ -36,16 +37,57 @@ class EncodedTexts(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
+class Prefix:
+    """Where a tokenizer puts a space before a text that it is given or cuts off: SentencePiece's `▁`.
+
+    `cuts`, bool `[vocabulary]`: ids that are cut out of a text before the space is put. `inside`: whether each stretch
+    between two of them gets one, or only the one that a text begins with. `pieces`, Arrow binary `[2 * vocabulary]`:
+    the bytes of each id, and then those without the space before them; where it has none, bytes that no text has.
+    """
+
+    cuts: npt.NDArray[np.bool_]
+    inside: bool
+    pieces: pa.Array
+
+    def first(self, encoded: EncodedTexts) -> npt.NDArray[np.bool_]:
+        """Which tokens begin with a space that their text has not. bool `[tokens]`."""
+        found = np.zeros(len(encoded.ids), dtype=np.bool_)
+        is_cut = self.cuts.take(encoded.ids)
+        if self.inside:
+            found[1:] = is_cut[:-1]
+        found[encoded.offsets[:-1][encoded.offsets[:-1] < len(found)]] = True
+        found &= ~is_cut
+        return found
+
+
+@dataclass(frozen=True, slots=True)
 class TokenTable:
     """The bytes of each id: `pieces` Arrow binary `[vocabulary]`, `lengths` int64; ids that stop a model.
 
-    `is_control`, bool `[vocabulary]`: which ids are control tokens.
+    `is_control`, bool `[vocabulary]`: which ids are control tokens. `prefix`: None where nothing is put before a text.
     """
 
     pieces: pa.Array
     lengths: Ints
     stop_ids: npt.NDArray[np.int32]
     is_control: npt.NDArray[np.bool_]
+    prefix: Prefix | None = None
+
+    def written(self, encoded: EncodedTexts) -> tuple[pa.Buffer, npt.NDArray[np.int32]]:
+        """The bytes of all tokens, joined, and where each begins, int32 `[tokens + 1]`; last where the last one ends.
+
+        Of the tokens that begin with a space which their text has not, the bytes behind it.
+        """
+        pieces, ids = self.pieces, encoded.ids
+        if self.prefix is not None:
+            pieces = self.prefix.pieces
+            ids = ids + self.prefix.first(encoded).astype(np.int32) * np.int32(len(self.lengths))
+        joined = pieces.take(numbers(ids))
+        _, offsets, data = joined.buffers()
+        if offsets is None or data is None or not len(joined):
+            return pa.py_buffer(b""), np.zeros(len(joined) + 1, dtype=np.int32)
+        bounds = np.frombuffer(offsets, dtype=np.int32, count=len(joined) + 1)
+        return data.slice(0, int(bounds[-1])), bounds
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,27 +140,25 @@ class Spans:
 
 def prove_batch(batch: Batch, encoded: EncodedTexts, table: TokenTable) -> tuple[npt.NDArray[np.bool_], Spans]:
     """Which samples are exact, bool `[samples]`, and the spans of all of them."""
-    written, bounds = _written(encoded, table)
+    written, bounds = table.written(encoded)
     ok = _decoded(batch, written, bounds[encoded.offsets])
     if not ok.all():
         return ok, _no_spans(len(ok))
     # Of the same type: numpy would convert all borders at each search else.
     pieces = flat_offsets(batch.piece_bytes).astype(bounds.dtype)
-    exact = _exact_turns(batch.turns, pieces, (encoded.ids, bounds), table)
+    at = _Borders(pieces, np.searchsorted(bounds, pieces))
+    exact = _exact_turns(batch.turns, at, (encoded, bounds), table)
     ok[batch.turns.sample[~exact]] = False
-    num_control = np.cumsum(np.append(0, table.is_control[encoded.ids]))
-    ok &= np.diff(num_control[encoded.offsets]) == batch.num_control
-    return ok, _spans(batch, np.searchsorted(bounds[:-1], pieces[batch.segments]), encoded.offsets)
+    is_control = np.flatnonzero(table.is_control.take(encoded.ids))
+    ok &= np.diff(np.searchsorted(is_control, encoded.offsets)) == batch.num_control
+    return ok, _spans(batch, at.tokens[batch.segments], encoded.offsets)
 
 
-def _written(encoded: EncodedTexts, table: TokenTable) -> tuple[pa.Buffer, npt.NDArray[np.int32]]:
-    """The bytes of all tokens, joined, and where each begins; last where the last one ends."""
-    joined = table.pieces.take(numbers(encoded.ids))
-    _, offsets, data = joined.buffers()
-    if offsets is None or data is None or not len(joined):
-        return pa.py_buffer(b""), np.zeros(len(joined) + 1, dtype=np.int32)
-    bounds = np.frombuffer(offsets, dtype=np.int32, count=len(joined) + 1)
-    return data.slice(0, int(bounds[-1])), bounds
+class _Borders(NamedTuple):
+    """Where the pieces of a batch begin, and the last one ends: bytes int32, and the first token from there on."""
+
+    bytes: npt.NDArray[np.int32]
+    tokens: Ints
 
 
 def _decoded(batch: Batch, written: pa.Buffer, bounds: npt.NDArray[np.int32]) -> npt.NDArray[np.bool_]:
@@ -133,18 +173,20 @@ def _decoded(batch: Batch, written: pa.Buffer, bounds: npt.NDArray[np.int32]) ->
 
 
 def _exact_turns(
-    turns: TurnBorders, pieces: npt.NDArray[np.int32], tokens: tuple[npt.NDArray[np.int32], ...], table: TokenTable
+    turns: TurnBorders, at: _Borders, tokens: tuple[EncodedTexts, npt.NDArray[np.int32]], table: TokenTable
 ) -> npt.NDArray[np.bool_]:
     """Which turns begin behind the ids of their opening and end in one stop token; `tokens`: ids, and their borders."""
-    ids, bounds = tokens
-    starts, last = bounds[:-1], len(ids) - 1
-    begin, stop = pieces[turns.start], pieces[turns.stop_start]
-    opened = begin - turns.opened.astype(begin.dtype)
-    at_begin, at_stop, first = (np.minimum(np.searchsorted(starts, at), last) for at in (begin, stop, opened))
-    exact = (starts[at_begin] == begin) & (starts[at_stop] == stop)
-    exact &= (bounds[at_stop + 1] == pieces[turns.stop]) & np.isin(ids[at_stop], table.stop_ids)
+    encoded, bounds = tokens
+    ids, last = encoded.ids, len(encoded.ids) - 1
+    begin, stop = at.bytes[turns.start], at.bytes[turns.stop_start]
+    at_begin, at_stop = at.tokens[turns.start], np.minimum(at.tokens[turns.stop_start], last)
+    exact = (bounds[at_begin] == begin) & (bounds[at_stop] == stop) & (bounds[at_stop + 1] == at.bytes[turns.stop])
+    exact &= (ids[at_stop][:, None] == table.stop_ids).any(axis=1)
+    if table.prefix is not None:
+        exact &= ~table.prefix.first(encoded)[np.minimum(at_begin, last)]
     counts = np.diff(turns.opening_offsets)
-    exact &= (starts[first] == opened) & (first + counts == at_begin)
+    first = np.maximum(at_begin - counts, 0)
+    exact &= (bounds[first] == begin - turns.opened.astype(begin.dtype)) & (first + counts == at_begin)
     place = np.repeat(first - turns.opening_offsets[:-1], counts) + np.arange(len(turns.opening))
     equal = ids[np.minimum(place, last)] == turns.opening
     differing = np.add.reduceat(np.append(~equal, False), turns.opening_offsets[:-1]) if len(counts) else counts

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sftprep.engines.load import load_model
 from sftprep.prepare.compile import batch_compiler
-from sftprep.stages.encode_batch import Batch
-from sftprep.stages.replay import SamplePlan
+from sftprep.stages.encode_batch import Batch, prove_batch
+from sftprep.stages.replay import SamplePlan, TurnPlan
+from tests.engines.spaced import INST, write_model
 from tests.prepare.test_plans import SAMPLES, config, conversation
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=6)
@@ -44,6 +48,33 @@ def test_a_batch_is_its_samples_one_after_another(chats: list[tuple[list[str], s
         size = int(batch.turns.opened[number])
         (alone,) = made.choice.reference.encode([opening_text(samples[sample].turns[0].opening, size)])
         assert ids.tolist() == alone.ids.tolist()
+
+
+@pytest.mark.parametrize("earlier", [0, 1])
+def test_a_prompt_without_a_token_opens_nothing(tmp_path: Path, earlier: int) -> None:
+    path = write_model(tmp_path / "model", "never", INST)
+    made = batch_compiler(load_model(str(path)), config(path)).batch
+    assert made is not None
+    turn = TurnPlan(
+        start=3 * earlier + 1, stop_start=3 * earlier + 2, stop=3 * earlier + 3, opening="", stop_text="</s>"
+    )
+    before = [TurnPlan(start=1, stop_start=2, stop=3, opening="", stop_text="</s>")] * earlier
+    plan = SamplePlan(
+        take=tuple,
+        num_pieces=3 + 3 * earlier,
+        starts=np.arange(3 + 3 * earlier),
+        kinds=np.zeros(3 + 3 * earlier, np.int8),
+        messages=np.zeros(3 + 3 * earlier, np.int32),
+        weights=np.zeros(3 + 3 * earlier, np.float32),
+        turns=(*before, turn),
+        kwargs="{}",
+        written="\0\0</s>" * (1 + earlier),
+    )
+    pieces = [[b"q", b"a", b"</s>"] * earlier + [asked, b"a", b"</s>"] for asked in (b"q", b"", b"the")]
+    texts = [b"".join(own) for own in pieces]
+    batch = made._layouts.batch([plan] * 3, pieces, texts)
+    ok, _ = prove_batch(batch, made.choice.encode_batch(texts), made.table)
+    assert ok.tolist() == [True, False, True]
 
 
 def opening_text(opening: str, size: int) -> str:
