@@ -262,4 +262,5 @@ def _row_sums(column: pa.ListArray) -> npt.NDArray[np.int64]:
 
 
 def _join(parts: list[Any], kind: Any) -> npt.NDArray[Any]:
-    return np.concatenate([np.empty(0, kind), *(np.asarray(part) for part in parts)]).astype(kind)
+    found = (flat(part) if isinstance(part, pa.Array) else part for part in parts)
+    return np.concatenate([np.empty(0, kind), *found]).astype(kind)

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from sftprep import arrow
 from sftprep.errors import ShardError
 from sftprep.shards.manifest import ShardRecord
 from sftprep.shards.part import read_group
@@ -136,8 +137,8 @@ class _Group:
     @classmethod
     def of(cls, batch: pa.RecordBatch) -> _Group:
         """Views of Arrow's buffers: nothing is copied."""
-        offsets = {name: batch[name].offsets.to_numpy().astype(np.int64) for name in batch.schema.names}
-        values = {name: batch[name].flatten().to_numpy(zero_copy_only=False) for name in batch.schema.names}
+        offsets = {name: arrow.flat(batch[name].offsets).astype(np.int64) for name in batch.schema.names}
+        values = {name: arrow.flat(batch[name].flatten()) for name in batch.schema.names}
         return cls(values, {name: found - found[0] for name, found in offsets.items()})
 
     def values(self, name: str, place: int) -> npt.NDArray[Any]:
