@@ -57,7 +57,7 @@ def pack(
     allow: Annotated[list[str] | None, _option("allow", metavar="CODE")] = None,
     template_kwargs: Annotated[str, _option("template_kwargs", metavar="JSON")] = "{}",
     now: Annotated[datetime, _option("now")] = _default("now"),
-    shard_tokens: Annotated[int, _option("shard_tokens", min=1)] = _default("shard_tokens"),
+    shard_tokens: Annotated[int | None, _option("shard_tokens", min=1)] = _default("shard_tokens"),
     tokenizer_engine: Annotated[Literal["auto", "reference"], _option("tokenizer_engine")] = _default(
         "tokenizer_engine"
     ),
@@ -139,16 +139,9 @@ def _progress(config: PackConfig) -> Iterator[OnBytes | None]:
     if not sys.stderr.isatty():
         yield None
         return
-    # 0.1 s that `sftprep --help` must not wait for.
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+    # rich takes 0.1 s, and pyarrow as much, which runs without a bar do not wait for.
+    from sftprep.reports.progress import byte_progress
+    from sftprep.sources.paths import total_bytes  # as above
 
-    # pyarrow, which `sftprep --help` must not wait for.
-    from sftprep.sources.paths import total_bytes
-
-    text = TextColumn("{task.description}", markup=False)
-    columns = (text, BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    total = total_bytes([spec.path for spec in config.inputs])
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("packing", total=total)
-        yield lambda count: progress.update(task, advance=count)
+    with byte_progress("pack", lambda: total_bytes([spec.path for spec in config.inputs])) as on_bytes:
+        yield on_bytes

@@ -208,8 +208,12 @@ class PackConfig(BaseModel):
         default=PINNED_NOW, description="The date that templates with `strftime_now` show; recorded in the manifest."
     )
 
-    shard_tokens: int = Field(
-        default=1 << 26, ge=1, lt=2**63, description="Tokens after which a new shard file is begun."
+    shard_tokens: int | None = Field(
+        default=None,
+        ge=1,
+        lt=2**63,
+        description="Tokens after which a new shard file is begun. Default: a sixteenth of the set's, from one million "
+        "to 67.",
     )
     work_dir: LocalPath = Field(
         default=CACHE_DIR / "packing",

@@ -30,7 +30,7 @@ from sftprep.prepare.chunk import Chunk
 from sftprep.prepare.inputs import InputChunk, input_chunks, input_files
 from sftprep.prepare.workers import compile_chunks
 from sftprep.reports.dry_run import DryRunReport
-from sftprep.shards.gather import BATCH_TOKENS, gather, needs_weights
+from sftprep.shards.gather import BATCH_TOKENS, gather, needs_weights, shard_size
 from sftprep.shards.part import parquet_writer
 from sftprep.shards.schema import shard_schema
 from sftprep.sources.blocks import SourceRow
@@ -287,5 +287,10 @@ def _rows(rows: Estimate, documents: Estimate, config: PackConfig) -> Estimate:
 
 def _shards(tokens: Estimate, config: PackConfig) -> Estimate:
     """A file is closed behind the batch with which it has its tokens."""
-    each = -(-config.shard_tokens // BATCH_TOKENS) * BATCH_TOKENS
-    return Estimate(*(float(max(1, -(-round(value) // each))) for value in (tokens.value, tokens.low, tokens.high)))
+    found = [_num_shards(round(value), config) for value in (tokens.value, tokens.low, tokens.high)]
+    return Estimate(float(found[0]), float(min(found)), float(max(found)))
+
+
+def _num_shards(num_tokens: int, config: PackConfig) -> int:
+    each = -(-(config.shard_tokens or shard_size(num_tokens)) // BATCH_TOKENS) * BATCH_TOKENS
+    return max(1, -(-num_tokens // each))

@@ -43,7 +43,7 @@ from sftprep.prepare.unchanged import PackResult, find_unchanged, remember, snap
 from sftprep.prepare.workers import Crew, compile_chunks, make_shards
 from sftprep.reports.publication import json_bytes
 from sftprep.shards.claim import OutputClaim
-from sftprep.shards.gather import distinct_kwargs, shard_rows
+from sftprep.shards.gather import distinct_kwargs, shard_rows, shard_size
 from sftprep.shards.manifest import Manifest
 from sftprep.shards.place import check_output
 from sftprep.shards.read import ShardSet
@@ -232,8 +232,8 @@ def _tasks(packed: Packed, whole: Manifest, writer: ShardWriter, spool: Spool) -
         weights=whole.has_weights,
         facts=facts_of(whole),
     )
-    lengths = packed.ledger.lengths
-    parts = shard_rows(packed.plan, lengths, shard_tokens=packed.config.shard_tokens)
+    size = packed.config.shard_tokens or shard_size(packed.num_tokens)
+    parts = shard_rows(packed.plan, packed.ledger.lengths, shard_tokens=size)
     old = [ShardTask(job, number, record=record) for number, record in enumerate(writer.records)]
     return old + [ShardTask(job, number, rows=rows) for number, rows in enumerate(parts, len(old))]
 

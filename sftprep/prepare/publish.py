@@ -44,6 +44,11 @@ class Packed:
     """The template's keyword arguments that the documents name, as JSON."""
 
     @property
+    def num_tokens(self) -> int:
+        """Tokens of all rows."""
+        return int(self.ledger.lengths[self.plan.order].sum(dtype="int64"))
+
+    @property
     def waste(self) -> Waste:
         """What padding and packing would each waste, whichever was done."""
         lengths = self.ledger.lengths[self.plan.order]
@@ -120,7 +125,7 @@ def _counts(packed: Packed) -> Counts:
         num_conversations=ledger.num_conversations,
         num_documents=len(order),
         num_packs=packed.plan.num_packs,
-        num_tokens=int(ledger.lengths[order].sum(dtype="int64")),
+        num_tokens=packed.num_tokens,
         num_trained=int(ledger.trained_lengths[order].sum(dtype="int64")),
         num_turns=sum(ledger.classes.values()),
         weight_sum=0.0,

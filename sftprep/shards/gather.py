@@ -23,6 +23,10 @@ from sftprep.shards.schema import shard_schema
 BATCH_TOKENS: Final = 1 << 18
 """Tokens of a batch, which the writer makes one row group (64 packs of 4,096): far below 2^31 list children."""
 
+_LEAST_SHARD: Final = 1 << 20
+_LARGEST_SHARD: Final = 1 << 26
+"""Tokens of a shard that nobody chose: 2 to 140 MB, small enough to copy and to check one by one."""
+
 Array = npt.NDArray[Any]
 Release = Callable[[], None]
 
@@ -53,6 +57,15 @@ def distinct_kwargs(documents: pa.Table) -> list[str]:
     for chunk in documents["doc_kwargs"].chunks:
         found.update(dict.fromkeys(pc.unique(chunk).to_pylist()))
     return list(found)
+
+
+def shard_size(num_tokens: int) -> int:
+    """Tokens of a shard where nobody chose: a set of up to a billion tokens has 16 shards at the most.
+
+    Several workers make them side by side, and whoever trains shuffles so many as one. The size follows from the set
+    alone, never from who makes it.
+    """
+    return min(max(-(-num_tokens // 16), _LEAST_SHARD), _LARGEST_SHARD)
 
 
 def shard_rows(plan: PackPlan, lengths: npt.NDArray[np.integer[Any]], *, shard_tokens: int) -> Iterator[ShardRows]:

@@ -26,7 +26,7 @@ from sftprep.prepare.pack import pack
 from sftprep.prepare.shard_work import MadeShard, ShardTask, make_shard
 from sftprep.shards import gather as gather_module
 from sftprep.shards import part as part_module
-from sftprep.shards.gather import shard_rows
+from sftprep.shards.gather import shard_rows, shard_size
 from sftprep.shards.read import open_shard_set
 from sftprep.stages.mask_audit import audit_batch
 from tests.prepare.test_resume import Stops, bytes_of, hidden, options, rows
@@ -203,11 +203,24 @@ def test_what_is_added_to_a_set_is_the_same_by_children_and_all_of_it_is_audited
     assert found[0] == found[1]
 
 
+@pytest.mark.parametrize("tokens", [1, 1 << 20, 3_000_000, 1 << 24, 40_000_000, 1 << 30, 5_000_000_000])
+def test_a_set_has_sixteen_shards_at_the_most_until_they_are_as_large_as_they_may_be(tokens: int) -> None:
+    each = 100_000
+    lengths = np.full(-(-tokens // each), each)
+    order = np.arange(len(lengths))
+    parts = list(shard_rows(PackPlan(order, np.arange(len(order) + 1)), lengths, shard_tokens=shard_size(tokens)))
+    largest = max(part.num_tokens for part in parts)
+    assert largest <= (1 << 26) + gather_module.BATCH_TOKENS + each
+    assert len(parts) <= 16 or min(part.num_tokens for part in parts[:-1]) >= 1 << 26
+    assert len(parts) == 1 if tokens <= 1 << 20 else len(parts) > 1
+    assert tokens < 1 << 24 or len(parts) > 10
+
+
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
 def test_every_row_is_in_one_shard_and_each_but_the_last_has_its_tokens(data: st.DataObject) -> None:
     sizes = data.draw(st.lists(st.integers(1, 4), min_size=1, max_size=40))
-    lengths = np.array(data.draw(st.lists(st.integers(1, 60), min_size=sum(sizes), max_size=sum(sizes))))
+    lengths = np.array(data.draw(st.lists(st.sampled_from([5, 10, 25, 50]), min_size=sum(sizes), max_size=sum(sizes))))
     order = np.random.default_rng(0).permutation(sum(sizes))
     whole = PackPlan(order=order, offsets=np.cumsum([0, *sizes]))
     asked = data.draw(st.sampled_from([1, 50, 100, 300, 1 << 62]))
