@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from sftprep.cli.importing import importing
 from sftprep.cli.options import option_of, read_config
 from sftprep.config.pack import OverLength, PackConfig
 
@@ -104,14 +105,15 @@ def _foretell(config: PackConfig) -> None:
 
 
 def _run(config: PackConfig) -> None:
-    # 0.1 s that `sftprep --help` must not wait for.
-    from rich.console import Console
+    with importing():
+        # 0.1 s that `sftprep --help` must not wait for.
+        from rich.console import Console
 
-    # pyarrow takes 0.1 s and more to import, which `sftprep --help` must not wait for.
-    from sftprep.prepare.pack_report import summary
-    from sftprep.prepare.unchanged import find_unchanged
-    from sftprep.reports.mask_terminal import print_summary
-    from sftprep.reports.pack_terminal import print_pack
+        # pyarrow takes 0.1 s and more to import, which `sftprep --help` must not wait for.
+        from sftprep.prepare.pack_report import summary
+        from sftprep.prepare.unchanged import find_unchanged
+        from sftprep.reports.mask_terminal import print_summary
+        from sftprep.reports.pack_terminal import print_pack
 
     result = find_unchanged(config, on_left_out=_tell) or _pack(config)
     told = summary(result.shards.manifest, result.report, out=str(config.out), unchanged=result.unchanged)
@@ -126,8 +128,9 @@ def _tell(line: str) -> None:
 
 
 def _pack(config: PackConfig) -> PackResult:
-    # Templates, tokenizers and the hub client take 0.5 s and more to import: not for a run that finds nothing to do.
-    from sftprep.prepare.pack import pack_read
+    with importing():
+        # Templates and tokenizers take 0.2 s and more to import: not for a run that finds nothing to do.
+        from sftprep.prepare.pack import pack_read
 
     with _progress(config) as on_bytes:
         return pack_read(config, on_bytes=on_bytes, on_left_out=_tell)

@@ -38,10 +38,10 @@ def split(
 
     # numpy, pyarrow and rich take 0.3 s to import, which `sftprep --help` must not wait for.
     from sftprep.prepare.split import split as run
-    from sftprep.reports.findings import byte_progress
+    from sftprep.reports.progress import byte_progress
     from sftprep.reports.quality_split import print_split
     from sftprep.sources.paths import total_bytes
 
-    with byte_progress(lambda: total_bytes(config.files), quiet=quiet) as on_bytes:
+    with byte_progress("split", lambda: total_bytes(config.files), quiet=quiet) as on_bytes:
         report = run(config, on_bytes=on_bytes)
     print_split(report, Console(highlight=False))

@@ -123,7 +123,7 @@ def _start(options: dict[str, Any]) -> None:
         from sftprep.train.imports import without_detours
 
         with without_detours():
-            from sftprep.train.estimate import rehearse
+            from sftprep.train.estimate import rehearse  # as above
             from sftprep.train.run import train as run
 
     if is_dry:

@@ -68,10 +68,11 @@ def validate(
 def _run(config: ValidateConfig, *, quiet: bool) -> ValidationReport:
     # pyarrow comes with the nouns, 0.3 s that `sftprep --help` must not wait for.
     from sftprep.prepare.validate import validate_files
-    from sftprep.reports.findings import byte_progress, print_report, write_report
+    from sftprep.reports.findings import print_report, write_report
+    from sftprep.reports.progress import byte_progress
     from sftprep.sources.paths import total_bytes
 
-    with byte_progress(lambda: total_bytes(config.files), quiet=quiet) as on_progress:
+    with byte_progress("validate", lambda: total_bytes(config.files), quiet=quiet) as on_progress:
         report = validate_files(config, on_progress=on_progress)
     if config.json_file is not None:
         write_report(report, path=config.json_file)
@@ -104,11 +105,11 @@ def _measure(measures: QualityConfig, *, quiet: bool) -> QualityReport:
 
     # numpy and the measures take 0.4 s to import, which a plain validation must not wait for.
     from sftprep.prepare.quality import measure_quality
-    from sftprep.reports.findings import byte_progress
+    from sftprep.reports.progress import byte_progress
     from sftprep.reports.quality_terminal import print_quality
     from sftprep.sources.paths import total_bytes
 
-    with byte_progress(lambda: total_bytes(measures.files), quiet=quiet) as on_bytes:
+    with byte_progress("quality", lambda: total_bytes(measures.files), quiet=quiet) as on_bytes:
         found = measure_quality(measures, on_bytes=on_bytes)
     if not quiet:
         print_quality(found, Console(highlight=False))

@@ -5,13 +5,10 @@ from __future__ import annotations
 import io
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
 from sftprep.data import Finding, Severity
 from sftprep.records.draft import Format
@@ -143,20 +140,6 @@ def print_report(report: ValidationReport, *, quiet: bool) -> None:
     for line in report_lines(report, quiet=quiet):
         sys.stdout.write(f"{line}\n")
     sys.stdout.flush()
-
-
-@contextmanager
-def byte_progress(total: Callable[[], int | None], *, quiet: bool) -> Iterator[Callable[[int], None]]:
-    """A progress bar on stderr, if that is a terminal; yields what is told of bytes read.
-
-    `total` says how many there are, None where nobody knows; it is asked where a bar is shown.
-    """
-    console = Console(stderr=True, markup=False)
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), TimeRemainingColumn())
-    shown = console.is_terminal and not quiet
-    with Progress(*columns, console=console, transient=True, disable=not shown) as progress:
-        task = progress.add_task("validate", total=total() if shown else None)
-        yield lambda count: progress.advance(task, count)
 
 
 def write_report(report: ValidationReport, *, path: Path) -> None:

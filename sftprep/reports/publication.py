@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Final
 
 from pydantic import BaseModel
 from pydantic_core import PydanticSerializationError
@@ -17,6 +17,9 @@ from pydantic_core import PydanticSerializationError
 from sftprep.config.places import is_remote
 from sftprep.errors import OutputError
 from sftprep.stores.write import StoreFolder, check_place
+
+_OPEN_FILES: Final = Path("/proc/self/fd")
+"""Where Linux gives the process's open files names, those too that have no other."""
 
 
 @dataclass(slots=True)
@@ -31,7 +34,8 @@ class Publication:
 def publishing(paths: list[Path]) -> Iterator[Publication]:
     """Files under temporary names, renamed when the block ends well, removed when it does not.
 
-    What goes to a URL lies in the temporary directory meanwhile, and is uploaded before the others get their names.
+    What goes to a URL lies in the temporary directory meanwhile, and is uploaded before the others get their names; on
+    Linux it has no name there, so that nothing is left of it where the process is killed.
 
     OutputError where a file cannot be created, written or uploaded, UsageError `no-access`; the names given never hold
     half of anything.
@@ -42,8 +46,9 @@ def publishing(paths: list[Path]) -> Iterator[Publication]:
         for path in filter(is_remote, paths):
             check_place(path)
         for path in paths:
-            partial.append(_partial(path))
-            publication.files.append(partial[-1].open("wb"))
+            file, found = _opened(path)
+            publication.files.append(file)
+            partial.append(found)
         yield publication
         if publication.wanted:
             _publish(publication.files, partial, paths)
@@ -56,19 +61,22 @@ def publishing(paths: list[Path]) -> Iterator[Publication]:
         _discard(publication.files, partial)
 
 
-def _partial(path: Path) -> Path:
+def _opened(path: Path) -> tuple[BinaryIO, Path]:
+    """A file to write, and what it can be read by."""
     if not is_remote(path):
-        return path.with_name(f".{path.name}.{os.getpid()}.partial")
+        found = path.with_name(f".{path.name}.{os.getpid()}.partial")
+        return found.open("wb"), found
     handle, name = tempfile.mkstemp(prefix="sftprep-upload-")
-    os.close(handle)
-    return Path(name)
+    if (_OPEN_FILES / str(handle)).exists():
+        Path(name).unlink()
+        return os.fdopen(handle, "wb"), _OPEN_FILES / str(handle)
+    return os.fdopen(handle, "wb"), Path(name)
 
 
 def _publish(files: list[BinaryIO], partial: list[Path], paths: list[Path]) -> None:
     for file in files:
         file.flush()
         os.fsync(file.fileno())
-        file.close()
     for source, target in zip(partial, paths, strict=True):
         if is_remote(target):
             StoreFolder(target.parent).put(target.name, source)
@@ -82,7 +90,8 @@ def _discard(files: list[BinaryIO], partial: list[Path]) -> None:
         # Closing flushes, which fails again on a full disk; the file is removed all the same.
         _close(file)
     for path in partial:
-        path.unlink(missing_ok=True)
+        if path.parent != _OPEN_FILES:
+            path.unlink(missing_ok=True)
 
 
 def _close(file: BinaryIO) -> None:
