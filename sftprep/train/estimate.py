@@ -10,6 +10,7 @@ import numpy.typing as npt
 from rich.console import Console
 
 from sftprep.config.train import TrainConfig
+from sftprep.reports.wording import counted, sized
 from sftprep.train.device import named_memory_failures, peak_bytes
 from sftprep.train.distributed import ALONE
 from sftprep.train.flops import cost_of, needed_flops
@@ -39,15 +40,15 @@ class Estimate:
 
     def lines(self) -> list[str]:
         """For a terminal."""
-        gib = 2**30
         work = "not counted: this model's matrices are not plain linear layers"
         if self.flops is not None:
             count = f"{self.flops:.3g} floating-point operations"
             work = f"{count} (6 a weight and token, 4 a frozen one; the head at trained tokens only)"
         return [
-            f"{self.num_steps} steps, {self.num_tokens:,} tokens, {self.num_trained:,} of them trained",
-            f"memory: weights {self.weight_bytes / gib:.2f} GiB, gradients {self.gradient_bytes / gib:.2f} GiB, "
-            f"optimizer {self.optimizer_bytes / gib:.2f} GiB; at the most {self.peak_bytes / gib:.2f} GiB",
+            f"{counted(self.num_steps, 'step')}, {counted(self.num_tokens, 'token')}, "
+            f"{self.num_trained:,} of them trained",
+            f"memory: weights {sized(self.weight_bytes)}, gradients {sized(self.gradient_bytes)}, "
+            f"optimizer {sized(self.optimizer_bytes)}; at the most {sized(self.peak_bytes)}",
             f"work: {work}",
             f"time: about {self.seconds:,.0f} s, as fast as the largest step here; nothing was changed or written",
         ]

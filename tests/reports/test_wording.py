@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from sftprep.cli.app import app
-from sftprep.reports.wording import counted
+from sftprep.reports.wording import counted, sized
 
 _ONE_OF_MANY = re.compile(
     r"(?<![\d.,])1 (?:[a-z]+ )?(?:rows|errors|warnings|documents|conversations|tokens|turns|answers|clusters|cases)\b"
@@ -31,6 +31,22 @@ def one_row(folder: Path, answer: str = "Yes.") -> Path:
 def test_what_is_counted_agrees_with_the_number(number: int, told: str) -> None:
     assert counted(number, "row is", "rows are") == told
     assert counted(number, "row") == told.rpartition(" ")[0]
+
+
+@pytest.mark.parametrize(
+    ("number", "told"),
+    [
+        (0, "0 bytes"),
+        (1, "1 byte"),
+        (1_023, "1,023 bytes"),
+        (1_536, "1.50 KiB"),
+        (270_336, "264.00 KiB"),
+        (20_000_000, "19.07 MiB"),
+        (3 << 30, "3.00 GiB"),
+    ],
+)
+def test_a_size_is_told_in_the_largest_unit_of_which_there_is_one(number: int, told: str) -> None:
+    assert sized(number) == told
 
 
 def test_no_command_says_one_rows(tmp_path: Path, samples: Path) -> None:
