@@ -140,7 +140,7 @@ def open_part(source: Path | BinaryIO, *, path: Path, schema: pa.Schema, small: 
     ShardError `damaged-shard`, `shard-schema`.
     """
     try:
-        file = pq.ParquetFile(source, memory_map=True, pre_buffer=small)
+        file = pq.ParquetFile(_for_arrow(source), memory_map=True, pre_buffer=small)
     except (OSError, pa.ArrowException) as error:
         raise _damaged(path, error) from error
     if not file.schema_arrow.equals(schema):
@@ -151,6 +151,15 @@ def open_part(source: Path | BinaryIO, *, path: Path, schema: pa.Schema, small: 
             hint="write the set again with sftprep pack",
         )
     return file
+
+
+def _for_arrow(source: Path | BinaryIO) -> Path | BinaryIO:
+    """The same; opened where its name is not UTF-8, which is all that Arrow takes for one."""
+    try:
+        str(source).encode()
+    except UnicodeEncodeError:
+        return source.open("rb") if isinstance(source, Path) else source
+    return source
 
 
 def read_shard(path: Path, *, weights: bool) -> Iterator[pa.RecordBatch]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,11 @@ import torch
 from rich.console import Console
 from transformers import AutoModelForCausalLM
 
+from sftprep.config.pack import PackConfig
 from sftprep.config.train import TrainConfig
 from sftprep.engines.load import load_model
 from sftprep.errors import SftprepError, ShardError, TrainError
+from sftprep.prepare.pack import pack
 from sftprep.train import checkpoint, loop, outcome, run
 from sftprep.train.generate import answer
 from sftprep.train.run import TrainResult, train
@@ -285,3 +288,13 @@ def test_gradient_checkpointing_changes_nothing_but_memory(
     for option in ("gradient_checkpointing", "keep_products"):
         saved, _ = _run(data, toy_model, out=tmp_path / option, max_steps=3, **{option: True})
         assert plain.nll == pytest.approx(saved.nll, rel=1e-6)
+
+
+def test_places_whose_names_are_not_utf_8_are_packed_to_and_trained_in(samples: Path, tmp_path: Path) -> None:
+    place = tmp_path / os.fsdecode(b"caf\xe9")
+    place.mkdir()
+    rows = (samples / "good" / "prompt_response.jsonl",)
+    pack(PackConfig(files=rows, model=str(samples / "model"), out=place / "set", max_length=256))
+    result, _ = _run(place / "set", samples / "model", out=place / "out", init="random", max_steps=2)
+    assert result.num_trained > 0
+    assert (place / "out" / "model.safetensors").is_file()
