@@ -7,6 +7,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -74,6 +75,19 @@ def test_a_command_seldom_looks_for_cycles_of_objects() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program, "--version"], capture_output=True, text=True, check=True)
     assert int(done.stdout.split()[-1]) >= 50_000
+
+
+def test_a_pack_never_looks_for_cycles_in_what_its_imports_made(samples: Path, tmp_path: Path) -> None:
+    argv = ["pack", samples / "good" / "openai.jsonl", "--model", samples / "model", "--out", tmp_path / "out"]
+    argv += ["--max-length", 512]
+    program = (
+        "import gc\nfrom sftprep.__main__ import main\ntry:\n    main()\n"
+        "finally:\n    print(gc.get_freeze_count(), gc.isenabled())"
+    )
+    done = subprocess.run([sys.executable, "-c", program, *map(str, argv)], capture_output=True, text=True, check=True)
+    frozen, is_enabled = done.stdout.split()[-2:]
+    assert int(frozen) > 50_000
+    assert is_enabled == "True"
 
 
 def parameters(command: Any) -> Iterator[Any]:
