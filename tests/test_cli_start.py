@@ -60,6 +60,13 @@ def test_the_list_of_commands_waits_for_none_of_them_nor_for_their_options() -> 
     assert {name for name in COMMANDS if any(words[:1] == [name] for words in lines)} == set(COMMANDS)
 
 
+def test_after_the_list_the_commands_are_whole_again(capsys: pytest.CaptureFixture[str]) -> None:
+    context = ROOT_COMMAND.context_class(ROOT_COMMAND, info_name="sftprep")
+    ROOT_COMMAND.format_help(context, context.make_formatter())
+    assert SUMMARIES["split"].split(",")[0] in " ".join(capsys.readouterr().out.split())
+    assert ROOT_COMMAND.commands is COMMANDS
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_the_list_says_of_a_command_what_its_own_help_begins_with(name: str) -> None:
     assert SUMMARIES[name] == (COMMANDS[name].help or "").partition("\n\n")[0].replace("\n", " ")
@@ -77,17 +84,33 @@ def test_a_command_seldom_looks_for_cycles_of_objects() -> None:
     assert int(done.stdout.split()[-1]) >= 50_000
 
 
-def test_a_pack_never_looks_for_cycles_in_what_its_imports_made(samples: Path, tmp_path: Path) -> None:
+WATCHED = """
+import gc, json, sys, traceback
+gc.set_threshold(500)
+gc.set_threshold = lambda *_: None
+inside = set()
+def watch(phase, _):
+    frames = traceback.extract_stack()
+    for own, called in zip(frames, frames[1:]):
+        if own.name in ("_run", "_pack") and called.filename.startswith("<frozen importlib"):
+            inside.add(own.name)
+from sftprep.__main__ import main
+gc.callbacks.append(watch)
+sys.argv = {argv}
+try:
+    main()
+except SystemExit as stop:
+    print("\\n" + json.dumps([stop.code, sorted(inside), gc.get_freeze_count(), gc.isenabled()]))
+"""
+
+
+def test_a_pack_looks_for_no_cycles_in_what_its_imports_make(samples: Path, tmp_path: Path) -> None:
     argv = ["pack", samples / "good" / "openai.jsonl", "--model", samples / "model", "--out", tmp_path / "out"]
-    argv += ["--max-length", 512]
-    program = (
-        "import gc\nfrom sftprep.__main__ import main\ntry:\n    main()\n"
-        "finally:\n    print(gc.get_freeze_count(), gc.isenabled())"
-    )
-    done = subprocess.run([sys.executable, "-c", program, *map(str, argv)], capture_output=True, text=True, check=True)
-    frozen, is_enabled = done.stdout.split()[-2:]
-    assert int(frozen) > 50_000
-    assert is_enabled == "True"
+    program = WATCHED.format(argv=["sftprep", *map(str, argv), "--max-length", "512"])
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    code, inside, frozen, is_enabled = json.loads(done.stdout.splitlines()[-1])
+    assert (code, is_enabled, inside) == (0, True, [])
+    assert frozen > 50_000
 
 
 def parameters(command: Any) -> Iterator[Any]:
