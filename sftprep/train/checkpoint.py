@@ -9,15 +9,17 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from safetensors import SafetensorError
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
 from sftprep.config.train import TrainConfig
-from sftprep.errors import OutputError, ShardError, TrainError
+from sftprep.errors import ModelFilesError, OutputError, ShardError, TrainError
 from sftprep.shards.place import holds_something, replace_directory, sync_directory
 from sftprep.shards.read import ShardSet
 from sftprep.train import lora
@@ -202,9 +204,18 @@ def whole_weights(state: State) -> dict[str, Any] | None:
     return {name: value for name, value in gathered.items() if name not in tied}
 
 
+@contextmanager
+def reading(checkpoint: Path) -> Iterator[None]:
+    """What cannot be read of a checkpoint inside is a ShardError: `damaged-checkpoint`."""
+    try:
+        yield
+    except (OSError, SafetensorError, ModelFilesError) as error:
+        raise _damaged(checkpoint, error) from error
+
+
 def _damaged(directory: Path, error: Exception) -> ShardError:
     return ShardError(
-        f"the checkpoint cannot be read: {error}",
+        f"the checkpoint cannot be read: {error.message if isinstance(error, ModelFilesError) else error}",
         code="damaged-checkpoint",
         place=str(directory),
         hint="remove it, and --resume takes the one before",

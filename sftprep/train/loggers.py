@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -25,6 +26,9 @@ _NUMBER_PREFIX: Final = "train/"
 _MEANINGLESS_WHERE_SKIPPED: Final = frozenset({"loss", "nll", "grad_norm"})
 _RUN_NAME: Final = "wandb-run.txt"
 """In the run's directory: a resumed run goes on under the same name."""
+
+
+_A_STEP: Final = re.compile(r'\{"step": (\d+), .*\}\n')
 
 
 class Logger(Protocol):
@@ -114,11 +118,12 @@ class _Page:
 
 
 def _keep_steps(metrics: Path, *, before: int) -> None:
-    """Drop the lines of steps that a resumed run does again, and a line that was cut off."""
+    """Drop the lines of steps that a resumed run does again, and what is no line of a step, as one that was cut off."""
     if not metrics.exists():
         return
-    lines = metrics.read_text(encoding="utf-8").splitlines(keepends=True)
-    metrics.write_text("".join(lines[:before]), encoding="utf-8")
+    with metrics.open(encoding="utf-8", errors="replace") as file:
+        kept = [line for line in file if (step := _A_STEP.fullmatch(line)) and int(step[1]) <= before]
+    metrics.write_text("".join(kept), encoding="utf-8")
 
 
 class _TensorBoard:

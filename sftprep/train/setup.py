@@ -16,7 +16,7 @@ from sftprep.config.train import TrainConfig
 from sftprep.errors import ShardError, TrainError
 from sftprep.shards.read import Scalars, ShardSet
 from sftprep.train import attention, lora
-from sftprep.train.checkpoint import Workspace
+from sftprep.train.checkpoint import Workspace, reading
 from sftprep.train.compiled import check_compiled, compile_layers
 from sftprep.train.device import choose_device, named_memory_failures, set_up_torch
 from sftprep.train.distributed import World, split_model
@@ -99,12 +99,14 @@ def build_model(config: TrainConfig, *, shards: ShardSet, where: Where, resumed:
             lora.check_tokens(model, shards)
         lora.adapt(model, config)
         if resumed is not None:
-            lora.restore_trainable(model, resumed)
+            with reading(resumed):
+                lora.restore_trainable(model, resumed)
     elif resumed is None:
         model = load(where.place, config)
     else:
         whole = config.model_copy(update={"init": "pretrained"})
-        model = load(ModelPlace(name=str(resumed), directory=resumed, gguf=None), whole)
+        with reading(resumed):
+            model = load(ModelPlace(name=str(resumed), directory=resumed, gguf=None), whole)
     check_lengths(model, shards.manifest)
     model.config.use_cache = False
     return model.to(where.device)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ from rich.console import Console
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from sftprep.config.train import TrainConfig
-from sftprep.errors import TrainError
+from sftprep.errors import ShardError, TrainError
 from sftprep.train import run
 from sftprep.train.run import train
 from tests.train.runs import interrupted_after, metrics_of
@@ -103,3 +105,31 @@ def test_a_run_that_goes_on_as_it_began_says_nothing_of_it(
     begun: Callable[..., Path], toy_model: Path, tmp_path: Path
 ) -> None:
     assert "goes on with" not in _run(begun(), toy_model, out=tmp_path / "out", resume=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [({}, "model.safetensors"), ({}, "config.json"), ({}, "position.json"), (LORA, "trainable.safetensors")],
+)
+def test_a_checkpoint_of_which_a_file_is_cut_off_is_named_and_the_one_before_goes_on(
+    *, begun: Callable[..., Path], toy_model: Path, tmp_path: Path, options: dict[str, Any], name: str
+) -> None:
+    data = begun(**options)
+    last = tmp_path / "out.running" / "checkpoints" / "step-00000003"
+    os.truncate(last / name, (last / name).stat().st_size // 2)
+    with pytest.raises(ShardError) as raised:
+        _run(data, toy_model, out=tmp_path / "out", resume=True, **options)
+    assert (raised.value.code, raised.value.place) == ("damaged-checkpoint", str(last))
+    shutil.rmtree(last)
+    _run(data, toy_model, out=tmp_path / "out", resume=True, **options)
+    assert [line["step"] for line in metrics_of(tmp_path / "out" / "metrics.jsonl")] == list(range(1, 11))
+
+
+def test_what_is_no_line_of_a_step_leaves_the_metrics_of_a_run_that_goes_on(
+    begun: Callable[..., Path], toy_model: Path, tmp_path: Path
+) -> None:
+    data, metrics = begun(), tmp_path / "out.running" / "metrics.jsonl"
+    lines = metrics.read_bytes().splitlines(keepends=True)
+    metrics.write_bytes(b"".join([lines[0], b"null\n", b"\xff\n", lines[2], lines[1][:40]]))
+    _run(data, toy_model, out=tmp_path / "out", resume=True)
+    assert [line["step"] for line in metrics_of(tmp_path / "out" / "metrics.jsonl")] == [1, *range(3, 11)]
