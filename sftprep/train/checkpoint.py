@@ -96,6 +96,7 @@ def open_workspace(config: TrainConfig) -> Workspace:
             `nothing-to-resume`, `output-not-writable`.
     """
     workspace = Workspace(config.out)
+    _put_back(workspace)
     _check_out(config.out, overwrite=config.overwrite)
     found = workspace.checkpoints()
     if config.resume and not found:
@@ -119,6 +120,18 @@ def open_workspace(config: TrainConfig) -> Workspace:
         for path in workspace.directory.glob("checkpoints/.step-*"):  # a killed run was writing or removing it
             shutil.rmtree(path)
     return workspace
+
+
+def _put_back(workspace: Workspace) -> None:
+    """A model that a killed run had set aside for its own gets its name again; one that was replaced already goes."""
+    aside = workspace.directory.with_name(f"{workspace.directory.name}.old")
+    if not aside.is_dir():
+        return
+    with writing(workspace.out):
+        if workspace.out.exists():
+            shutil.rmtree(aside)
+        else:
+            aside.rename(workspace.out)
 
 
 def save_checkpoint(workspace: Workspace, state: State, *, position: Position, shards: ShardSet) -> Path:

@@ -235,3 +235,20 @@ def test_a_file_system_without_locks_is_told_of_and_trained_on(
     monkeypatch.setattr(claim.fcntl, "flock", refusing)
     _run(shard_set(num_rows=9), toy_model, out=tmp_path / "out", max_steps=1)
     assert (tmp_path / "out" / "model.safetensors").is_file()
+
+
+def test_a_model_that_a_killed_run_had_set_aside_is_put_back_and_one_that_it_had_replaced_goes(
+    shard_set: ShardSetFactory, toy_model: Path, tmp_path: Path
+) -> None:
+    data, out, aside = shard_set(num_rows=9), tmp_path / "out", tmp_path / "out.running.old"
+    _run(data, toy_model, out=out, max_steps=1)
+    first = _parameters(out)
+    out.rename(aside)
+    with pytest.raises(OutputError) as raised:
+        _run(data, toy_model, out=out, max_steps=2)
+    assert (raised.value.code, _parameters(out)) == ("output-not-empty", first)
+    shutil.copytree(out, aside)
+    (aside / "model.safetensors").unlink()
+    _run(data, toy_model, out=out, max_steps=2, overwrite=True)
+    assert _parameters(out) != first
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith("out")] == ["out"]
