@@ -7,6 +7,7 @@ import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import mkstemp
 
@@ -19,7 +20,7 @@ from sftprep.prepare.chunk import InputRow, RowsRead
 from sftprep.prepare.input_rows import InputRows
 from sftprep.prepare.mix import row_times
 from sftprep.records.draft import Format
-from sftprep.records.plain_lines import plain_lines
+from sftprep.records.plain_lines import plain_lines, plain_row
 from sftprep.sources.blocks import Block, LineBlock, SourceRow
 from sftprep.sources.compressed import STDIN, OnBytes, standard_input
 from sftprep.sources.lines import file_sha256, read_blocks, read_rows, require_file
@@ -153,6 +154,8 @@ class _Reading:
         self._once = SaidOnce()
         self._warnings: Counter[str] = Counter()
         self._times: list[int] = []
+        self._said_of: set[frozenset[str]] = set()
+        """The keys beside a chat of which all is said."""
 
     def lines(self, block: LineBlock) -> None:
         """Take the lines of a block, at once those that are plain chats, which have no findings."""
@@ -164,19 +167,35 @@ class _Reading:
         places = self.rows.extend(self._chunk.source, numbers, times, chats)
         for number in [number for number, chat in enumerate(chats) if chat is None]:
             source_row = SourceRow(RowAddress(name, numbers[number]), raws[number], offsets[number])
-            row = self._validated(source_row, times[number])
-            if row.times:
-                self.rows.others[places[number]] = row
+            self._other(source_row, times[number], place=places[number], is_chat=is_chat)
+
+    def _other(self, source_row: SourceRow, times: int, *, place: int, is_chat: bool) -> None:
+        """Take a line that is not only a chat; in full, unless one was before of which the same is to be said."""
+        plain = plain_row(source_row.raw) if is_chat else None
+        if plain is not None and plain[0] in self._said_of:
+            if times:
+                self.rows.set_chat(place, plain[1], read=partial(self._validated, source_row, times))
+            return
+        row = self._validated(source_row, times)
+        self._tell(row)
+        if plain is not None and all(finding.code in ONCE_A_FILE for finding in row.findings):
+            self._said_of.add(plain[0])
+        if times:
+            self.rows.set(place, row)
 
     def row(self, source_row: SourceRow) -> None:
         """Take one row."""
-        self.rows.add(self._validated(source_row, self._next_times(1)[0]))
+        row = self._validated(source_row, self._next_times(1)[0])
+        self._tell(row)
+        self.rows.add(row)
 
     def _validated(self, source_row: SourceRow, times: int) -> InputRow:
         row = validated(source_row, self._named)
+        return InputRow(self._chunk.source, times, row.address, row.conversation, tuple(row.findings))
+
+    def _tell(self, row: InputRow) -> None:
         found = self._once.first(row.findings)
         self._warnings.update(finding.code for finding in found if finding.severity is Severity.WARNING)
-        return InputRow(self._chunk.source, times, row.address, row.conversation, tuple(row.findings))
 
     def _next_times(self, count: int) -> Sequence[int]:
         times, first = self._chunk.times, len(self._times)

@@ -13,10 +13,15 @@ from typing import Final, Literal, NamedTuple
 
 import msgspec
 
+from sftprep.data import Conversation
+from sftprep.records.openai import ROW_KEYS
 from sftprep.records.plain import TURNS, is_suspect
 
 _STARTS: Final = (b'{"messages": [{', b'{"messages":[{')
 """Of a line whose first list of messages is not empty."""
+
+
+_KEYS: Final = ["role", "content"]
 
 
 class _Message(msgspec.Struct, forbid_unknown_fields=True, gc=False):
@@ -29,10 +34,12 @@ class _Row(msgspec.Struct, forbid_unknown_fields=True, gc=False):
 
 
 _DECODE: Final = msgspec.json.Decoder(_Row).decode
+_DECODE_ALL: Final = msgspec.json.Decoder(dict[str, list[_Message] | str | float | int | bool | None]).decode
+_READ: Final = ROW_KEYS - {"messages"}
 
 
 class PlainChat(NamedTuple):
-    """A conversation of messages that have a role and a text each, in this order, and of nothing else."""
+    """A conversation of messages that have a role and a text each, in this order, of which each says something."""
 
     roles: tuple[str, ...]
     texts: list[str]
@@ -55,6 +62,44 @@ def plain_lines(lines: Sequence[bytes]) -> list[PlainChat | None]:
 def plain_line(raw: bytes) -> PlainChat | None:
     """The same of one line."""
     return plain_lines((raw,))[0]
+
+
+def plain_row(raw: bytes) -> tuple[frozenset[str], PlainChat] | None:
+    """The chat that a line is, and its other keys, of which each has a text, a number, a truth value or null.
+
+    What is to be said of such a line is what is said of any other with these keys. None where the line is more or less.
+    """
+    if is_suspect(raw):
+        return None
+    try:
+        row = _DECODE_ALL(raw)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return None
+    messages = row.pop("messages", None)
+    if not isinstance(messages, list) or not all(map(_is_beside, row)):
+        return None
+    # A quote in a string has a backslash before it, and one that ends a key has none, as no key holds one.
+    num_keys = raw.count(b'":') - raw.count(rb"\":")
+    if num_keys != 1 + len(row) + 2 * len(messages) or raw.count(b'{"role":') != len(messages):
+        return None
+    chat = _chat(messages)
+    return None if chat is None else (frozenset(row), chat)
+
+
+def _is_beside(key: str) -> bool:
+    """Whether a key is none that is read, and holds nothing that hides where it ends."""
+    return key not in _READ and '"' not in key and "\\" not in key
+
+
+def plain_conversation(conversation: Conversation) -> PlainChat | None:
+    """The chat that a conversation is, whatever metadata it has; None where it is more than that."""
+    if conversation.tools is not None or conversation.template_kwargs or set(conversation.weights) != {1.0}:
+        return None
+    messages = conversation.messages
+    if any(list(message) != _KEYS or type(message["content"]) is not str for message in messages):
+        return None
+    texts = [message["content"] for message in messages]
+    return PlainChat(tuple([message["role"] for message in messages]), texts) if _all_say(texts) else None
 
 
 def _messages(raw: bytes) -> list[_Message] | None:
@@ -83,9 +128,12 @@ def _have_keys_once(data: bytes, num_messages: int) -> bool:
 def _chat(messages: list[_Message]) -> PlainChat | None:
     texts = [message.content for message in messages]
     roles = tuple([message.role for message in messages])
-    if not _are_in_turn(roles) or not all(texts) or any(map(str.isspace, texts)):
-        return None
-    return PlainChat(roles, texts)
+    return PlainChat(roles, texts) if _are_in_turn(roles) and _all_say(texts) else None
+
+
+def _all_say(texts: list[str]) -> bool:
+    """Whether no text is empty or white space: a template may ask that, so it is part of a conversation's shape."""
+    return all(texts) and not any(map(str.isspace, texts))
 
 
 @lru_cache(maxsize=4096)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from sftprep.prepare.compile_chunk import compile_chunk
 from sftprep.prepare.input_rows import InputRows
 from sftprep.prepare.inputs import InputChunk, read_chunk
 from sftprep.records.draft import Format
+from sftprep.records.plain_lines import plain_conversation
 from sftprep.sources.blocks import LineBlock
 from tests.prepare.test_plans import SAMPLES, config, same
 
@@ -45,8 +48,12 @@ IN_TURN = st.lists(TEXTS, min_size=1, max_size=5).map(
     lambda texts: [{"role": ("user", "assistant")[n % 2], "content": text} for n, text in enumerate(texts)]
 )
 WITH_SYSTEM = st.tuples(TEXTS, IN_TURN).map(lambda pair: [{"role": "system", "content": pair[0]}, *pair[1]])
+BACKWARDS = IN_TURN.map(lambda messages: [dict(reversed(message.items())) for message in messages]) | IN_TURN.map(
+    lambda messages: [{**message, "weight": 1} if message["role"] == "assistant" else message for message in messages]
+)
 ROWS = st.fixed_dictionaries(
-    {"messages": IN_TURN | WITH_SYSTEM}, optional={"id": st.integers(), "chat_template_kwargs": st.just({"a": 1})}
+    {"messages": IN_TURN | WITH_SYSTEM | BACKWARDS},
+    optional={"id": st.integers(), "chat_template_kwargs": st.just({"a": 1}), "tools": st.just([])},
 )
 LINES = (
     ROWS.map(json.dumps) | ROWS.map(lambda row: json.dumps(row, ensure_ascii=False) + "\r") | st.just("{") | st.just("")
@@ -59,10 +66,18 @@ def own() -> tuple[Compiler, PackConfig]:
     return batch_compiler(load_model(str(SAMPLES / "model")), options), options
 
 
-def in_full(chunk: InputChunk) -> tuple[InputRows, RowsRead]:
-    """The rows as they are read where no line is taken for a plain chat."""
+@contextmanager
+def no_chats() -> Iterator[None]:
+    """Where nothing is taken for a plain chat."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sftprep.prepare.inputs.plain_lines", lambda raws: [None] * len(raws))
+        patch.setattr("sftprep.prepare.input_rows.plain_conversation", lambda conversation: None)
+        yield
+
+
+def in_full(chunk: InputChunk) -> tuple[InputRows, RowsRead]:
+    """The rows as they are read where no line is taken for a plain chat."""
+    with no_chats():
         return read_chunk(chunk, format=None)
 
 
@@ -88,7 +103,127 @@ def test_lines_of_any_kind_are_read_and_compiled_as_one_at_a_time(
     assert read == read_in_full
     assert list(rows) == list(full)
     assert full.chats == [None] * len(rows)
-    assert same(compiled(rows, own), compiled(list(full), own))
+    fast = compiled(rows, own)
+    with no_chats():
+        assert same(fast, compiled(list(full), own))
+
+
+PLAIN = r'{"messages": [{"role": "user", "content": "a\\\":"}, {"role": "assistant", "content": "b"}]'
+BESIDE = st.sampled_from(
+    [
+        '"id": 1',
+        '"id": "x"',
+        '"id": "\\\\"',
+        '"id": "a\\":"',
+        '"id": 1.5',
+        '"id": 1e999',
+        '"id": NaN',
+        '"id": -0',
+        '"id": null',
+        '"id": true',
+        '"id": []',
+        '"id": ["a"]',
+        '"id": {"id": 1}',
+        '"id": "\\ud800"',
+        '"id": "\\u0041"',
+        '"id": [{"role": "user", "content": "x"}]',
+        '"id": ' + "9" * 4301,
+        '"i\\\\": 1',
+        '"i\\"": 1',
+        '"i\\u0064": 1',
+        '"é": "é"',
+        '"\\u00e9": 1',
+        '"": 1',
+        '"role": "x"',
+        '"content": "x"',
+        '"messages": []',
+        '"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "c"}]',
+        '"messages": 1',
+        '"functions": "x"',
+        '"system": "x"',
+        '"tools": null',
+        '"tools": 1',
+        '"chat_template_kwargs": null',
+        '"prompt": "x"',
+        '"instruction": "x"',
+        '"conversations": "x"',
+        '"weight": 0',
+        "id: 1",
+    ]
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.lists(BESIDE, max_size=3), min_size=1, max_size=5), st.booleans(), st.sampled_from([None, "openai"]))
+@example([['"id": 1'], ['"id": 2'], ['"id": 1', '"id": 2'], ['"id": 3']], False, None)
+@example([['"id": "x"'], ['"id": "\\ud800"'], ['"id": 1e999'], ['"id": "x"']], True, None)
+@example([['"i\\\\": 1'], ['"i\\\\": 1', '"i\\\\": 1']], False, None)
+@example([['"messages": []'], ['"tools": null'], ['"tools": 1'], ['"tools": []']], True, None)
+@example([['"id": 1'], ['"id": 1e999'], ['"id": [{"role": "user", "content": "x"}]'], ['"id": []']], False, None)
+@example([['"id": 1'], ['"id": ' + "9" * 4301], ['"id": ' + "9" * 4300]], True, None)
+@example([['"id": 1'], ['"id": 1', '"id": 1'], ['"id": NaN'], ['"id": {"id": 1}']], True, None)
+def test_what_stands_beside_a_chat_is_judged_in_every_line_as_in_the_first(
+    beside: list[list[str]], before: bool, named: str | None
+) -> None:
+    """Keys of the row that are known are not read again: their values and their number are looked at all the same."""
+    inner = PLAIN.removeprefix("{")
+    lines = ["{" + ", ".join([*more, inner] if before else [inner, *more]) + "}" for more in beside]
+    rows, read = read_chunk(chunk_of(lines), format=named)
+    with no_chats():
+        full, read_in_full = read_chunk(chunk_of(lines), format=named)
+    assert read == read_in_full
+    assert list(rows) == list(full)
+    for row, chat in zip(full, rows.chats, strict=True):
+        assert chat is None or (row.conversation is not None and plain_conversation(row.conversation) == chat)
+
+
+def test_of_lines_with_the_same_keys_beside_their_chats_only_the_first_is_read_in_full(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lines = [PLAIN + f', "id": {n}, "source": "é\\":", "score": 0.5, "kept": true}}' for n in range(5)]
+    in_full: list[int] = []
+    monkeypatch.setattr(
+        "sftprep.prepare.inputs.validated", lambda r, f: in_full.append(r.address.line) or validated(r, f)
+    )
+    rows, read = read_chunk(chunk_of(lines), format=None)
+    assert in_full == [1]
+    assert read.said_once == tuple(("chats", "unknown-row-key", f"/{key}") for key in ("id", "kept", "score", "source"))
+    assert [chat is None for chat in rows.chats] == [False] * 5
+    row = rows[3]
+    assert in_full == [1, 4]
+    assert row.conversation is not None
+    assert row.conversation.metadata == {"id": 3, "source": 'é":', "score": 0.5, "kept": True}
+
+
+ASKING = (
+    "{% if tools is not none %}{{ 'tools' }}{% endif %}{% if a is defined %}{{ a }}{% endif %}"
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n"
+    "{% if loop.first %}{{ m | list | join(',') }}{{ 'blank' if not m.content.strip() else '' }}{% endif %}"
+    "{{ m.content }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def test_a_template_that_sees_all_of_a_row_sees_it_though_most_rows_are_only_chats(tmp_path: Path) -> None:
+    shutil.copytree(SAMPLES / "model", tmp_path / "model")
+    (tmp_path / "model" / "chat_template.jinja").write_text(ASKING, encoding="utf-8")
+    options = config(tmp_path / "model")
+    compile_rows = batch_compiler(load_model(options.model), options)
+    user, answer = {"role": "user", "content": "q"}, {"role": "assistant", "content": "b"}
+    rows: list[dict[str, Any]] = [
+        {"messages": [user, answer]},
+        {"messages": [user, answer], "id": 1},
+        {"messages": [user, answer], "tags": ["x"]},
+        {"messages": [user, answer], "tools": []},
+        {"messages": [user, answer], "chat_template_kwargs": {"a": 1}},
+        {"messages": [{"content": "q", "role": "user"}, answer]},
+        {"messages": [{"role": "system", "content": "s"}, user, answer], "tags": []},
+        {"messages": [{"role": "user", "content": " "}, answer], "tags": []},
+        {"messages": [user, {**answer, "weight": 0.5}], "tags": []},
+    ]
+    found, _ = read_chunk(chunk_of([json.dumps(row) for row in [*rows, *rows]]), format=None)
+    fast = compile_chunk(found, compile_row=compile_rows, config=options)
+    assert same(fast, compile_chunk(list(found), compile_row=compile_rows.compile_row, config=options))
+    assert fast.rendering["replayed"] > len(rows)
 
 
 def test_rows_of_all_kinds_keep_their_order_and_their_findings(own: tuple[Compiler, PackConfig]) -> None:
@@ -98,7 +233,10 @@ def test_rows_of_all_kinds_keep_their_order_and_their_findings(own: tuple[Compil
     lines = [json.dumps(item) for item in (row, {**row, "id": 1}, typed, long, row, [1], {**row, "id": 2}, row)]
     lines.append(lines[1])
     rows, read = read_chunk(chunk_of(lines, times=(1, 2, 1, 1, 0, 1, 1, 3, 0)), format=None)
-    assert [chat is not None for chat in rows.chats] == [True, False, True, True, False, False, True]
+    assert [chat is not None for chat in rows.chats] == [True, True, True, True, False, True, True]
+    assert rows.others.keys() == {1, 4, 5}
+    assert rows[1].conversation is not None
+    assert rows[1].conversation.metadata == {"id": 1}
     assert (read.num_rows, read.num_taken, read.num_taken_rows) == (9, 10, 7)
     assert read.said_once == (("chats", "unknown-row-key", "/id"),)
     made = compiled(rows, own)
