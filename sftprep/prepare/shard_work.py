@@ -106,9 +106,7 @@ class _Spooled:
     def of(cls, job: ShardJob) -> Documents:
         if cls.job != job:
             mapped = MappedDocuments(job.documents)
-            cls.documents = Documents.of(
-                mapped.table, job.kwargs, first_source=job.first_source, release=mapped.release
-            )
+            cls.documents = Documents.of(mapped.table, job.kwargs, first_source=job.first_source, file=mapped)
             cls.job = job
         return cls.documents
 

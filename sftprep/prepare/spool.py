@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO, Final, Self
+from typing import Any, BinaryIO, Final, Self
 
+import numpy.typing as npt
 import pyarrow as pa
 
 from sftprep.data import TOKEN_BATCH_SCHEMA
@@ -43,15 +45,29 @@ class MappedDocuments:
     """The documents of a spool, in order, memory-mapped."""
 
     def __init__(self, spooled: SpooledDocuments) -> None:
-        with spooled.path.open("rb") as file:
-            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        self._file = spooled.path.open("rb")
+        self._map = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
         data = pa.py_buffer(self._map)
+        self._address: int = data.address
         batches = (batch_at(data, place) for place in spooled.places)
         self.table = pa.Table.from_batches((batch for batch in batches if batch.num_rows), schema=TOKEN_BATCH_SCHEMA)
 
     def release(self) -> None:
         """Let go of the memory that holds what was read: it is read again where it is asked for again."""
         _let_go(self._map)
+
+    def place(self, values: npt.NDArray[Any]) -> int:
+        """The byte of the file at which an array of the table begins."""
+        address: int = values.__array_interface__["data"][0]
+        return address - self._address
+
+    def read(self, places: Iterable[tuple[int, int]]) -> bytes:
+        """Bytes from so many first ones on, end to end, each with a count. OSError where they are not there."""
+        handle = self._file.fileno()
+        parts = [(os.pread(handle, count, first), count) for first, count in places]
+        if any(len(part) != count for part, count in parts):
+            raise OSError(errno.EIO, "the finished chunks are shorter than they were")
+        return b"".join(part for part, _ in parts)
 
 
 class Spool:

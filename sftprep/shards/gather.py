@@ -6,7 +6,7 @@ Python runs per token.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Final
@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 
 from sftprep.arrow import flat, list_values, lists, numbers, texts
 from sftprep.data import TRAINED_KINDS, PackPlan
+from sftprep.shards.list_columns import ListColumns, MappedFile
 from sftprep.shards.schema import shard_schema
 
 BATCH_TOKENS: Final = 1 << 18
@@ -28,7 +29,6 @@ _LARGEST_SHARD: Final = 1 << 26
 """Tokens of a shard that nobody chose: 2 to 140 MB, small enough to copy and to check one by one."""
 
 Array = npt.NDArray[Any]
-Release = Callable[[], None]
 
 _SPAN_COLUMNS: Final = ("span_starts", "span_kinds", "span_messages", "span_weights")
 _TRAINED: Final = np.isin(np.arange(128), [int(kind) for kind in TRAINED_KINDS])
@@ -110,48 +110,11 @@ def gather(
 
 
 @dataclass(frozen=True, slots=True)
-class _Lists:
-    """List columns with as many values by document: which chunk's, where in its flat values, and how many.
-
-    12 bytes a document; `values` are each column's by chunk, where they lie.
-    """
-
-    values: dict[str, list[Array]]
-    chunks: npt.NDArray[np.int32]
-    starts: npt.NDArray[np.int32]
-    lengths: npt.NDArray[np.int32]
-    release: Release
-
-    @classmethod
-    def of(cls, documents: pa.Table, names: Sequence[str], release: Release) -> _Lists:
-        offsets = [flat(chunk.offsets) for chunk in documents[names[0]].chunks]
-        counts = [len(chunk) for chunk in documents[names[0]].chunks]
-        return cls(
-            values={name: [list_values(chunk) for chunk in documents[name].chunks] for name in names},
-            chunks=np.repeat(np.arange(len(counts), dtype=np.int32), counts),
-            starts=np.concatenate([np.empty(0, np.int32), *(part[:-1] - part[:1] for part in offsets)]),
-            lengths=np.concatenate([np.empty(0, np.int32), *(np.diff(part) for part in offsets)]),
-            release=release,
-        )
-
-    def take(self, docs: npt.NDArray[np.int64]) -> list[Array]:
-        """The values of these documents, end to end, of each column."""
-        starts = self.starts[docs]
-        places = (self.chunks[docs].tolist(), starts.tolist(), (starts + self.lengths[docs]).tolist())
-        where = list(zip(*places, strict=True))
-        taken = []
-        for values in self.values.values():
-            taken.append(np.concatenate([values[chunk][start:stop] for chunk, start, stop in where]))
-            self.release()
-        return taken
-
-
-@dataclass(frozen=True, slots=True)
 class Documents:
     """Documents that are ready to be gathered into rows: 44 bytes of each. Tokens stay where they lie, be it a file."""
 
-    ids: _Lists
-    spans: _Lists
+    ids: ListColumns
+    spans: ListColumns
     files: Array
     lines: Array
     samples: Array
@@ -159,21 +122,22 @@ class Documents:
 
     @classmethod
     def of(
-        cls, documents: pa.Table, kwargs: Sequence[str], *, first_source: int = 0, release: Release = lambda: None
+        cls, documents: pa.Table, kwargs: Sequence[str], *, first_source: int = 0, file: MappedFile | None = None
     ) -> Documents:
         """Of TOKEN_BATCH_SCHEMA; `kwargs` are what `doc_kwargs` index, and sources are numbered from `first_source`.
 
-        `release` is called whenever something was read of `documents`: pages of a mapped file are let go again.
+        `file` is what the documents are mapped from, if they are.
         """
         made = cls(
-            ids=_Lists.of(documents, ["input_ids"], release),
-            spans=_Lists.of(documents, _SPAN_COLUMNS, release),
+            ids=ListColumns.of(documents, ["input_ids"], file),
+            spans=ListColumns.of(documents, _SPAN_COLUMNS, file),
             files=flat(documents["doc_file"]) + np.int32(first_source),
             lines=flat(documents["doc_line"]),
             samples=flat(documents["doc_sample"]),
             kwargs=flat(pc.index_in(documents["doc_kwargs"], value_set=texts(kwargs))),
         )
-        release()
+        if file is not None:
+            file.release()
         return made
 
     @property
@@ -187,10 +151,13 @@ class Documents:
         The mask is 1 on spans of TRAINED_KINDS except at a document's first token, which nothing predicts. ValueError
         where a trained span weighs other than 1 and `weights` is False: the loss would ignore it.
         """
+        columns = self.spans.take_short(rows.plan.order)
+        span_offsets = np.concatenate([[0], np.cumsum(self.spans.lengths[rows.plan.order])])
         for first, stop in pairwise(rows.groups.tolist()):
             offsets = rows.plan.offsets[first : stop + 1]
             docs = rows.plan.order[offsets[0] : offsets[-1]]
-            yield _batch(self, docs, doc_offsets=offsets - offsets[0], weights=weights)
+            spans = [column[span_offsets[offsets[0]] : span_offsets[offsets[-1]]] for column in columns]
+            yield _batch(self, docs, doc_offsets=offsets - offsets[0], columns=spans, weights=weights)
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,10 +175,9 @@ class _Spans:
     """Spans a document has, `[docs]`."""
 
 
-def _spans(source: Documents, docs: npt.NDArray[np.int64], *, doc_starts: npt.NDArray[np.int64]) -> _Spans:
-    """`doc_starts` `[docs + 1]`: the documents' first tokens in the batch, and its end."""
-    counts = source.spans.lengths[docs]
-    inner, kinds, messages, weights = source.spans.take(docs)
+def _spans(columns: list[Array], counts: npt.NDArray[np.int32], *, doc_starts: npt.NDArray[np.int64]) -> _Spans:
+    """`counts` `[docs]` of spans; `doc_starts` `[docs + 1]`: the documents' first tokens in the batch, and its end."""
+    inner, kinds, messages, weights = columns
     starts = inner + np.repeat(doc_starts[:-1], counts)
     lengths = np.diff(starts, append=doc_starts[-1])
     trained = _TRAINED[kinds]
@@ -220,13 +186,18 @@ def _spans(source: Documents, docs: npt.NDArray[np.int64], *, doc_starts: npt.ND
 
 
 def _batch(
-    source: Documents, docs: npt.NDArray[np.int64], *, doc_offsets: npt.NDArray[np.int64], weights: bool
+    source: Documents,
+    docs: npt.NDArray[np.int64],
+    *,
+    doc_offsets: npt.NDArray[np.int64],
+    columns: list[Array],
+    weights: bool,
 ) -> pa.RecordBatch:
-    """The rows that hold `docs`; row `i` has the documents from `doc_offsets[i]` to the next."""
+    """The rows that hold `docs`, whose spans are `columns`; row `i` has those from `doc_offsets[i]` to the next."""
     lengths = source.lengths[docs].astype(np.int64)
     doc_starts = np.concatenate([[0], np.cumsum(lengths)])
     row_starts = doc_starts[doc_offsets]
-    spans = _spans(source, docs, doc_starts=doc_starts)
+    spans = _spans(columns, source.spans.lengths[docs], doc_starts=doc_starts)
     if not weights and np.any(spans.trained & (spans.weights != 1)):
         raise ValueError("trained spans weigh other than 1: the data set needs its weights column")
     span_offsets = np.concatenate([[0], np.cumsum(spans.counts)])[doc_offsets]
@@ -234,9 +205,8 @@ def _batch(
     row_of_span = np.repeat(np.arange(len(per_row)), per_row)
     mask = np.repeat(spans.trained, spans.lengths).astype(np.int8)
     mask[doc_starts[:-1]] = 0
-    (ids,) = source.ids.take(docs)
-    columns = [
-        lists(ids, row_starts),
+    made = [
+        lists(source.ids.take_long(docs), row_starts),
         lists(mask, row_starts),
         lists(lengths.astype(np.int32), doc_offsets),
         lists((spans.starts - row_starts[row_of_span]).astype(np.int32), span_offsets),
@@ -250,8 +220,8 @@ def _batch(
         numbers(np.add.reduceat(lengths * lengths, doc_offsets[:-1])),
     ]
     if weights:
-        columns.append(lists(np.repeat(spans.weights, spans.lengths) * mask, row_starts))
-    return pa.RecordBatch.from_arrays(columns, schema=shard_schema(weights=weights))
+        made.append(lists(np.repeat(spans.weights, spans.lengths) * mask, row_starts))
+    return pa.RecordBatch.from_arrays(made, schema=shard_schema(weights=weights))
 
 
 def _scalars(spans: _Spans, *, row_of_span: npt.NDArray[np.int64], num_rows: int) -> tuple[pa.Array, pa.Array]:
