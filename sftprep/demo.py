@@ -28,6 +28,7 @@ from sftprep.errors import OutputError, UsageError
 from sftprep.prepare.audit import audit
 from sftprep.prepare.pack import pack
 from sftprep.prepare.validate import validate_files
+from sftprep.reports.console import terminal_console
 from sftprep.reports.mask_terminal import print_summary
 
 MAX_LENGTH: Final = 512
@@ -85,7 +86,7 @@ def run_demo(config: DemoConfig, *, console: Console | None = None) -> DemoResul
         OutputError: `output-not-empty`.
         UsageError: `missing-extra` after the audit, where torch is not installed.
     """
-    screen = console or Console()
+    screen = console or terminal_console(markup=True)
     places = Places(config.out)
     _lay_out(config, places)
     _validate(places, screen)

@@ -58,7 +58,8 @@ def audit(
 def _run(config: AuditConfig) -> None:
     # numpy, pyarrow, tokenizers and polars take 0.5 s to import, which `sftprep --help` must not wait for.
     from sftprep.prepare.audit import audit as run
-    from sftprep.reports.mask_terminal import print_row, print_summary, terminal_console
+    from sftprep.reports.console import terminal_console
+    from sftprep.reports.mask_terminal import print_row, print_summary
 
     console = terminal_console()
     found = run(config)
@@ -78,9 +79,9 @@ def _compare(config: AuditConfig, other: Path) -> None:
     # As above.
     from sftprep.prepare.diff import diff
     from sftprep.prepare.diff_sides import Copies
+    from sftprep.reports.console import terminal_console
     from sftprep.reports.diff_terminal import print_diff
     from sftprep.reports.mask_json import write_report
-    from sftprep.reports.mask_terminal import terminal_console
 
     report = diff(config.directory, other, copies=Copies(config.cache_dir, config.cache_gb))
     if config.json_file is not None:

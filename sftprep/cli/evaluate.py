@@ -79,10 +79,10 @@ def evaluate(
 def _run(config: EvaluateConfig) -> None:
     # torch and transformers take seconds to import, which `sftprep --help` must not wait for.
     from sftprep.evaluate.run import evaluate as run
+    from sftprep.reports.console import terminal_console
     from sftprep.reports.evaluate_html import write_evaluation_page
     from sftprep.reports.evaluate_json import write_evaluation
     from sftprep.reports.evaluate_terminal import print_evaluation
-    from sftprep.reports.mask_terminal import terminal_console
 
     report = run(config, on_progress=lambda what: typer.echo(what, err=True))
     if config.json_file is not None:

@@ -92,33 +92,29 @@ def pack(
 
 
 def _foretell(config: PackConfig) -> None:
-    # 0.1 s that `sftprep --help` must not wait for.
-    from rich.console import Console
-
     # pyarrow, tokenizers and the hub client take 0.3 s and more to import, which `sftprep --help` must not wait for.
     from sftprep.prepare.dry_run import dry_run
+    from sftprep.reports.console import terminal_console
     from sftprep.reports.dry_run import print_dry_run
 
     with _progress(config) as on_bytes:
         report = dry_run(config, on_bytes=on_bytes)
-    print_dry_run(report, Console(highlight=False))
+    print_dry_run(report, terminal_console(markup=True))
 
 
 def _run(config: PackConfig) -> None:
     with importing():
-        # 0.1 s that `sftprep --help` must not wait for.
-        from rich.console import Console
-
         # pyarrow takes 0.1 s and more to import, which `sftprep --help` must not wait for.
         from sftprep.prepare.pack_report import summary
         from sftprep.prepare.unchanged import find_unchanged
+        from sftprep.reports.console import terminal_console
         from sftprep.reports.mask_terminal import print_summary
         from sftprep.reports.pack_terminal import print_pack
 
     result = find_unchanged(config, on_left_out=_tell) or _pack(config)
     told = summary(result.shards.manifest, result.report, out=str(config.out), unchanged=result.unchanged)
     told = replace(told, rendering=result.rendering, engine_differed=result.engine_differed)
-    console = Console(highlight=False)
+    console = terminal_console(markup=True)
     print_pack(told, console)
     print_summary(result.report.audit.model_copy(update={"directory": str(config.out)}), console)
 

@@ -34,14 +34,13 @@ def split(
     """
     options = {key: value for key, value in locals().items() if key != "quiet"}
     config = read_config(SplitConfig, {**options, "files": tuple(files)}, command="split", names={"held_out": "--eval"})
-    from rich.console import Console  # as below
-
     # numpy, pyarrow and rich take 0.3 s to import, which `sftprep --help` must not wait for.
     from sftprep.prepare.split import split as run
+    from sftprep.reports.console import terminal_console
     from sftprep.reports.progress import byte_progress
     from sftprep.reports.quality_split import print_split
     from sftprep.sources.paths import total_bytes
 
     with byte_progress("split", lambda: total_bytes(config.files), quiet=quiet) as on_bytes:
         report = run(config, on_bytes=on_bytes)
-    print_split(report, Console(highlight=False))
+    print_split(report, terminal_console(markup=True))

@@ -101,10 +101,9 @@ def _measures(config: ValidateConfig) -> QualityConfig:
 
 def _measure(measures: QualityConfig, *, quiet: bool) -> QualityReport:
     """Measure quality and print it."""
-    from rich.console import Console  # as below
-
     # numpy and the measures take 0.4 s to import, which a plain validation must not wait for.
     from sftprep.prepare.quality import measure_quality
+    from sftprep.reports.console import terminal_console
     from sftprep.reports.progress import byte_progress
     from sftprep.reports.quality_terminal import print_quality
     from sftprep.sources.paths import total_bytes
@@ -112,7 +111,7 @@ def _measure(measures: QualityConfig, *, quiet: bool) -> QualityReport:
     with byte_progress("quality", lambda: total_bytes(measures.files), quiet=quiet) as on_bytes:
         found = measure_quality(measures, on_bytes=on_bytes)
     if not quiet:
-        print_quality(found, Console(highlight=False))
+        print_quality(found, terminal_console(markup=True))
     return found
 
 

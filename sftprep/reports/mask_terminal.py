@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
-from io import TextIOWrapper
 
 from rich import box
 from rich.console import Console
@@ -19,13 +17,6 @@ from sftprep.reports.wording import counted
 TRAINED_STYLE = "black on green"
 _SPECIAL_STYLE = "bold black on bright_green"
 _NARROW = 60
-
-
-def terminal_console() -> Console:
-    """A console on stdout that survives any encoding: what it cannot show is escaped."""
-    if isinstance(sys.stdout, TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")
-    return Console(highlight=False, markup=False)
 
 
 def print_summary(report: AuditReport, console: Console) -> None:

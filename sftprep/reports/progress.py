@@ -20,6 +20,8 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from sftprep.reports.console import terminal_console
+
 _WINDOW: Final = 10.0
 """Seconds over which the rate is taken. Chunks of an earlier run are read at gigabytes a second, and the first bytes
 long before a row of them is done: a rate is shown when none of that is in it."""
@@ -61,7 +63,7 @@ def byte_progress(
 
     `total` says how many there are, None where nobody knows; it is asked where a bar is shown.
     """
-    console = Console(stderr=True, markup=False)
+    console = terminal_console(stderr=True)
     if quiet or not console.is_terminal:
         yield lambda count: None
         return

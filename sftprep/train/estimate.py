@@ -10,6 +10,7 @@ import numpy.typing as npt
 from rich.console import Console
 
 from sftprep.config.train import TrainConfig
+from sftprep.reports.console import terminal_console
 from sftprep.reports.wording import counted, sized
 from sftprep.train.device import named_memory_failures, peak_bytes
 from sftprep.train.distributed import ALONE
@@ -60,7 +61,7 @@ def rehearse(config: TrainConfig, *, console: Console | None = None) -> Estimate
     Raises:
         UsageError, ModelFilesError, ShardError, TrainError.
     """
-    console = console or Console(stderr=True, markup=False)
+    console = console or terminal_console(stderr=True)
     shards, where = open_all(config, world=ALONE, console=console)
     open_held_out(config, trained=shards.manifest)
     trainee, feed = build(config, shards=shards, where=where, resumed=None)

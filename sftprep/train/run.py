@@ -18,6 +18,7 @@ from rich.console import Console
 
 from sftprep.config.train import TrainConfig
 from sftprep.errors import OutputError, StoppedError, TrainError
+from sftprep.reports.console import terminal_console
 from sftprep.shards.claim import OutputClaim
 from sftprep.shards.read import ShardSet
 from sftprep.train.checkpoint import (
@@ -74,7 +75,7 @@ def train(config: TrainConfig, *, console: Console | None = None, watcher: Watch
         UsageError, ShardError, TrainError, StoppedError.
     """
     with joined() as world:
-        shown = console or Console(stderr=True, markup=False)
+        shown = console or terminal_console(stderr=True)
         console = shown if world.rank == 0 else Console(quiet=True)
         return _train_among(config, watcher, world=world, console=console)
 
