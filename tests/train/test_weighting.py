@@ -80,6 +80,23 @@ def test_documents_count_alike_under_sample_and_messages_under_turn(
     assert token[0]["nll"] == pytest.approx(sample[0]["nll"], rel=1e-6)
 
 
+@pytest.mark.parametrize("mode", ["token", "sample", "turn"])
+@pytest.mark.parametrize("attention", ["segments", "unpack"])
+def test_how_rows_are_cut_into_batches_changes_no_mode_s_loss_and_gradient_i1(
+    shard_set: ShardSetFactory, toy_model: Path, tmp_path: Path, mode: str, attention: str
+) -> None:
+    data = shard_set(num_rows=8, weighted=True)
+    first = [
+        _run(
+            data, toy_model, tmp_path / f"{size}", loss=mode, attention=attention, batch_size=size, grad_accum=8 // size
+        )[0]
+        for size in (8, 1, 2)
+    ]
+    for name in ("loss", "grad_norm"):
+        assert [line[name] for line in first] == pytest.approx([first[0][name]] * 3, rel=1e-6)
+        assert first[0][name] > 0.1
+
+
 def test_the_reader_gives_every_token_its_message(shard_set: ShardSetFactory) -> None:
     data = shard_set()
     row = RowReader(open_shard_set(data), with_messages=True).row(4)
