@@ -12,6 +12,7 @@ import itertools
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import msgspec
@@ -203,6 +204,8 @@ class EngineChoice:
         self.reference = reference
         self.engine: BatchEngine = reference
         self._model = model
+        self._fast = fast
+        self._expected = expected
         known = 0 if expected >= FAST_FROM else FAST_FROM
         self._until_fast = known if fast else -1
 
@@ -213,6 +216,13 @@ class EngineChoice:
             if self._until_fast < 0:
                 self.engine = fast_engine(self._model, self.reference) or self.reference
         return self.engine.encode_batch(texts)
+
+    @functools.cached_property
+    def middle(self) -> EngineChoice:
+        """The same for texts that stand in the middle of another: no prefix space is added."""
+        tokenizer_json = self.reference.middle_json()
+        model = replace(self._model, tokenizer_json=tokenizer_json)
+        return EngineChoice(model, ReferenceEngine(tokenizer_json), fast=self._fast, expected=self._expected)
 
 
 def agrees(engine: BatchEngine, reference: BatchEngine, texts: Sequence[bytes]) -> bool:

@@ -53,6 +53,10 @@ class ReferenceEngine:
         """Encode a text as it stands in the middle of another: no prefix space is added."""
         return self._encoded(self._middle.encode(text, add_special_tokens=False))
 
+    def middle_json(self) -> str:
+        """The tokenizer.json of what encodes texts in the middle of others."""
+        return str(self._middle.to_str())
+
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids, special tokens shown."""
         return str(self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=False))

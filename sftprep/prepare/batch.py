@@ -15,6 +15,7 @@ from sftprep.engines.fast import EngineChoice
 from sftprep.errors import MaskError
 from sftprep.prepare.batch_layout import Layouts
 from sftprep.prepare.input_rows import InputRows
+from sftprep.prepare.own_documents import OwnDocuments, encode_samples
 from sftprep.prepare.plans import PlanBook
 from sftprep.stages.encode_batch import EncodedTexts, Ints, Spans, TokenTable, flat_offsets, prove_batch
 from sftprep.stages.replay import RowPlan
@@ -67,6 +68,7 @@ class BatchCompiler:
         self.choice = choice
         self.table = table
         self._layouts = Layouts(choice.reference, table, choice.encode_batch)
+        self._own_documents = OwnDocuments(choice.reference, table)
 
     def compile(self, rows: InputRows) -> Replayed:
         """Replay the rows that have a plan; those of which any sample cannot be proven are not among them."""
@@ -75,8 +77,10 @@ class BatchCompiler:
         for number, found in enumerate(self._book.replay_all(rows)):
             if isinstance(found, MaskError):
                 refused[number] = found
-            elif found is not None and all(map(self._layouts.can_prove, found[0].samples)):
-                candidates.append(Candidate(number, rows.sources[number], rows.lines[number], *found))
+            elif found is not None:
+                plan, values = self._own_documents.of(found[0]), found[1]
+                if all(map(self._layouts.can_prove, plan.samples)):
+                    candidates.append(Candidate(number, rows.sources[number], rows.lines[number], plan, values))
         return replace(self._compiled(candidates), refused=refused)
 
     def _compiled(self, candidates: Sequence[Candidate]) -> Replayed:
@@ -85,7 +89,7 @@ class BatchCompiler:
         samples = [sample for candidate in candidates for sample in candidate.plan.samples]
         pieces = [sample.take(owner.values) for owner, sample in zip(owners, samples, strict=True)]
         texts = [b"".join(own) for own in pieces]
-        encoded = self.choice.encode_batch(texts)
+        encoded = encode_samples(self.choice, samples, pieces, texts)
         bad: set[int] = set()
         while owners:
             ok, spans = prove_batch(self._layouts.batch(samples, pieces, texts), encoded, self.table)

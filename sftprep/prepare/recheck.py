@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Final, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final, Protocol
 
 import numpy as np
 import pyarrow as pa
 
-from sftprep.arrow import flat
-from sftprep.data import Conversation, Document
+from sftprep.arrow import numbers
+from sftprep.data import TRAINED_KINDS, Conversation, Document
 from sftprep.engines.fast import EngineChoice
 from sftprep.errors import DataError, EngineDiffersError, MaskError
 from sftprep.prepare.batch import Replayed
 from sftprep.prepare.chunk import InputRow
 from sftprep.prepare.input_rows import InputRows
+from sftprep.prepare.own_documents import JoinedSample
 from sftprep.stages.encode_batch import EncodedTexts, TokenTable, flat_offsets
+from sftprep.stages.replay import SamplePlan
 
 _ENCODED_AGAIN: Final = 256
 _COMPILED_AGAIN: Final = 1024
@@ -52,8 +54,10 @@ def recheck(
     ]
     for place in encoded:
         number, documents = replayed.rows[place], slice(*replayed.offsets[place : place + 2].tolist())
-        for ids in replayed.documents["input_ids"][documents]:
-            _check_ids(rows[number], ids.values, *tokens)
+        for sample, document in zip(
+            replayed.plans[place].samples, replayed.documents[documents].to_pylist(), strict=True
+        ):
+            _check_ids(rows[number], sample, document, tokens)
         conversation = rows[number].conversation
         if conversation is not None and _is_drawn(rows.lines[number], one_in=_COMPILED_AGAIN):
             _refuse_other(rows[number], replayed.documents[documents], compile_row(conversation))
@@ -69,17 +73,36 @@ def _is_drawn(line: int, *, one_in: int) -> bool:
     return (line * 2654435761 >> 7) % one_in == 0
 
 
-def _check_ids(row: InputRow, ids: pa.Array, choice: EngineChoice, table: TokenTable) -> None:
+def _check_ids(
+    row: InputRow, sample: SamplePlan, document: Mapping[str, Any], tokens: tuple[EngineChoice, TokenTable]
+) -> None:
+    """EngineDiffersError where the document, or the prompt of a turn, is encoded otherwise by the reference."""
+    choice, table = tokens
+    ids = np.array(document["input_ids"], dtype=np.int32)
+    begins = _turn_begins(document)
     # The bytes of the ids are those of the text: that was proven.
-    own = flat(ids)
-    text, _ = table.written(EncodedTexts(own, flat_offsets([len(own)])))
-    if not np.array_equal(choice.reference.encode_batch([text.to_pybytes()]).ids, own):
+    borders = begins if isinstance(sample, JoinedSample) else [*begins, len(ids)]
+    texts = [table.written(EncodedTexts(ids[:border], flat_offsets([border])))[0].to_pybytes() for border in borders]
+    found = [choice.reference.encode_batch([text]).ids for text in texts]
+    is_equal = all(np.array_equal(own, ids[:border]) for own, border in zip(found, borders, strict=True))
+    if isinstance(sample, JoinedSample):
+        (begin,) = begins
+        completion = b"".join(table.pieces.take(numbers(ids[begin:])).to_pylist()).decode()
+        is_equal = is_equal and np.array_equal(choice.reference.encode_middle(completion).ids, ids[begin:])
+    if not is_equal:
         raise EngineDiffersError(
             f"{choice.engine.name} gives other ids than the reference",
             code="engine-differs",
             place=str(row.address),
             hint="--tokenizer-engine reference",
         )
+
+
+def _turn_begins(document: Mapping[str, Any]) -> list[int]:
+    """The first token of each trained turn."""
+    spans = list(zip(document["span_starts"], document["span_kinds"], document["span_messages"], strict=True))
+    trained = [(start, message) for start, kind, message in spans if kind in TRAINED_KINDS]
+    return [start for number, (start, message) in enumerate(trained) if not number or trained[number - 1][1] != message]
 
 
 def _refuse_other(row: InputRow, own: pa.RecordBatch, compiled: RowDocuments) -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -24,16 +24,44 @@ from sftprep.data import span_stops
 Ints = npt.NDArray[np.int64]
 
 
+_NO_JOINS: Final[Ints] = np.zeros(0, dtype=np.int64)
+
+
 class EncodedTexts(NamedTuple):
-    """Texts encoded: `ids` int32 `[tokens]`, `offsets` int64 `[texts + 1]`."""
+    """Texts encoded: `ids` int32 `[tokens]`, `offsets` int64 `[texts + 1]`.
+
+    `joins`, int64: tokens before which two encodes were joined, at most one of each text, ascending.
+    """
 
     ids: npt.NDArray[np.int32]
     offsets: Ints
+    joins: Ints = _NO_JOINS
 
     def only(self, numbers: Sequence[int]) -> EncodedTexts:
-        """Some of the texts."""
+        """Some of the texts, in their order."""
         kept = [self.ids[self.offsets[number] : self.offsets[number + 1]] for number in numbers]
-        return EncodedTexts(np.concatenate([np.zeros(0, np.int32), *kept]), flat_offsets([len(own) for own in kept]))
+        offsets = flat_offsets([len(own) for own in kept])
+        joins = self.join_of_each()[numbers]
+        moved = (joins + offsets[:-1] - self.offsets[numbers])[joins >= 0]
+        return EncodedTexts(np.concatenate([np.zeros(0, np.int32), *kept]), offsets, moved)
+
+    def join_of_each(self) -> Ints:
+        """Of each text the token before which it is joined, -1 where it is not. `[texts]`."""
+        found = np.full(len(self.offsets) - 1, -1, dtype=np.int64)
+        found[np.searchsorted(self.offsets, self.joins, side="right") - 1] = self.joins
+        return found
+
+
+def joined_texts(first: EncodedTexts, then: EncodedTexts, numbers: Sequence[int]) -> EncodedTexts:
+    """The first texts, and behind those of these numbers, ascending, one of the others each."""
+    sizes = np.zeros((len(first.offsets) - 1, 2), dtype=np.int64)
+    sizes[:, 0] = np.diff(first.offsets)
+    sizes[numbers, 1] = np.diff(then.offsets)
+    offsets = flat_offsets(sizes.sum(axis=1))
+    is_then = np.repeat(np.tile([False, True], len(sizes)), sizes.ravel())
+    ids = np.empty(len(is_then), dtype=np.int32)
+    ids[~is_then], ids[is_then] = first.ids, then.ids
+    return EncodedTexts(ids, offsets, (offsets[:-1] + sizes[:, 0])[numbers])
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +85,7 @@ class Prefix:
             found[1:] = is_cut[:-1]
         found[encoded.offsets[:-1][encoded.offsets[:-1] < len(found)]] = True
         found &= ~is_cut
+        found[encoded.joins] = False
         return found
 
 
@@ -183,7 +212,7 @@ def _exact_turns(
     exact = (bounds[at_begin] == begin) & (bounds[at_stop] == stop) & (bounds[at_stop + 1] == at.bytes[turns.stop])
     exact &= (ids[at_stop][:, None] == table.stop_ids).any(axis=1)
     if table.prefix is not None:
-        exact &= ~table.prefix.first(encoded)[np.minimum(at_begin, last)]
+        exact &= _begins_bare(at_begin, turns.sample, encoded, table.prefix)
     counts = np.diff(turns.opening_offsets)
     first = np.maximum(at_begin - counts, 0)
     exact &= (bounds[first] == begin - turns.opened.astype(begin.dtype)) & (first + counts == at_begin)
@@ -192,6 +221,19 @@ def _exact_turns(
     differing = np.add.reduceat(np.append(~equal, False), turns.opening_offsets[:-1]) if len(counts) else counts
     proven: npt.NDArray[np.bool_] = exact & ((counts == 0) | (differing == 0))
     return proven
+
+
+def _begins_bare(at_begin: Ints, samples: Ints, encoded: EncodedTexts, prefix: Prefix) -> npt.NDArray[np.bool_]:
+    """Which turns begin without a space that the tokenizer put there, or where it would have, had nothing been joined.
+
+    Before a token that is cut out itself it puts none: such a turn was to be encoded with its prompt.
+    """
+    begin = np.minimum(at_begin, len(encoded.ids) - 1)
+    bare: npt.NDArray[np.bool_] = ~prefix.first(encoded)[begin]
+    if len(encoded.joins):
+        join = encoded.join_of_each()[samples]
+        bare &= (join < 0) | ((join == at_begin) & ~prefix.cuts[encoded.ids[begin]])
+    return bare
 
 
 def _spans(batch: Batch, tokens: Ints, offsets: Ints) -> Spans:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import shutil
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -16,8 +17,13 @@ from hypothesis import strategies as st
 
 from sftprep.config.pack import PackConfig
 from sftprep.data import Conversation, RowAddress
+from sftprep.engines.fast import EngineChoice
 from sftprep.engines.load import load_model
+from sftprep.errors import EngineDiffersError
+from sftprep.prepare.batch import BatchCompiler
 from sftprep.prepare.compile import Compiler, batch_compiler
+from sftprep.prepare.compile_chunk import compile_chunk
+from sftprep.stages.encode_batch import EncodedTexts, flat_offsets
 from tests.engines.spaced import CLOSE, FORMS, INST, PHI, write_model
 from tests.prepare.test_plans import both, config, conversation, rows_of, same
 
@@ -64,8 +70,40 @@ def test_plain_words_are_replayed(form: str, template: str, directory: Path) -> 
     fast, slow = both(compile_rows, rows, options)
     assert same(fast, slow)
     assert not slow.left_out
-    # A space that is put right before an answer is none that the model writes: that is found row by row.
-    assert fast.rendering["replayed"] == (0 if template == "close" and form in ("prepend", "always") else 20)
+    assert fast.rendering["replayed"] == 20
+    # A space that is put right before an answer is none that the model writes: each answer has a document of its own.
+    is_apart = template == "close" and form in ("prepend", "always")
+    assert fast.documents.num_rows == (40 if is_apart else 20)
+    assert fast.remarks == ({"border-straddled": 20} if is_apart else {})
+
+
+class Cut:
+    """An engine that cuts a text after its first character."""
+
+    name = "cut"
+
+    def __init__(self, choice: EngineChoice) -> None:
+        self._choice = choice
+
+    def encode_batch(self, texts: Sequence[bytes]) -> EncodedTexts:
+        """As the other."""
+        found = [
+            np.concatenate([self._choice.reference.encode_batch([part]).ids for part in (text[:1], text[1:])])
+            for text in texts
+        ]
+        return EncodedTexts(np.concatenate(found), flat_offsets([len(own) for own in found]))
+
+
+def test_an_answer_that_is_encoded_apart_is_checked_apart(directory: Path) -> None:
+    compile_rows, options = made("prepend", "close", directory)
+    assert compile_rows.batch is not None
+    rows = rows_of([conversation(n, ["an inn", "the line"]) for n in range(1, 1000)])
+    assert compile_chunk(rows, compile_row=compile_rows, config=options).rendering["checked"] > 1
+    choice = EngineChoice(compile_rows.batch.choice._model, compile_rows.batch.choice.reference, fast=False)
+    choice.__dict__["middle"] = Cut(choice.middle)
+    batch = BatchCompiler(compile_rows.batch._book, choice=choice, table=compile_rows.batch.table)
+    with pytest.raises(EngineDiffersError, match="gives other ids"):
+        compile_chunk(rows, compile_row=Compiler(compile_rows.compile_row, batch), config=options)
 
 
 HOSTILE = ["▁", "▁x", "<0x41>", "<0x0A>", "\u00a0x", "\u2028", "\ufeff", "x\r\n", " x ", "  ", "[INST]", "[/INST] x"]
@@ -107,5 +145,5 @@ def test_real_and_hostile_rows_are_replayed_as_they_are_compiled_alone(served: P
         chats.append(conversation(1000 + n, texts, system="Be brief." if n % 5 == 0 else None))
     fast, slow = both(compile_rows, rows_of(chats), options)
     assert same(fast, slow)
-    # With a system prompt, Llama 2's template strips a text that is a field in part, and Mistral 3 puts a space before.
-    assert fast.rendering["replayed"] > {"phi-3": 60, "mistral-v1": 60, "llama-2": 40, "mistral-v3": -1}[served.name]
+    # With a system prompt, Llama 2's template strips a text that is a field in part, and Mistral 3's splices.
+    assert fast.rendering["replayed"] > {"phi-3": 60, "mistral-v1": 60, "llama-2": 40, "mistral-v3": 40}[served.name]

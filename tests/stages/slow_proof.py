@@ -18,13 +18,17 @@ def proven(batch: Batch, encoded: EncodedTexts, table: TokenTable) -> tuple[list
     ends = list(itertools.accumulate(batch.sample_bytes.tolist()))
     texts = [batch.text[a:b] for a, b in zip([0, *ends], ends, strict=False)]
     ids = [encoded.ids[a:b].tolist() for a, b in itertools.pairwise(encoded.offsets.tolist())]
-    tokens = [written(own, table) for own in ids]
+    joins = _joins(encoded)
+    tokens = [written(own, table, join) for own, join in zip(ids, joins, strict=True)]
     decoded = [b"".join(own) == text for own, text in zip(tokens, texts, strict=True)]
     if not all(decoded):
         return decoded, [[] for _ in texts]
     control = [sum(bool(table.is_control[i]) for i in own) for own in ids]
     ok = [found == wanted for found, wanted in zip(control, batch.num_control.tolist(), strict=True)]
     laid = _Laid.of(batch, ids, tokens)
+    laid.joins = [
+        first + join if join >= 0 else -1 for first, join in zip(encoded.offsets.tolist(), joins, strict=False)
+    ]
     for turn, sample in enumerate(batch.turns.sample.tolist()):
         ok[sample] = ok[sample] and _is_exact(batch, turn, laid, table)
     return ok, [_spans(batch, laid, sample, encoded.offsets.tolist()) for sample in range(len(texts))]
@@ -37,6 +41,7 @@ class _Laid:
     ids: list[int]
     begins: list[int]
     pieces: list[int]
+    joins: list[int]
 
     @classmethod
     def of(cls, batch: Batch, ids: Sequence[Sequence[int]], tokens: Sequence[Sequence[bytes]]) -> _Laid:
@@ -44,6 +49,7 @@ class _Laid:
             ids=[i for own in ids for i in own],
             begins=[0, *itertools.accumulate(len(token) for own in tokens for token in own)],
             pieces=[0, *itertools.accumulate(batch.piece_bytes.tolist())],
+            joins=[],
         )
 
     def token(self, piece: int) -> int:
@@ -51,12 +57,18 @@ class _Laid:
         return bisect_left(self.begins, self.pieces[piece])
 
 
-def written(ids: Sequence[int], table: TokenTable) -> list[bytes]:
-    """The bytes of each token of a text."""
+def _joins(encoded: EncodedTexts) -> list[int]:
+    """Of each text the token of its own before which two encodes were joined, else -1."""
+    texts = itertools.pairwise(encoded.offsets.tolist())
+    return [next((join - a for join in encoded.joins.tolist() if a <= join < b), -1) for a, b in texts]
+
+
+def written(ids: Sequence[int], table: TokenTable, join: int = -1) -> list[bytes]:
+    """The bytes of each token of a text, which is joined before a token where that is not -1."""
     found: list[bytes] = []
     for number, token in enumerate(ids):
         piece: bytes = table.pieces[token].as_py()
-        if is_first(ids, number, table):
+        if is_first(ids, number, table) and number != join:
             piece = piece[1:] if piece.startswith(b" ") else b"\xff"
         found.append(piece)
     return found
@@ -75,6 +87,7 @@ def _is_exact(batch: Batch, turn: int, laid: _Laid, table: TokenTable) -> bool:
     begin, end = laid.token(start), laid.token(stop_start)
     opening = turns.opening[turns.opening_offsets[turn] : turns.opening_offsets[turn + 1]].tolist()
     first = begin - len(opening)
+    join = laid.joins[int(turns.sample[turn])]
     if end >= len(laid.ids) or first < 0:
         return False
     return (
@@ -84,7 +97,8 @@ def _is_exact(batch: Batch, turn: int, laid: _Laid, table: TokenTable) -> bool:
         and laid.ids[end] in table.stop_ids
         and laid.ids[first:begin] == opening
         and laid.begins[first] == laid.pieces[start] - int(turns.opened[turn])
-        and not is_first(laid.ids, begin, table)
+        and (join == begin or not is_first(laid.ids, begin, table))
+        and (join < 0 or (join == begin and not (table.prefix and table.prefix.cuts[laid.ids[begin]])))
     )
 
 
