@@ -77,11 +77,11 @@ def _read_whole(state: State, path: Path) -> dict[str, Any]:
     kept: dict[str, dict[str, torch.Tensor]] = {}
     with safe_open(path, framework="pt") as file:
         groups = json.loads((file.metadata() or {})["param_groups"])
-        # The file is no mapping: it has no other way to its names.
-        names = {name: name.rpartition(".") for name in file.keys()}  # noqa: SIM118
-        _make_room(state, names.keys())
+        names = sorted(file.keys())
+        _make_room(state, frozenset(names))
         room: Any = get_optimizer_state_dict(state.model, state.optimizer)["state"]
-        for name, (parameter, _, key) in names.items():
+        for name in names:
+            parameter, _, key = name.rpartition(".")
             found, place = file.get_tensor(name), room[parameter][key]
             if found.shape != place.shape:
                 raise SafetensorError(f"{name} has another shape than the model's")
