@@ -83,6 +83,7 @@ def train(
     lora_embeddings: Annotated[bool, _option("lora_embeddings")] = False,
     gradient_checkpointing: Annotated[bool, _option("gradient_checkpointing")] = False,
     keep_products: Annotated[bool, _option("keep_products")] = False,
+    keep_narrow: Annotated[bool, _option("keep_narrow")] = False,
     compile_layers: Annotated[bool, _option("compile_layers", "--compile")] = False,
     deterministic: Annotated[bool, _option("deterministic")] = False,
     threads: Annotated[int | None, _option("threads")] = _FIELDS["threads"].default,

@@ -90,6 +90,11 @@ class TrainConfig(BaseModel):
         description="As --gradient-checkpointing, but what matrix products and attention give is kept: less memory, "
         "little more time.",
     )
+    keep_narrow: bool = Field(
+        default=False,
+        description="As --keep-products, but of two products that widen a row alike, as in gated feed-forward layers, "
+        "one is computed again: half of what they take, a tenth more work.",
+    )
     compile_layers: bool = Field(
         default=False,
         description="Compile the layers, once for all packs, which are filled up to --max-length for it.",

@@ -25,6 +25,6 @@ def layers_of(model: PreTrainedModel) -> list[torch.nn.Module]:
         raise TrainError(
             "this model has no layers that could be recomputed or compiled",
             code="no-layers",
-            hint="leave out --gradient-checkpointing, --keep-products and --compile",
+            hint="leave out --gradient-checkpointing, --keep-products, --keep-narrow and --compile",
         )
     return found

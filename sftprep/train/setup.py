@@ -153,8 +153,9 @@ def build_trainee(
 
 
 def _rebuild_layers(config: TrainConfig, *, model: PreTrainedModel, layout: Layout) -> None:
-    if config.gradient_checkpointing or config.keep_products:
-        recompute_activations(model, keep_products=config.keep_products)
+    kept = config.keep_products or config.keep_narrow
+    if config.gradient_checkpointing or kept:
+        recompute_activations(model, keep_products=kept, but_wide=config.keep_narrow)
     if not config.compile_layers:
         return
     if layout is not Layout.SEGMENTS:

@@ -89,6 +89,7 @@ def test_one_graph_serves_all_layers_and_packs_and_steps_are_those_of_the_model_
     [
         {"gradient_checkpointing": True},
         {"keep_products": True},
+        {"keep_narrow": True},
         {"keep_products": True, "lora_rank": 4},
         {"batch_size": 2, "grad_accum": 1, "loss": "sample"},
     ],

@@ -18,6 +18,7 @@ from sftprep.train.recompute import recompute_activations
 from sftprep.train.stream import Row, collate_packed
 
 LENGTHS = [150, 61, 45]
+LAYERS, WIDTH, WIDE = 4, 32, 256
 
 
 def _step(mode: str) -> tuple[Callable[[], None], LlamaForCausalLM]:
@@ -26,9 +27,9 @@ def _step(mode: str) -> tuple[Callable[[], None], LlamaForCausalLM]:
     torch.manual_seed(1)
     config = LlamaConfig(
         vocab_size=64,
-        hidden_size=32,
-        intermediate_size=256,
-        num_hidden_layers=4,
+        hidden_size=WIDTH,
+        intermediate_size=WIDE,
+        num_hidden_layers=LAYERS,
         num_attention_heads=4,
         num_key_value_heads=2,
     )
@@ -36,7 +37,7 @@ def _step(mode: str) -> tuple[Callable[[], None], LlamaForCausalLM]:
     head = find_head(model)
     model.set_attn_implementation(attention.ATTENTION_NAME)
     if mode != "kept":
-        recompute_activations(model, keep_products=mode == "products kept")
+        recompute_activations(model, keep_products=mode != "all recomputed", but_wide=mode == "narrow kept")
     ids = (np.arange(sum(LENGTHS)) % 64).astype(np.int32)
     trained = np.arange(len(ids)) % 2 == 1
     trained[np.cumsum([0, *LENGTHS[:-1]])] = False
@@ -67,7 +68,7 @@ def _gradients(mode: str) -> dict[str, torch.Tensor]:
     return {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
 
 
-@pytest.mark.parametrize("mode", ["all recomputed", "products kept"])
+@pytest.mark.parametrize("mode", ["all recomputed", "products kept", "narrow kept"])
 def test_gradients_are_the_same_bits(mode: str) -> None:
     wanted, found = _gradients("kept"), _gradients(mode)
     assert len(wanted) > 20
@@ -83,6 +84,27 @@ def test_memory_falls_and_no_product_is_repeated_where_they_are_kept() -> None:
     kept, some, none = (_peak_bytes(_step(mode)[0]) for mode in modes)
     assert none < 0.9 * some
     assert some < 0.9 * kept
+
+
+def test_of_wide_products_one_of_two_is_repeated_and_its_memory_is_free_in_between() -> None:
+    some, narrow = (_products(_step(mode)[0]) for mode in ("products kept", "narrow kept"))
+    assert narrow - some == LAYERS * 2 * sum(LENGTHS) * WIDTH * WIDE
+    some, narrow = (_peak_bytes(_step(mode)[0]) for mode in ("products kept", "narrow kept"))
+    # But for the layer at hand, whose backward pass needs it.
+    assert some - narrow > 0.9 * (LAYERS - 1) * sum(LENGTHS) * WIDE * 4
+
+
+@pytest.mark.parametrize("fault", ["none is repeated", "both are"])
+def test_the_witness_sees_another_number_of_wide_products(monkeypatch: pytest.MonkeyPatch, fault: str) -> None:
+    def policy(self: Any, context: Any, operation: Any, *operands: Any, **_: Any) -> Any:
+        wide = recompute._name(operation) == "aten::mm" and operands[1].shape == (WIDTH, WIDE)
+        if wide and fault == "both are":
+            return recompute.CheckpointPolicy.PREFER_RECOMPUTE
+        return recompute._policy(context, operation)
+
+    monkeypatch.setattr(recompute._EverySecond, "__call__", policy)
+    with pytest.raises(AssertionError):
+        test_of_wide_products_one_of_two_is_repeated_and_its_memory_is_free_in_between()
 
 
 def test_the_witness_sees_that_products_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:

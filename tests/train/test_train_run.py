@@ -285,7 +285,7 @@ def test_gradient_checkpointing_changes_nothing_but_memory(
 ) -> None:
     data = shard_set()
     plain, _ = _run(data, toy_model, out=tmp_path / "a", max_steps=3)
-    for option in ("gradient_checkpointing", "keep_products"):
+    for option in ("gradient_checkpointing", "keep_products", "keep_narrow"):
         saved, _ = _run(data, toy_model, out=tmp_path / option, max_steps=3, **{option: True})
         assert plain.nll == pytest.approx(saved.nll, rel=1e-6)
 
