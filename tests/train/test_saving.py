@@ -11,15 +11,17 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from traceback import StackSummary
 from typing import Any
 
 import pytest
 from rich.console import Console
+from torch.distributed.checkpoint.api import CheckpointException
 
 from sftprep.config.train import TrainConfig
 from sftprep.errors import OutputError, ShardError, TrainError
 from sftprep.shards import claim
-from sftprep.train import run
+from sftprep.train import optimizer_state, run
 from sftprep.train.run import train
 from sftprep.train.seeds import dropout_seed
 from tests.train.runs import interrupted_after, metrics_of
@@ -252,3 +254,11 @@ def test_a_model_that_a_killed_run_had_set_aside_is_put_back_and_one_that_it_had
     _run(data, toy_model, out=out, max_steps=2, overwrite=True)
     assert _parameters(out) != first
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith("out")] == ["out"]
+
+
+@pytest.mark.parametrize(("cause", "seen"), [(KeyboardInterrupt(), KeyboardInterrupt), (ValueError("bad"), OSError)])
+def test_ctrl_c_in_a_save_of_several_processes_is_an_interrupt_and_no_failing_disk(
+    tmp_path: Path, cause: BaseException, seen: type[BaseException]
+) -> None:
+    with pytest.raises(seen), optimizer_state._as_file_errors(tmp_path):
+        raise CheckpointException("write", {0: (cause, StackSummary())})
