@@ -80,7 +80,10 @@ class RowAddress:
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """Something wrong, at its place: `str(finding)` is `file:line:/json/pointer: what [code]`."""
+    """Something wrong, at its place: `str(finding)` is `file:line:/json/pointer: what [code]`.
+
+    Of a whole row, whose pointer is empty, it is `file:line: what [code]`.
+    """
 
     code: str
     severity: Severity
@@ -90,7 +93,8 @@ class Finding:
     hint: str = ""
 
     def __str__(self) -> str:
-        return f"{self.address}:{self.pointer}: {self.message} [{self.code}]"
+        place = f"{self.address}:{self.pointer}" if self.pointer else str(self.address)
+        return f"{place}: {self.message} [{self.code}]"
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ import typer
 
 from sftprep.cli.options import read_config
 from sftprep.config.validate import ValidateConfig
+from sftprep.errors import SftprepError
 
 if TYPE_CHECKING:
     from sftprep.config.quality import QualityConfig
@@ -57,7 +58,12 @@ def validate(
     # Wrong thresholds are told before a file is read.
     measures = _measures(config) if config.measures_quality else None
     report = _run(config, quiet=quiet)
-    found = None if measures is None else _measure(measures, quiet=quiet)
+    try:
+        found = None if measures is None else _measure(measures, quiet=quiet)
+    except SftprepError:
+        # A file that cannot be measured was told of already; the page has what was found in all of them.
+        _write_page(config, report, None)
+        raise
     if found is not None:
         report = _judge(config, report, found)
     _write_page(config, report, found)

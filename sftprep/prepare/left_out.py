@@ -34,5 +34,6 @@ def left_out_lines(jsonl: Iterable[bytes]) -> Iterator[str]:
     for line in jsonl:
         row = json.loads(line)
         for finding in row["findings"]:
-            place = f"{row['file']}:{row['line']}:{finding['pointer']}"
+            address, pointer = f"{row['file']}:{row['line']}", finding["pointer"]
+            place = f"{address}:{pointer}" if pointer else address
             yield f"{place}: {finding['message']} [{finding['code']}]"

@@ -118,7 +118,7 @@ def _listed(counts: Mapping[str, int]) -> str:
 
 
 def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
+    return f"{share:.1%}"
 
 
 def _table(*columns: str) -> Table:

@@ -68,7 +68,9 @@ def require_file(path: Path) -> None:
     """UsageError where a path is not a regular file that can be opened."""
     place = str(path)
     if path.is_dir():
-        hint = "name the files in it"
+        hint = f"name the files in it, or a pattern in quotes: '{path}/*.jsonl'"
+        if (path / "manifest.json").is_file():
+            hint = "it looks like a shard set, which `sftprep audit` reads"
         raise UsageError("is a directory, not a file", code="is-directory", place=place, hint=hint)
     if not path.exists():
         raise UsageError("there is no such file", code="missing-file", place=place, hint="check the path")

@@ -1,0 +1,110 @@
+"""What somebody meets who has never used a command: each wrong turn says what was meant and what to do."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from sftprep.cli.app import app
+
+ROW = json.dumps({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]})
+
+
+def called(*words: str) -> Result:
+    return CliRunner().invoke(app, list(words))
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The directory that the command runs in, with one chat."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "chats.jsonl").write_text(f"{ROW}\n", encoding="utf-8")
+    return tmp_path
+
+
+def test_a_fault_of_a_whole_row_or_file_is_at_its_line_without_a_pointer(folder: Path, samples: Path) -> None:
+    (folder / "empty.jsonl").write_text("", encoding="utf-8")
+    (folder / "text.jsonl").write_text("text\n", encoding="utf-8")
+    done = called("validate", "empty.jsonl", "text.jsonl")
+    assert done.output.startswith("empty.jsonl:1: holds no rows [empty-file]\n")
+    assert "\ntext.jsonl:1: not JSON" in done.output
+    packed = called("pack", "text.jsonl", "--model", str(samples / "model"), "--out", "o", "--max-length", "64")
+    assert packed.exit_code == 1
+    assert "text.jsonl:1: not JSON" in packed.output
+
+
+@pytest.mark.parametrize("command", ["validate", "pack"])
+def test_a_directory_of_files_is_told_with_the_pattern_that_means_them(
+    folder: Path, samples: Path, command: str
+) -> None:
+    (folder / "data").mkdir()
+    (folder / "data" / "a.jsonl").write_text(f"{ROW}\n", encoding="utf-8")
+    more = ["--model", str(samples / "model"), "--out", "o", "--max-length", "64"] if command == "pack" else []
+    found: Any = called(command, "data", *more).exception
+    assert (found.code, found.exit_code) == ("is-directory", 2)
+    pattern = found.hint.partition("'")[2].rpartition("'")[0]
+    assert called(command, pattern, *more).exit_code == 0
+    (folder / "data" / "manifest.json").write_text("{}", encoding="utf-8")
+    found = called(command, "data", *more).exception
+    assert "sftprep audit" in found.hint
+
+
+def test_a_file_that_cannot_be_measured_takes_no_page_of_what_was_found(folder: Path) -> None:
+    pytest.importorskip("rensa", reason="the extra quality is not installed")
+    (folder / "empty.jsonl").write_text("", encoding="utf-8")
+    done = called("validate", "chats.jsonl", "empty.jsonl", "--quality", "--html", "page.html", "--json", "r.json")
+    assert done.exit_code == 1
+    assert getattr(done.exception, "code", "") == "empty-file"
+    assert json.loads((folder / "r.json").read_bytes())["by_code"] == {"empty-file": 1}
+    assert "empty-file" in (folder / "page.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", ["chats.jsonl", "chats.jsonl.gz", "chats.json"])
+def test_rows_as_windows_writes_them_are_read(folder: Path, name: str) -> None:
+    content = f"\ufeff{ROW}\r\n{ROW}\r\n".encode()
+    if name.endswith(".json"):
+        content = f"\ufeff[\r\n{ROW},\r\n{ROW}\r\n]\r\n".encode()
+    (folder / name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+    assert called("validate", name).output == "2 rows: 2 good, 0 bad; 0 errors, 0 warnings\n"
+
+
+BLOCKED = "import sys; sys.modules[{0!r}] = None; sys.argv[0] = 'sftprep'; from sftprep.__main__ import main; main()"
+
+
+@pytest.mark.parametrize(
+    ("package", "words", "extra"),
+    [
+        ("rensa", ["validate", "chats.jsonl", "--quality"], "quality"),
+        ("rensa", ["split", "chats.jsonl", "--out", "parts"], "quality"),
+        ("upath", ["validate", "s3://bucket/chats.jsonl"], "remote"),
+        (
+            "ray",
+            ["pack", "chats.jsonl", "--model", "MODEL", "--out", "o", "--max-length", "64", "--runner", "ray"],
+            "ray",
+        ),
+    ],
+)
+@pytest.mark.usefixtures("folder")
+def test_what_is_not_installed_is_named_with_the_extra_that_brings_it(
+    package: str, words: list[str], extra: str, samples: Path
+) -> None:
+    words = [str(samples / "model") if word == "MODEL" else word for word in words]
+    done = subprocess.run(
+        [sys.executable, "-c", BLOCKED.format(package), *words],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(samples.parent)},
+    )
+    assert done.returncode == 2, done.stderr
+    assert "[missing-extra]" in done.stderr
+    assert f"sftprep[{extra}]" in done.stderr
+    assert "Traceback" not in done.stderr
