@@ -400,6 +400,8 @@ def trained(name: str, **options: Any) -> Callable[[Setting], None]:
 
 BASE = "1.5B full, sftprep train, compiled, products kept"
 COMPILED = {"compile_layers": True, "keep_products": True}
+LEAN = {"compile_layers": True, "keep_narrow": True}
+WIDE = {"batch_size": ACCUMULATED, "grad_accum": 1}
 
 
 def trl(implementation: str, **options: Any) -> Callable[[Setting], None]:
@@ -409,11 +411,13 @@ def trl(implementation: str, **options: Any) -> Callable[[Setting], None]:
 CASES: dict[str, Callable[[Setting], None]] = {
     "ours": trained(BASE, **COMPILED),
     "trl-liger": trl(TRL_KERNEL, use_liger_kernel=True),
-    "ours-all": trained("1.5B full, sftprep train, compiled", compile_layers=True),
-    "ours-more": trained(f"1.5B full, sftprep train, compiled, {MORE} packs a step", **COMPILED, grad_accum=MORE),
-    "ours-wide": trained(
-        "1.5B full, sftprep train, compiled, two packs at once", **COMPILED, batch_size=ACCUMULATED, grad_accum=1
+    "ours-lean": trained("1.5B full, sftprep train, compiled, narrow products kept", **LEAN),
+    "ours-wide": trained("1.5B full, sftprep train, compiled, two packs at once", **COMPILED, **WIDE),
+    "ours-wide-lean": trained(
+        "1.5B full, sftprep train, compiled, narrow products kept, two packs at once", **LEAN, **WIDE
     ),
+    "ours-more": trained(f"1.5B full, sftprep train, compiled, {MORE} packs a step", **COMPILED, grad_accum=MORE),
+    "ours-all": trained("1.5B full, sftprep train, compiled", compile_layers=True),
     "profile": profiled,
     "synthetic": synthetic,
     "trl-sdpa": trl("sdpa"),
