@@ -5,8 +5,9 @@
 Conversations are recomposed, by a seed, of the turns of real ones (../shared/corpus where it is, else data_samples):
 the shape of one, each text that of another message of its role, so that no conversation is there twice. On a machine
 that does other work too, wall says little: two workers are worth what they divide, so that the bounds that CPU seconds
-set are shown beside it. Behind the last chunk the parent works alone (plan, gather, write, audit: "tail"); before it
-the parent and half of the children's seconds go on side by side (three cores), or share the machine (two cores).
+set are shown beside it. Behind the last chunk is the "tail": the parent plans and publishes, and whoever is there
+gathers, writes and audits the shards. In either half the parent and half of the children's seconds go on side by side
+(three cores), or share the machine (two cores).
 Memory is the resident sets of all processes together at their highest, looked at five times a second; pages that they
 share count for each. "own" are those that are no file's: pages of the finished chunks on the disk are let go again.
 """
@@ -35,14 +36,23 @@ from sftprep.shards.read import open_shard_set
 from sftprep.sources.lines import read_rows
 
 RUN = """
-import json, resource, sys, time
+import json, os, resource, sys, time
+from pathlib import Path
 from sftprep.cli.app import app
 from sftprep.prepare import pack
 
 plan, behind = pack._plan, []
 
+def of_children():
+    found = 0
+    for task in Path("/proc/self/task").iterdir():
+        for child in (task / "children").read_text().split():
+            stat = Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()
+            found += int(stat[11]) + int(stat[12])
+    return found / os.sysconf("SC_CLK_TCK")
+
 def noted(*arguments):
-    behind.append(time.process_time())
+    behind.extend([time.process_time(), of_children()])
     return plan(*arguments)
 
 pack._plan = noted
@@ -52,6 +62,7 @@ except SystemExit as end:
     code = end.code
 own, others = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
 told = {"parent": own.ru_utime + own.ru_stime, "children": others.ru_utime + others.ru_stime}
+told["tail_children"] = max(0.0, told["children"] - behind[1])
 print(json.dumps({**told, "tail": time.process_time() - behind[0]}))
 sys.exit(code)
 """
@@ -61,8 +72,10 @@ sys.exit(code)
 class Cost:
     parent: float
     tail: float
-    """Of the parent, behind the last chunk: nothing goes on beside it."""
+    """Of the parent, behind the last chunk."""
     children: float
+    tail_children: float
+    """Of the children, behind the last chunk."""
     wall: float
     peak: float
     own: float
@@ -76,8 +89,8 @@ class Cost:
 
     def least(self, cores: int) -> float:
         """Seconds that it would take two workers on so many cores with nothing else to do."""
-        beside = self.parent - self.tail
-        return self.tail + max(beside, self.children / 2, (beside + self.children) / cores)
+        halves = ((self.parent - self.tail, self.children - self.tail_children), (self.tail, self.tail_children))
+        return sum(max(parent, children / 2, (parent + children) / cores) for parent, children in halves)
 
 
 def recomposed(count: int) -> Iterator[bytes]:
@@ -149,10 +162,10 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="where rows and sets lie meanwhile; 8 GB for a million rows")
     options = parser.parse_args()
     print(
-        "| conversations | workers | CPU s parent | of it tail | children | wall s | tokens "
+        "| conversations | workers | CPU s parent | of it tail | children | of it tail | wall s | tokens "
         "| µs / conversation | ns / token | MB | own |"
     )
-    print("|---|---|---|---|---|---|---|---|---|---|---|")
+    print("|---|---|---|---|---|---|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         folder, said = Path(name), []
         for count in map(int, options.rows.split(",")):
@@ -168,6 +181,7 @@ def main() -> None:
                 each = (1e6 * cost.cpu / count, 1e9 * cost.cpu / cost.num_tokens)
                 print(
                     f"| {count:,} | {workers} | {cost.parent:.1f} | {cost.tail:.1f} | {cost.children:.1f} | "
+                    f"{cost.tail_children:.1f} | "
                     f"{cost.wall:.1f} | {cost.num_tokens:,} | {each[0]:.0f} | {each[1]:.0f} | "
                     f"{cost.peak:,.0f} | {cost.own:,.0f} |",
                     flush=True,
