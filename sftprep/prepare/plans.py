@@ -21,6 +21,7 @@ from sftprep.templates.adapt import adapt_messages, probe_form
 from sftprep.templates.control import TokenSearch, may_hold_tokens
 from sftprep.templates.policy import ControlTokens, Mask, Part, RenderPolicy
 from sftprep.templates.shape import shape_of
+from sftprep.templates.symbolic_beginnings import Beginnings, Path
 from sftprep.templates.symbolic_template import SymbolicTemplate
 from sftprep.templates.symbolic_tracer import SymbolicTracer
 from sftprep.templates.symbolic_turns import PlannedResolver
@@ -55,6 +56,7 @@ class PlanBook:
         self._known_roles: dict[tuple[str, ...], _Known] = {}
         """Of plain chats, of which their roles are the whole shape."""
         self._searches: dict[SymbolicTemplate, TokenSearch] = {}
+        self._beginnings: dict[SymbolicTemplate, Beginnings] = {}
 
     @staticmethod
     def serves(policy: RenderPolicy) -> bool:
@@ -133,11 +135,28 @@ class PlanBook:
         return replace(conversation, messages=messages, template_kwargs=kwargs)
 
     def _planned(self, conversation: Conversation, template: SymbolicTemplate) -> RowPlan | Refusal | None:
+        """A plan of the conversation, made with what is known of those that began alike where that makes one."""
+        # What is made for a plan lives until that is finished: to look for garbage is a quarter of the work.
+        with uncollected():
+            path = None if template.has_passes else self._path(conversation, template)
+            made = self._tried(conversation, template, path)
+            if made is None and path is not None and path.is_shared:
+                made = self._tried(conversation, template, None)
+        return made
+
+    def _path(self, conversation: Conversation, template: SymbolicTemplate) -> Path:
+        known = self._beginnings.setdefault(template, Beginnings())
+        return known.path(conversation.messages, conversation.tools, shape_of(conversation.messages))
+
+    def _tried(
+        self, conversation: Conversation, template: SymbolicTemplate, path: Path | None
+    ) -> RowPlan | Refusal | None:
         try:
-            # What is made for a plan lives until that is finished: to look for garbage is a quarter of the work.
-            with uncollected():
-                tracer = template.at(conversation.messages, conversation.tools)
-                return self._rendered(conversation, template, tracer)
+            tracer = template.at(conversation.messages, conversation.tools, path=path)
+            made = self._rendered(conversation, template, tracer)
+            if path is not None:
+                self._beginnings[template].keep(path)
+            return made
         except (TemplateError, OpaqueError):
             # The slow path says what is wrong with the row, or finds its exact form.
             return None
@@ -147,17 +166,19 @@ class PlanBook:
     def _rendered(
         self, conversation: Conversation, template: SymbolicTemplate, tracer: SymbolicTracer
     ) -> RowPlan | Refusal | None:
+        path = template.path
+        recall, recall_cut = (None, None) if path is None else (path.recall_of, path.recall_cut)
         try:
             # It was looked for control tokens before.
             policy = replace(self._policy, control_tokens=ControlTokens.ALLOW)
-            rendered = render(conversation, template=template, policy=policy, resolver=PlannedResolver)
+            rendered = render(conversation, template=template, policy=policy, resolver=PlannedResolver, recall=recall)
         except MaskError as error:
             # Without its traceback, which would keep the whole conversation.
             bare = MaskError(error.message, code=error.code, place=error.place, hint=error.hint)
             return plan_refusal(bare, tracer)
         if set(rendered.classes) - {"packed", "switched", "rewritten"} or not rendered.samples:
             return None
-        return plan_row(rendered.samples, tracer, counts=(rendered.classes, rendered.remarks))
+        return plan_row(rendered.samples, tracer, counts=(rendered.classes, rendered.remarks), recall=recall_cut)
 
 
 def _answered(plan: RowPlan | Refusal, texts: Sequence[str] | None) -> Found:

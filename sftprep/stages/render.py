@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from sftprep.data import Conversation, Role, Sample, Segment, SpanKind, TrainedTurn
 from sftprep.errors import MaskError, TemplateError
@@ -26,6 +27,9 @@ from sftprep.templates.runs import Run
 from sftprep.templates.tagged import tagged_turns
 from sftprep.templates.template import ChatTemplate, Request, TracedText
 from sftprep.templates.turns import is_template_text, lost_context, owner
+
+Recall = Callable[[Sequence[ExactTurn], Hashable, Callable[[], Sample]], Sample]
+"""What is known of the same turns and the same of all else that decides their sample; else the sample that is made."""
 
 _KIND_OF_ROLE: Mapping[str, SpanKind] = {
     Role.SYSTEM: SpanKind.SYSTEM,
@@ -55,20 +59,22 @@ def render(
     template: ChatTemplate,
     policy: RenderPolicy,
     resolver: type[TurnResolver] = TurnResolver,
+    recall: Recall | None = None,
 ) -> RenderedConversation:
     """The fewest samples that train each turn once, each in exactly its inference context.
 
     Samples of one conversation that share a prefix are neighbours and numbered in the order of their last turns.
+    `recall` is given the turns of each sample, what else decides it, and what makes it.
 
     Raises:
         MaskError: the row cannot be exact; `code` says why and `place` where.
         TemplateLimitError: the template takes more than any conversation explains.
     """
     if not policy.merge_consecutive:
-        return _rendered(conversation, template, policy, resolver)
+        return _rendered(conversation, template, policy, resolver, recall)
     merged, origin = merge_consecutive(conversation)
     try:
-        rendered = _rendered(merged, template, policy, resolver)
+        rendered = _rendered(merged, template, policy, resolver, recall)
     except MaskError as error:
         place = re.sub(r"(?<=^/messages/)\d+", lambda found: str(origin[int(found.group())]), error.place)
         raise MaskError(error.message, code=error.code, place=place, hint=error.hint) from error
@@ -78,7 +84,11 @@ def render(
 
 
 def _rendered(
-    conversation: Conversation, template: ChatTemplate, policy: RenderPolicy, resolver: type[TurnResolver]
+    conversation: Conversation,
+    template: ChatTemplate,
+    policy: RenderPolicy,
+    resolver: type[TurnResolver],
+    recall: Recall | None,
 ) -> RenderedConversation:
     if policy.control_tokens is ControlTokens.ERROR and template.control_tokens:
         refuse_control_tokens(conversation, template.control_pattern)
@@ -102,7 +112,7 @@ def _rendered(
     if policy.mask is Mask.CONTRACT and template.has_generation_blocks:
         remarks.update(remark for group in kept for remark in tag_remarks(template, messages, group))
     remarks["context-lost"] += lost_context(groups[0][-1].traced, groups[0][-1].message)
-    samples = [_sample(conversation, number, group, policy) for number, group in enumerate(reversed(kept))]
+    samples = list(_samples(conversation, kept, policy, recall))
     pattern = template.control_pattern
     traces = [group[-1].traced for group in reversed(kept)]
     splits = policy.control_tokens is ControlTokens.SPLIT and bool(template.control_tokens)
@@ -150,6 +160,15 @@ def _classes(groups: Sequence[Sequence[ExactTurn]]) -> dict[str, int]:
         for turn in {turn.message: turn for turn in group}.values():
             counts["rewritten" if turn.kind == "packed" and number > 0 else turn.kind] += 1
     return dict(counts)
+
+
+def _samples(
+    conversation: Conversation, groups: Sequence[Sequence[ExactTurn]], policy: RenderPolicy, recall: Recall | None
+) -> Iterator[Sample]:
+    for number, group in enumerate(reversed(groups)):
+        make = partial(_sample, conversation, number, group, policy)
+        about = (number, *conversation.weights[: group[-1].message + 1])
+        yield make() if recall is None else recall(group, about, make)
 
 
 def _sample(conversation: Conversation, number: int, group: Sequence[ExactTurn], policy: RenderPolicy) -> Sample:

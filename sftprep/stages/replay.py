@@ -10,7 +10,8 @@ import itertools
 import json
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from operator import itemgetter
 from typing import NamedTuple
 
@@ -83,31 +84,46 @@ class RowPlan:
 
 
 def plan_row(
-    samples: Sequence[Sample], tracer: SymbolicTracer, *, counts: tuple[Mapping[str, int], Mapping[str, int]]
+    samples: Sequence[Sample],
+    tracer: SymbolicTracer,
+    *,
+    counts: tuple[Mapping[str, int], Mapping[str, int]],
+    recall: Recall | None = None,
 ) -> RowPlan:
     """The plan of a conversation that was rendered symbolically; `counts` are its classes and remarks.
+
+    `recall` is given each sample and what cuts it.
 
     Raises:
         OpaqueError: a border lies within a field, or a turn has no stop token.
     """
-    values = _Values(tracer)
-    planned = [_plan_sample(sample, values) for sample in samples]
-    written = tuple(values.fields)
-    num_written = len(written)
-    words = tuple(values.words)
-
-    def place(piece: tuple[bool, int]) -> int:
-        is_field, number = piece
-        return number if is_field else num_written + number
-
+    fields: dict[Field, int] = {}
+    words: dict[bytes, int] = {}
+    planned = []
+    for sample in samples:
+        cut = cut_sample(sample) if recall is None else recall(sample, partial(cut_sample, sample))
+        # Words are counted from the end, as it is not known yet how many fields stand before them.
+        places = [
+            words.setdefault(piece, -1 - len(words))
+            if isinstance(piece, bytes)
+            else fields.setdefault(piece, len(fields))
+            for piece in cut.pieces
+        ]
+        planned.append(replace(cut.plan, take=_taking(places)))
     return RowPlan(
-        guarded=Guarded.of(written, tracer.guards),
-        words=words,
-        num_written=num_written,
-        samples=tuple(_finished(sample, plan, place) for sample, plan in zip(samples, planned, strict=True)),
+        guarded=Guarded.of(tuple(fields), tracer.guards),
+        words=tuple(reversed(words)),
+        num_written=len(fields),
+        samples=tuple(planned),
         classes=counts[0],
         remarks=counts[1],
     )
+
+
+def _taking(places: Sequence[int]) -> Callable[[Sequence[bytes]], tuple[bytes, ...]]:
+    if len(places) == 1:
+        return lambda values: (values[places[0]],)
+    return itemgetter(*places)
 
 
 def plan_refusal(error: MaskError, tracer: SymbolicTracer) -> Refusal:
@@ -115,32 +131,27 @@ def plan_refusal(error: MaskError, tracer: SymbolicTracer) -> Refusal:
     return Refusal(Guarded.of((), tracer.guards), error)
 
 
-class _Values:
-    """The fields and the words that the pieces of a row's samples are, each once."""
+class Cut(NamedTuple):
+    """A sample cut at its borders: each piece a field or a word of the template, and its plan but for `take`."""
 
-    def __init__(self, tracer: SymbolicTracer) -> None:
-        self.tracer = tracer
-        self.fields: dict[Field, int] = {}
-        self.words: dict[bytes, int] = {}
+    pieces: list[Field | bytes]
+    plan: SamplePlan
 
-    def number(self, field: Field) -> int:
-        """The number of a field."""
-        return self.fields.setdefault(field, len(self.fields))
 
-    def word(self, text: str) -> int:
-        """The number of a word."""
-        return self.words.setdefault(text.encode(), len(self.words))
+Recall = Callable[[Sample, Callable[[], Cut]], Cut]
+"""What is known of the very sample; else what is made."""
 
 
 class _Pieces(NamedTuple):
-    pieces: list[tuple[bool, int]]
+    pieces: list[Field | bytes]
     texts: list[str | None]
     """Of the template's; None for fields."""
     at: dict[int, int]
     """Position in the text → number of the piece that begins there."""
 
 
-def _plan_sample(sample: Sample, values: _Values) -> _Pieces:
+def cut_sample(sample: Sample) -> Cut:
+    """The pieces of a symbolic sample. OpaqueError as `plan_row`."""
     text = sample.text
     if not isinstance(text, SymbolicStr):
         raise OpaqueError("a sample is not symbolic")
@@ -159,17 +170,17 @@ def _plan_sample(sample: Sample, values: _Values) -> _Pieces:
             if inside:
                 raise OpaqueError("a turn or a segment begins within a field")
             found.at[position] = len(found.pieces)
-            found.pieces.append((True, values.number(text.tracer.fields[run.source])))
+            found.pieces.append(text.tracer.fields[run.source])
             found.texts.append(None)
         else:
             for begin, end in zip([position, *inside], [*inside, stop], strict=True):
-                _add_word(found, values, (begin, str.__getitem__(text, slice(begin, end))), borders)
+                _add_word(found, (begin, str.__getitem__(text, slice(begin, end))), borders)
         position = stop
     found.at[position] = len(found.pieces)
-    return found
+    return Cut(found.pieces, _finished(sample, found))
 
 
-def _add_word(found: _Pieces, values: _Values, word: tuple[int, str], borders: set[int]) -> None:
+def _add_word(found: _Pieces, word: tuple[int, str], borders: set[int]) -> None:
     """Add a word of the template, joined to the one before it where no border lies between."""
     begin, text = word
     before = found.texts[-1] if found.texts else None
@@ -179,19 +190,17 @@ def _add_word(found: _Pieces, values: _Values, word: tuple[int, str], borders: s
         found.pieces.pop()
     else:
         found.at[begin] = len(found.pieces)
-    found.pieces.append((False, values.word(text)))
+    found.pieces.append(text.encode())
     found.texts.append(text)
 
 
-def _finished(sample: Sample, found: _Pieces, place: Callable[[tuple[bool, int]], int]) -> SamplePlan:
+def _finished(sample: Sample, found: _Pieces) -> SamplePlan:
     segments = [segment for segment in sample.segments if segment.start < segment.stop]
     weights = {turn.message: turn.weight for turn in sample.turns}
     trained = [weights[s.message] if s.kind in TRAINED_KINDS else 0.0 for s in segments]
-    places = [place(piece) for piece in found.pieces]
-    single = places[0] if len(places) == 1 else None
     return SamplePlan(
-        take=itemgetter(*places) if single is None else lambda values: (values[single],),
-        num_pieces=len(places),
+        take=tuple,
+        num_pieces=len(found.pieces),
         starts=np.array([found.at[s.start] for s in segments], dtype=np.int64),
         kinds=np.array([s.kind for s in segments], dtype=np.int8),
         messages=np.array([s.message for s in segments], dtype=np.int32),

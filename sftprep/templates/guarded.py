@@ -152,8 +152,12 @@ def _columns(fields: Sequence[Field]) -> Columns | None:
 
 def text_of(field: Field, conversation: Conversation) -> str:
     """The text that a field is in a conversation, whose messages are in the form that the template wants."""
+    return text_in(field, conversation.messages[field.message] if field.message >= 0 else conversation.tools)
+
+
+def text_in(field: Field, value: Any) -> str:
+    """The same, where `value` is the message that the field is of, or the tools."""
     message, keys, ops = field
-    value: Any = conversation.messages[message] if message >= 0 else conversation.tools
     return _done(value_at(value, keys if message >= 0 else keys[1:]), ops)
 
 

@@ -9,18 +9,18 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Hashable, Mapping, Sequence
-from itertools import accumulate
 from typing import Final
 
 from sftprep.data import Json
 from sftprep.errors import TemplateError
 from sftprep.templates.shape import shape_of
+from sftprep.templates.symbolic_beginnings import Path
 from sftprep.templates.symbolic_environment import symbolic_environment
 from sftprep.templates.symbolic_layout import Layout
 from sftprep.templates.symbolic_passes import Joined, PassBook, TurnMemory
 from sftprep.templates.symbolic_run import Given, Symbolic, run_symbolic
 from sftprep.templates.symbolic_session import SymbolicSession
-from sftprep.templates.symbolic_texts import Body, Builder, Piece, bodies, ends_of, pieces_of
+from sftprep.templates.symbolic_texts import Body, Builder, Piece, bodies, count_at, ends_of, pieces_of
 from sftprep.templates.symbolic_tracer import SymbolicTracer
 from sftprep.templates.symbols import OpaqueError
 from sftprep.templates.template import GENERATION_PROMPT, ChatTemplate, Request, TracedText
@@ -28,8 +28,6 @@ from sftprep.templates.trace import TracedStr
 
 _MAX_ANSWERS: Final = 32
 """Ways through the template that one shape of messages may have; a shape with more is never planned."""
-
-
 _MAX_SHAPES: Final = 4096
 """Shapes that are remembered: a run sees any number of them, and its memory stays bounded."""
 
@@ -38,6 +36,8 @@ class SymbolicTemplate(ChatTemplate):
     """Renders the messages of the conversation that it is told to be at; others as `ChatTemplate` does."""
 
     _session: SymbolicSession | None = None
+    path: Path | None = None
+    """What is known of the conversation that it is told to be at; None where nothing is to be known again."""
     _shape: tuple[Hashable, ...] = ()
     _builders: dict[int, Builder]
     _joined: dict[str, Joined | None]
@@ -72,12 +72,21 @@ class SymbolicTemplate(ChatTemplate):
         """What was rendered behind any messages, by the arguments that the ending reads."""
         return {}
 
-    def at(self, messages: Sequence[Mapping[str, Json]], tools: Sequence[Json] | None) -> SymbolicTracer:
-        """Render these messages symbolically from now on; the tracer notes what is asked of them."""
+    @property
+    def has_passes(self) -> bool:
+        """Whether turns are found again by the passes of a loop that write them."""
+        return self._passes is not None
+
+    def at(
+        self, messages: Sequence[Mapping[str, Json]], tools: Sequence[Json] | None, *, path: Path | None = None
+    ) -> SymbolicTracer:
+        """Render these messages, whose path is given, symbolically now; the tracer notes what is asked of them."""
         self._session = SymbolicSession(messages, tools)
+        self.path = path
+        if path is not None:
+            path.begin(self._session.tracer)
         self._environment.written = {}
-        self._builders = {}
-        self._joined = {}
+        self._builders, self._joined = {}, {}
         self._shape = shape_of(messages)
         return self._session.tracer
 
@@ -85,7 +94,7 @@ class SymbolicTemplate(ChatTemplate):
         """Render as `ChatTemplate` does from now on."""
         if self._session is not None:
             self._session.tracer.forget_texts()
-        self._session = self._environment.written = None
+        self._session = self._environment.written = self.path = None
         self._builders, self._joined = {}, {}
 
     def render(
@@ -263,7 +272,7 @@ class SymbolicTemplate(ChatTemplate):
             return {size: Body(guards, pieces, len(pieces))}
         marks = self._symbolic[1].found
         position = next((position for position, mark in marks if mark.message == -1), -1)
-        count = _count_at(text, position)
+        count = count_at(text, position)
         kwargs = {name: value for name, value in (request.kwargs or {}).items() if name in layout.ending}
         self._endings[_as_key({**kwargs, GENERATION_PROMPT: prompt})] = pieces[count:]
         ends = ends_of(text, marks)
@@ -288,11 +297,3 @@ class SymbolicTemplate(ChatTemplate):
 
 def _as_key(kwargs: Mapping[str, Json] | None) -> str:
     return json.dumps(kwargs, sort_keys=True) if kwargs else "{}"
-
-
-def _count_at(text: TracedStr, position: int) -> int:
-    """How many runs end at a position. OpaqueError where one goes on behind it."""
-    ends = list(accumulate((run.length for run in text.runs), initial=0))
-    if position not in ends:
-        raise OpaqueError("the template writes its ending in one piece with what stands before it")
-    return ends.index(position)

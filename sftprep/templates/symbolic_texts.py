@@ -131,3 +131,11 @@ class Builder:
             return text, Run(len(text), source, 0)
         source = piece.source if piece.source < 0 else session.constant(piece.message, piece.keys, piece.whole)
         return piece.text, Run(len(piece.text), source, piece.offset)
+
+
+def count_at(text: TracedStr, position: int) -> int:
+    """How many runs end at a position. OpaqueError where one goes on behind it."""
+    ends = list(accumulate((run.length for run in text.runs), initial=0))
+    if position not in ends:
+        raise OpaqueError("the template writes its ending in one piece with what stands before it")
+    return ends.index(position)

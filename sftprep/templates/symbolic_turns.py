@@ -17,8 +17,10 @@ from typing import Final, NamedTuple
 from sftprep.errors import MaskError
 from sftprep.templates.contract import Messages, TurnResolver
 from sftprep.templates.exact import ExactTurn
+from sftprep.templates.symbolic_beginnings import Path
 from sftprep.templates.symbolic_passes import Joined, Remembered, Spot, Wrong, agree, own_guards
 from sftprep.templates.symbolic_template import SymbolicTemplate
+from sftprep.templates.symbols import OpaqueError
 from sftprep.templates.template import ChatTemplate, Request
 from sftprep.templates.turns import End
 
@@ -43,7 +45,14 @@ class PlannedResolver(TurnResolver):
         self._arguments = json.dumps(request.kwargs, sort_keys=True)
 
     def _shown_in(self, base: ExactTurn, message: int) -> ExactTurn | None:
-        """As the general resolver, which is asked where no turn like it is known."""
+        """As the general resolver, asked where it was not of the same beginning, and where no turn like it is known."""
+        find = partial(self._shown_again, base, message)
+        path = self._path
+        return find() if path is None else path.recall(base.message, ("shown", id(base), message), find, of=base)
+
+    def _shown_again(self, base: ExactTurn, message: int) -> ExactTurn | None:
+        if self._path is not None and self._path.is_other(base.traced.text):
+            raise OpaqueError("a turn that another conversation was asked for is asked something else")
         is_own = base.kind == "packed" and base.request is self.request and message + 1 < base.message
         place = self._place(message, ahead=1) if is_own and not self._is_ill_posed(message) else None
         find = partial(TurnResolver._shown_in, self, base, message)
@@ -58,8 +67,17 @@ class PlannedResolver(TurnResolver):
         shown = ExactTurn(message, self.request, base.kind, base.traced, start, end)
         return None if end.stop > base.start else shown
 
+    @property
+    def _path(self) -> Path | None:
+        return self.template.path if isinstance(self.template, SymbolicTemplate) else None
+
     def resolve(self, message: int) -> ExactTurn:
-        """As the general resolver, which is asked where no turn like it is known, or where more has to be tried."""
+        """As the general resolver, asked where it was not before, no turn is known, or more has to be tried."""
+        find = partial(self._resolved_again, message)
+        key = ("turn", self.allow, self._arguments)
+        return find() if self._path is None else self._path.recall(message, key, find)
+
+    def _resolved_again(self, message: int) -> ExactTurn:
         place = None if self._is_ill_posed(message) else self._place(message, ahead=0)
         if place is None:
             return super().resolve(message)

@@ -23,7 +23,7 @@ from sftprep.templates.limits import Meter, RenderLimitError
 from sftprep.templates.runs import Run, Source
 from sftprep.templates.sandbox import MeteredEnvironment
 from sftprep.templates.trace import TracedStr, Tracer
-from sftprep.templates.values import normalise_messages, wrap, wrap_messages
+from sftprep.templates.values import normalise_messages, size_of, wrap, wrap_messages
 
 _GENERATION: Final = re.compile(r"\{%[-+]?\s*generation\b")
 GENERATION_PROMPT: Final = "add_generation_prompt"
@@ -181,7 +181,7 @@ class ChatTemplate:
         arguments: Mapping[str, Json],
     ) -> str:
         self._environment.meter = self._tracing.meter = Meter(
-            lambda: (_size(messages) + _size(tools) + _size(arguments)) * (1 + len(messages))
+            lambda: (size_of(messages) + size_of(tools) + size_of(arguments)) * (1 + len(messages))
         )
         try:
             return compiled.render(messages=messages, tools=tools, documents=None, **arguments)
@@ -270,15 +270,6 @@ def _compared_texts(tree: nodes.Template) -> dict[str, list[str]]:
         for name in names:
             found[name] = list(dict.fromkeys([*found.get(name, ()), *texts]))[:_MAX_TEXTS]
     return found
-
-
-def _size(value: Json) -> int:
-    """Characters of all strings inside a JSON value, and one for everything else."""
-    if isinstance(value, str):
-        return len(value)
-    if isinstance(value, Mapping):
-        return sum(_size(key) + _size(item) for key, item in value.items())
-    return sum(map(_size, value)) if isinstance(value, (list, tuple)) else 1
 
 
 def _too_deep(error: BaseException) -> TemplateError:

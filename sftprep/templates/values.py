@@ -136,3 +136,12 @@ class JsonWriter:
             pieces.append(piece if escaped == text else self.tracer.of_source(escaped, run.source))
             position += run.length
         return self.tracer.concat([*pieces, quote])
+
+
+def size_of(value: Json) -> int:
+    """Characters of all strings inside a JSON value, and one for everything else."""
+    if isinstance(value, str):
+        return len(value)
+    if isinstance(value, Mapping):
+        return sum(size_of(key) + size_of(item) for key, item in value.items())
+    return sum(map(size_of, value)) if isinstance(value, (list, tuple)) else 1
