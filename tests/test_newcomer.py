@@ -108,3 +108,11 @@ def test_what_is_not_installed_is_named_with_the_extra_that_brings_it(
     assert "[missing-extra]" in done.stderr
     assert f"sftprep[{extra}]" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_the_list_of_commands_is_in_the_order_in_which_they_are_used_and_says_where_to_begin() -> None:
+    shown = called("--help").output
+    order = ["validate", "split", "pack", "audit", "train", "evaluate", "demo", "schema"]
+    places = [shown.index(f"│ {name} ") for name in order]
+    assert places == sorted(places)
+    assert "Begin with: sftprep demo" in shown

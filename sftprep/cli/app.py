@@ -15,22 +15,22 @@ from sftprep.cli.interrupt import end_interrupted
 from sftprep.errors import SftprepError
 
 SUMMARIES: Final = {
-    "audit": "Show which tokens of a shard set are trained and why, and check every row. "
-    "Exit code 1 when a check fails.",
-    "demo": "Validate, pack, audit and train on the samples that come with sftprep, then ask the trained model. "
-    "Offline.",
-    "evaluate": "Judge a model on suites and held-out rows, compare it with a baseline, and fail where a gate does "
-    "not hold.",
-    "pack": "Pack chats into training rows for one model: its own tokenizer and template, exact masks, "
-    "no conversation cut.",
-    "schema": "Print the JSON Schema of a row, a report, the manifest or a configuration.",
-    "split": "Hold rows out for evaluation, whole clusters of near duplicates at a time, and prove that none is "
-    "in both.",
     "validate": "Check chat data row by row: every fault, at its file, line and JSON pointer, with what to do "
     "about it.",
+    "split": "Hold rows out for evaluation, whole clusters of near duplicates at a time, and prove that none is "
+    "in both.",
+    "pack": "Pack chats into training rows for one model: its own tokenizer and template, exact masks, "
+    "no conversation cut.",
+    "audit": "Show which tokens of a shard set are trained and why, and check every row. "
+    "Exit code 1 when a check fails.",
     "train": "Train a model on a shard set: the loss counts its trained tokens and nothing else.",
+    "evaluate": "Judge a model on suites and held-out rows, compare it with a baseline, and fail where a gate does "
+    "not hold.",
+    "demo": "Validate, pack, audit and train on the samples that come with sftprep, then ask the trained model. "
+    "Offline.",
+    "schema": "Print the JSON Schema of a row, a report, the manifest or a configuration.",
 }
-"""The commands, and what each one's help begins with: to list them none is imported."""
+"""The commands, in the order of use, and what each one's help begins with: to list them none is imported."""
 
 
 class _OnDemand(Mapping[str, Any]):
@@ -86,6 +86,7 @@ app = typer.Typer(
     name="sftprep",
     cls=_Commands,
     help="The compiler for supervised fine-tuning data of chat models.",
+    epilog="Begin with: sftprep demo. Of your own chats: sftprep validate chats.jsonl",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},

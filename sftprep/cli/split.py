@@ -31,6 +31,8 @@ def split(
     """Hold rows out for evaluation, whole clusters of near duplicates at a time, and prove that none is in both.
 
     Example: sftprep split chats.jsonl --eval 5% --out parts --seed 1
+
+    Exit code 0: written; 1: something is wrong with the data; 2: something is wrong with the call.
     """
     options = {key: value for key, value in locals().items() if key != "quiet"}
     config = read_config(SplitConfig, {**options, "files": tuple(files)}, command="split", names={"held_out": "--eval"})

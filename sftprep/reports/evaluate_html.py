@@ -63,7 +63,7 @@ details { background: var(--card); border: 1px solid var(--line); border-radius:
 baseline's{% endif %}.{% if loop.first %} <i>Value</i> is the mean of the scorers' values, <i>stops</i> the share of
 answers that the model ended by itself, <i>repeats</i> the share of 4-word runs that stood in the answer before.
 {% if report.baseline %} <i>Lost</i> and <i>gained</i> are cases that only the baseline, or only the new model, passes;
-<i>p</i> is McNemar's exact test of them, and behind it, where values are more than passed or not, a sign-flip test
+<i>p</i> is McNemar's exact test of them, and below it, where values are more than passed or not, a sign-flip test
 of the values; one test shows a difference below 5 %, one of two below half of that, less where several groups are
 compared. <i>Difference</i> is that of the values, with its interval over cases.{% endif %}{% endif %}</p>
 <div class="wide"><table><thead><tr><th>{{ title }}</th><th>cases</th><th>passed</th>{% if report.baseline
@@ -73,7 +73,7 @@ compared. <i>Difference</i> is that of the values, with its interval over cases.
 <td>{{ group.num_cases }}</td><td>{{ '{:.1%}'.format(group.pass_rate) }}</td>{% if other %}
 <td>{{ '{:.1%}'.format(other.pass_rate) }}</td><td class="{{ verdicts[other.verdict] }}">{{ other.verdict }}</td>
 <td>{{ other.lost }}</td><td>{{ other.gained }}</td><td>{{ '{:.2g}'.format(other.p_value)
-}}{% if other.p_of_values is not none %}, {{ '{:.2g}'.format(other.p_of_values) }}{% endif %}</td>{% endif %}
+}}{% if other.p_of_values is not none %}<br>{{ '{:.2g}'.format(other.p_of_values) }}{% endif %}</td>{% endif %}
 <td>{{ '{:.3f}'.format(group.mean_value) }}</td>{% if other %}
 <td>{{ '{:+.3f} ({:+.3f} to {:+.3f})'.format(other.difference, other.low, other.high) }}</td>{% endif %}
 <td>{{ '{:.0%}'.format(group.stops) }}</td><td>{{ '{:.1%}'.format(group.repetition) }}</td></tr>

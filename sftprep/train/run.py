@@ -19,6 +19,7 @@ from rich.console import Console
 from sftprep.config.train import TrainConfig
 from sftprep.errors import OutputError, StoppedError, TrainError
 from sftprep.reports.console import terminal_console
+from sftprep.reports.wording import counted
 from sftprep.shards.claim import OutputClaim
 from sftprep.shards.read import ShardSet
 from sftprep.train.checkpoint import (
@@ -140,7 +141,7 @@ class _Edges:
 def _steps(trainee: Trainee, feed: Feed, *, start: Position, config: TrainConfig, edges: _Edges) -> TrainResult:
     epoch, steps = feed.schedule.steps_per_epoch, feed.num_steps
     edges.console.print(
-        f"{steps} steps of {feed.schedule.rows_per_step} rows ({epoch} an epoch); "
+        f"{counted(steps, 'step')} of {counted(feed.schedule.rows_per_step, 'row')} ({epoch} an epoch); "
         f"loss: mean over {_MEANS[config.loss]}",
         soft_wrap=True,
     )
