@@ -3,9 +3,10 @@
 python benchmarks/train.py [STEPS]
 
 One process and one thread, CPU seconds, float32, the same packs and the same small Qwen3. Steps of ours and of the bare
-loop are taken in turn, and the median of their ratios counts. Beside TRL, what runs once (loading, self-test, saving)
-is taken away: each side is run for two numbers of steps, and the difference counts. A run whose gradient is zero
-anywhere is no measurement and fails. Needs the extra `dev` (trl).
+loop are taken in turn, and the median of their ratios counts. Resumption is measured at two steps of a run (resume.py
+does it for any model). Beside TRL, what runs once (loading, self-test, saving) is taken away: each side is run for two
+numbers of steps, and the difference counts. A run whose gradient is zero anywhere is no measurement and fails. Needs
+the extra `dev` (trl).
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 import trl
+from resume import report
 from rich.console import Console
 from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 
@@ -313,6 +315,8 @@ def main() -> None:
         say(f"packs of {PACK_TOKENS}, {counts.num_trained / counts.num_tokens:.0%} trained; {steps} steps each")
         loader(shards, place)
         in_turn(shards, place, steps=steps)
+        for line in report(shards.directory, str(place / "model"), place, steps=[2, 20]):
+            say(line)
         beside_trl(shards, place, steps=min(steps, 10))
 
 
