@@ -231,8 +231,8 @@ def _begins_bare(at_begin: Ints, samples: Ints, encoded: EncodedTexts, prefix: P
     begin = np.minimum(at_begin, len(encoded.ids) - 1)
     bare: npt.NDArray[np.bool_] = ~prefix.first(encoded)[begin]
     if len(encoded.joins):
-        join = encoded.join_of_each()[samples]
-        bare &= (join < 0) | ((join == at_begin) & ~prefix.cuts[encoded.ids[begin]])
+        # Joined elsewhere, it would begin with the space.
+        bare &= (encoded.join_of_each()[samples] < 0) | ~prefix.cuts[encoded.ids[begin]]
     return bare
 
 

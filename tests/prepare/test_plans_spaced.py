@@ -133,17 +133,17 @@ def test_real_and_hostile_rows_are_replayed_as_they_are_compiled_alone(served: P
     options = config(served)
     compile_rows = batch_compiler(load_model(str(served)), options)
     with zstandard.open(corpus / "bench" / "chat_10k.jsonl.zst", "rt", encoding="utf-8") as lines:
-        real = [json.loads(line) for line in islice(lines, 50)]
+        real = [json.loads(line) for line in islice(lines, 30)]
     chats = [
         Conversation(RowAddress("chats", n + 1), row["messages"], [1.0] * len(row["messages"]), tools=row.get("tools"))
         for n, row in enumerate(real)
     ]
     draw = np.random.default_rng(0)
     words = [*HOSTILE, "hi", "a word", " there", "."]
-    for n in range(50):
+    for n in range(30):
         texts = ["".join(draw.choice(words, size=draw.integers(1, 4))) for _ in range(2 * draw.integers(1, 4))]
         chats.append(conversation(1000 + n, texts, system="Be brief." if n % 5 == 0 else None))
     fast, slow = both(compile_rows, rows_of(chats), options)
     assert same(fast, slow)
     # With a system prompt, Llama 2's template strips a text that is a field in part, and Mistral 3's splices.
-    assert fast.rendering["replayed"] > {"phi-3": 60, "mistral-v1": 60, "llama-2": 40, "mistral-v3": 40}[served.name]
+    assert fast.rendering["replayed"] > {"phi-3": 35, "mistral-v1": 35, "llama-2": 25, "mistral-v3": 25}[served.name]

@@ -159,7 +159,7 @@ def _split(encoded: EncodedTexts, at: int, compiler: BatchCompiler) -> EncodedTe
 
 
 @pytest.mark.parametrize("name", MODELS)
-@settings(deadline=None, max_examples=120)
+@settings(deadline=None, max_examples=80)
 @given(chats=CHATS, fault=FAULTS)
 def test_what_is_wrong_is_refused_as_by_a_loop(
     name: str, directory: Path, chats: list[list[str]], fault: Fault
