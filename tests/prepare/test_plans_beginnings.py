@@ -103,6 +103,12 @@ def test_what_only_a_beginning_asked_is_asked_of_longer_conversations(tmp_path: 
     assert replayed(compile_rows, [conversation(n + 1, own) for n, own in enumerate(texts)], tmp_path) == 4
 
 
+def test_what_a_longer_conversation_asked_is_asked_of_what_it_began_with(tmp_path: Path) -> None:
+    compile_rows = compiler_of(TEMPLATES["asks the last question"], tmp_path)
+    texts = [["yes", "b", "well", "c"], ["yes", "a"], ["no", "d"]]
+    assert replayed(compile_rows, [conversation(n + 1, own) for n, own in enumerate(texts)], tmp_path) == 3
+
+
 def test_a_row_that_answers_what_nobody_asked_before_has_a_plan_of_its_own(tmp_path: Path) -> None:
     compile_rows = compiler_of(TEMPLATES["asks the first one where there are more"], tmp_path)
     texts = [["no", "a"], ["yes", "b", "c", "d"], ["no", "e", "f", "g"], ["yes", "h"], ["yes", *"ijklm"]]
