@@ -95,3 +95,17 @@ def test_gradients_are_read_for_their_norm_and_for_the_step_and_one_number_is_wa
     ]
     assert asked.names.count("aten._local_scalar_dense.default") == 1
     assert all(parameter.grad is None for parameter in trained.parameters())
+
+
+def test_matrices_decay_and_norms_and_biases_do_not() -> None:
+    trained = model()
+    torch.nn.init.normal_(trained[1].weight)
+    before = {name: parameter.detach().clone() for name, parameter in trained.named_parameters()}
+    optimizer = build_optimizer(trained, TrainConfig(data="d", model="m", out="o", lr=1e-2, weight_decay=0.5))
+    for parameter in trained.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    for name, parameter in trained.named_parameters():
+        wanted = before[name] * (1 - 1e-2 * 0.5) if parameter.ndim == 2 else before[name]
+        torch.testing.assert_close(parameter.detach(), wanted, rtol=1e-6, atol=0.0)
+    assert {name for name, value in before.items() if float(value.norm()) > 0} == set(before)
