@@ -99,7 +99,8 @@ def test_gradients_are_read_for_their_norm_and_for_the_step_and_one_number_is_wa
 
 def test_matrices_decay_and_norms_and_biases_do_not() -> None:
     trained = model()
-    torch.nn.init.normal_(trained[1].weight)
+    for parameter in trained.parameters():
+        torch.nn.init.normal_(parameter)
     before = {name: parameter.detach().clone() for name, parameter in trained.named_parameters()}
     optimizer = build_optimizer(trained, TrainConfig(data="d", model="m", out="o", lr=1e-2, weight_decay=0.5))
     for parameter in trained.parameters():
