@@ -68,11 +68,13 @@ class FastokensBatch:
 
     name = FASTOKENS
 
-    def __init__(self, tokenizer_json: str) -> None:
+    def __init__(self, tokenizer_json: str, reference: ReferenceEngine | None = None) -> None:
+        """`reference` is that of the same tokenizer.json, made when it is first needed unless it is given."""
         # An extra, as above.
         import fastokens
 
         self._json = tokenizer_json
+        self._given = reference
         cut = _digits_as_tokens(tokenizer_json)
         self._cuts_digits = cut is not None
         changed, self._first_unknown = (tokenizer_json, _NO_ID) if cut is None else cut
@@ -102,7 +104,7 @@ class FastokensBatch:
 
     @functools.cached_property
     def _reference(self) -> ReferenceEngine:
-        return ReferenceEngine(self._json)
+        return self._given or ReferenceEngine(self._json)
 
 
 _NO_ID: Final = 1 << 31
@@ -168,7 +170,8 @@ def fast_engine(model: ModelFiles, reference: ReferenceEngine) -> BatchEngine | 
     """The first engine that is installed, loads the model's tokenizer, and agrees with the reference on the probe."""
     # gigatoken would find a byte missing after it has read the whole tokenizer.
     has_bytes = any(all(map(reference.has, spelled)) for spelled in (bytes_of_characters(), BYTE_PIECES))
-    for make in (GigatokenBatch, FastokensBatch) if has_bytes else (FastokensBatch,):
+    fastokens = functools.partial(FastokensBatch, reference=reference)
+    for make in (GigatokenBatch, fastokens) if has_bytes else (fastokens,):
         try:
             return _tried(make, model, reference)
         except (ImportError, _UnusableError):

@@ -11,12 +11,14 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from sftprep.engines.fast import FastokensBatch, at_other_digits
+from sftprep.engines.fast import FastokensBatch, at_other_digits, fast_engine
+from sftprep.engines.load import load_model
 from sftprep.engines.reference import ReferenceEngine
 
 pytest.importorskip("fastokens")
 
-SAMPLE = (Path(__file__).parents[2] / "data_samples" / "model" / "tokenizer.json").read_text(encoding="utf-8")
+SAMPLES = Path(__file__).parents[2] / "data_samples" / "model"
+SAMPLE = (SAMPLES / "tokenizer.json").read_text(encoding="utf-8")
 LETTERS = "ab'sdmtlvre0195 ٣१½²Ⅷ①〇一\U0001d7d8\U00010d40\U0001e950\u0378 \n\t\r\u00a0\u3000.,!?é中\x00\x04"
 TEXTS = st.lists(
     st.sampled_from([*LETTERS, "<|im_end|>", "<think>", "<|im_end|> 1", "12 ", " 1's"]) | st.characters(codec="utf-8"),
@@ -75,3 +77,14 @@ def with_token(content: str, **flags: bool) -> str:
 def test_a_tokenizer_whose_own_tokens_meet_digits_keeps_its_ids(tokenizer_json: str) -> None:
     texts = ["1x 21x <½> ½", "a <pad> 1 <pad>2", "word words 1word word1", "<r1> 1<r1>1 r1>", "e\u0301 1"]
     assert_equal(FastokensBatch(tokenizer_json), ReferenceEngine(tokenizer_json), texts)
+
+
+def test_what_loads_an_engine_gives_it_the_reference_that_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The probe has a byte that this vocabulary lacks: a second reference would cost as much as the engine itself."""
+    model = load_model(str(SAMPLES))
+    reference = ReferenceEngine(model.tokenizer_json)
+    monkeypatch.setattr("sftprep.engines.fast.ReferenceEngine", None)
+    engine = fast_engine(model, reference)
+    assert engine is not None
+    texts = [b"no such byte: \x04", b"1 \x00"]
+    assert np.array_equal(engine.encode_batch(texts).ids, reference.encode_batch(texts).ids)

@@ -167,7 +167,7 @@ class OtherIds:
 
     name = "other"
 
-    def __init__(self, tokenizer_json: str) -> None:
+    def __init__(self, tokenizer_json: str, reference: ReferenceEngine | None = None) -> None:
         self._reference = ReferenceEngine(tokenizer_json)
 
     def encode_batch(self, texts: Sequence[bytes]) -> EncodedTexts:
