@@ -83,7 +83,7 @@ def run_demo(config: DemoConfig, *, console: Console | None = None) -> DemoResul
     """Run the four commands on the samples that come with sftprep, and ask the trained model three questions.
 
     Raises:
-        OutputError: `output-not-empty`.
+        OutputError: `output-not-empty`, `write-failed`.
         UsageError: `missing-extra` after the audit, where torch is not installed.
     """
     screen = console or terminal_console(markup=True)
@@ -124,8 +124,16 @@ def _lay_out(config: DemoConfig, places: Places) -> None:
             "there is something already", code="output-not-empty", place=str(places.root), hint="--out, or --overwrite"
         )
     samples = samples_directory()
-    shutil.copytree(samples / "good", places.root / "chats", dirs_exist_ok=True)
-    shutil.copytree(samples / "model", places.root / "model", dirs_exist_ok=True)
+    try:
+        shutil.copytree(samples / "good", places.root / "chats", dirs_exist_ok=True)
+        shutil.copytree(samples / "model", places.root / "model", dirs_exist_ok=True)
+    except OSError as error:
+        raise OutputError(
+            f"cannot be written: {error.strerror or error}",
+            code="write-failed",
+            place=str(places.root),
+            hint="name a new directory with --out where you may write",
+        ) from error
 
 
 def _command(screen: Console, *words: str) -> None:

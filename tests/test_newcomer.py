@@ -116,3 +116,23 @@ def test_the_list_of_commands_is_in_the_order_in_which_they_are_used_and_says_wh
     places = [shown.index(f"│ {name} ") for name in order]
     assert places == sorted(places)
     assert "Begin with: sftprep demo" in shown
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (["demo", "--out", "chats.jsonl/demo"], "write-failed"),
+        (["schema", "--out", "chats.jsonl/schemas"], "write-failed"),
+        (["split", "chats.jsonl", "--out", "parts", "--eval", "7"], "nothing-to-hold-out"),
+        (["audit", "nowhere", "--html", "no/page.html"], "no-such-directory"),
+        (["audit", "nowhere", "--json", "."], "no-such-directory"),
+        (["audit", "nowhere", "--allow", "stop-untrianed"], "no-such-code"),
+        (["evaluate", "--model", "nowhere", "--suite", "tone", "--html", "."], "no-such-directory"),
+    ],
+)
+def test_what_cannot_be_is_told_before_the_work(folder: Path, words: list[str], code: str) -> None:
+    if words[0] == "split":
+        pytest.importorskip("rensa", reason="the extra quality is not installed")
+    found: Any = called(*words).exception
+    assert getattr(found, "code", found) == code
+    assert [path.name for path in folder.iterdir()] == ["chats.jsonl"]

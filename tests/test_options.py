@@ -111,7 +111,7 @@ def packed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("packed")
 def test_a_name_that_begins_as_the_set_does_is_another_place() -> None:
     words = ["evaluate", "--model", "gone", "--held-out", "SET", "--json", "SET.json"]
-    assert refused([*words, "--html", "SET-2/page.html"]).code == "write-failed"  # there is no such directory
+    assert refused([*words, "--html", "SET-2/page.html"]).code == "no-such-directory"
 
 
 @pytest.mark.parametrize("option", ["--json", "--html", "--good", "--bad", "--fix-to", "--quality-json"])

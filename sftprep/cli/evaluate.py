@@ -10,8 +10,6 @@ import typer
 
 from sftprep.cli.options import option_of, read_config
 from sftprep.config.evaluate import EvaluateConfig
-from sftprep.config.places import is_remote
-from sftprep.errors import OutputError
 
 _FIELDS = EvaluateConfig.model_fields
 
@@ -72,7 +70,6 @@ def evaluate(
     options = {**locals(), "suite": tuple(suite or ()), "against": tuple(against or ())}
     options |= {"fail_on": tuple(fail_on or ()), "harness": tuple(harness or ()), "device": device.value}
     config = read_config(EvaluateConfig, options, command="evaluate")
-    _check_places(config.json_file, config.html)
     _run(config)
 
 
@@ -83,7 +80,9 @@ def _run(config: EvaluateConfig) -> None:
     from sftprep.reports.evaluate_html import write_evaluation_page
     from sftprep.reports.evaluate_json import write_evaluation
     from sftprep.reports.evaluate_terminal import print_evaluation
+    from sftprep.reports.publication import check_places
 
+    check_places([config.json_file, config.html])
     report = run(config, on_progress=lambda what: typer.echo(what, err=True))
     if config.json_file is not None:
         write_evaluation(report, config.json_file)
@@ -92,21 +91,3 @@ def _run(config: EvaluateConfig) -> None:
     print_evaluation(report, terminal_console())
     if not report.passed:
         raise typer.Exit(1)
-
-
-def _check_places(*paths: Path | None) -> None:
-    """A report that cannot be written is named before hours of answers, not after them."""
-    for path in paths:
-        if path is None:
-            continue
-        if is_remote(path):
-            from sftprep.stores.write import check_place  # pyarrow comes with it, which `--help` must not wait for
-
-            check_place(path)
-        elif not path.parent.is_dir():
-            raise OutputError(
-                "the report cannot be written: there is no such directory",
-                code="write-failed",
-                place=str(path.parent),
-                hint="make the directory first",
-            )

@@ -24,21 +24,21 @@ from sftprep.config.audit import AuditConfig
 from sftprep.config.places import is_remote
 from sftprep.engines.load import load_model
 from sftprep.engines.model import ModelFiles
-from sftprep.errors import ShardError
+from sftprep.errors import ShardError, UsageError
 from sftprep.prepare.audit_report import gated, proven, waived
 from sftprep.prepare.audit_report import report as build_report
 from sftprep.prepare.audit_tally import audit_facts, tally
 from sftprep.prepare.prompts import Prompts, prompt_views, server_prompts
 from sftprep.prepare.prove import prove
 from sftprep.reports.mask_html import notebook_html, page_html, write_page
-from sftprep.reports.mask_json import AuditReport, write_report
+from sftprep.reports.mask_json import FINDING_TEXTS, AuditReport, write_report
 from sftprep.reports.mask_view import RowView, view_row
 from sftprep.reports.parity_json import CERTIFICATE_NAME, ParityCertificate
-from sftprep.reports.publication import json_bytes
+from sftprep.reports.publication import check_places, json_bytes
 from sftprep.shards.cache import open_set
 from sftprep.shards.read import ShardSet
 from sftprep.stages.mask_audit import readable_rows
-from sftprep.stores.write import StoreFolder, check_place
+from sftprep.stores.write import StoreFolder
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,11 +99,14 @@ def audit(config: AuditConfig) -> Audit:
     Raises:
         ShardError: the set is incomplete or damaged (`no-manifest`, `missing-shard`, `shard-checksum` …).
         ModelFilesError: the server's model cannot be used.
-        OutputError: `write-failed`, `store-failed`.
+        OutputError: `write-failed`, `no-such-directory`, `store-failed`.
+        UsageError: `no-such-code`.
     """
-    for path in (config.json_file, config.html):
-        if path is not None and is_remote(path):
-            check_place(path)
+    check_places([config.json_file, config.html])
+    for code in config.allow:
+        if code not in FINDING_TEXTS:
+            known = ", ".join(sorted(FINDING_TEXTS))
+            raise UsageError(f"no finding has the code {code!r}", code="no-such-code", place="--allow", hint=known)
     shards = open_set(config.directory, cache_dir=config.cache_dir, cache_gb=config.cache_gb)
     if shards.copies is None:  # what is copied is verified on the way
         shards.verify(checksums=config.checksums)

@@ -28,6 +28,7 @@ from sftprep.prepare.validate import read_conversations
 from sftprep.reports.publication import json_bytes
 from sftprep.reports.quality_json import Leakage
 from sftprep.reports.quality_split import SplitReport
+from sftprep.reports.wording import counted
 from sftprep.sources.compressed import OnBytes
 from sftprep.sources.lines import content_name, read_rows
 from sftprep.stages.dialogue import RowText, row_text
@@ -112,6 +113,13 @@ def _plan(config: SplitConfig, labels: Labels) -> _Plan:
 
 
 def _nothing_to_hold_out(config: SplitConfig, num_asked: int, labels: Labels) -> DataError:
+    if num_asked >= len(labels):
+        raise DataError(
+            f"{num_asked:,} of {counted(len(labels), 'row')} cannot be held out: none would be left to train on",
+            code="nothing-to-hold-out",
+            place=", ".join(map(str, config.files)),
+            hint="hold out fewer: --eval takes a number of rows, or a share such as 5%",
+        )
     alone = " that shares no n-gram with another" if config.no_overlap else ""
     hint = "hold out more rows, or remove the near duplicates first: sftprep validate --quality shows them"
     return DataError(

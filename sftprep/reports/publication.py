@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -59,6 +59,21 @@ def publishing(paths: list[Path]) -> Iterator[Publication]:
         raise OutputError(message, code="write-failed", place=place, hint=hint) from error
     finally:
         _discard(publication.files, partial)
+
+
+def check_places(paths: Iterable[Path | None]) -> None:
+    """Whether a file can be put at each place: named before the work, not after it.
+
+    OutputError `no-such-directory`, `store-failed`; UsageError `no-access`.
+    """
+    for path in paths:
+        if path is None:
+            continue
+        if is_remote(path):
+            check_place(path)
+        elif path.is_dir() or not path.parent.is_dir():
+            hint = "name a file in a directory that exists"
+            raise OutputError("is not a place for a file", code="no-such-directory", place=str(path), hint=hint)
 
 
 def _opened(path: Path) -> tuple[BinaryIO, Path]:
