@@ -51,6 +51,7 @@ class MappedDocuments:
         self._address: int = data.address
         batches = (batch_at(data, place) for place in spooled.places)
         self.table = pa.Table.from_batches((batch for batch in batches if batch.num_rows), schema=TOKEN_BATCH_SCHEMA)
+        self.release()
 
     def release(self) -> None:
         """Let go of the memory that holds what was read: it is read again where it is asked for again."""

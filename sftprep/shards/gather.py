@@ -128,17 +128,21 @@ class Documents:
 
         `file` is what the documents are mapped from, if they are.
         """
-        made = cls(
+
+        def let_go(values: Array) -> Array:
+            """Pages of one column at a time, of all chunks, are in memory."""
+            if file is not None:
+                file.release()
+            return values
+
+        return cls(
             ids=ListColumns.of(documents, ["input_ids"], file),
             spans=ListColumns.of(documents, _SPAN_COLUMNS, file),
-            files=flat(documents["doc_file"]) + np.int32(first_source),
-            lines=flat(documents["doc_line"]),
-            samples=flat(documents["doc_sample"]),
-            kwargs=flat(pc.index_in(documents["doc_kwargs"], value_set=texts(kwargs))),
+            files=let_go(flat(documents["doc_file"]) + np.int32(first_source)),
+            lines=let_go(flat(documents["doc_line"])),
+            samples=let_go(flat(documents["doc_sample"])),
+            kwargs=let_go(flat(pc.index_in(documents["doc_kwargs"], value_set=texts(kwargs)))),
         )
-        if file is not None:
-            file.release()
-        return made
 
     @property
     def lengths(self) -> npt.NDArray[np.int32]:

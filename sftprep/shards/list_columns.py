@@ -55,12 +55,18 @@ class ListColumns:
         """Columns of a table, and the file that it is mapped from, if it is."""
         offsets = [flat(chunk.offsets) for chunk in documents[names[0]].chunks]
         counts = [len(chunk) for chunk in documents[names[0]].chunks]
-        values = [[list_values(chunk) for chunk in documents[name].chunks] for name in names]
+        starts = np.concatenate([np.empty(0, np.int32), *(part[:-1] - part[:1] for part in offsets)])
+        lengths = np.concatenate([np.empty(0, np.int32), *(np.diff(part) for part in offsets)])
+        values = []
+        for name in names:
+            values.append([list_values(chunk) for chunk in documents[name].chunks])
+            if file is not None:
+                file.release()
         return cls(
             values=values,
             chunks=np.repeat(np.arange(len(counts), dtype=np.int32), counts),
-            starts=np.concatenate([np.empty(0, np.int32), *(part[:-1] - part[:1] for part in offsets)]),
-            lengths=np.concatenate([np.empty(0, np.int32), *(np.diff(part) for part in offsets)]),
+            starts=starts,
+            lengths=lengths,
             file=file,
             firsts=np.array([] if file is None else [file.place(part) for part in values[0]], np.int64),
         )
