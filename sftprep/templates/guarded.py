@@ -5,7 +5,7 @@ A question is asked of all its fields in one loop, and none is asked whose answe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
 from typing import Any, Final, NamedTuple
@@ -21,18 +21,11 @@ _LOOKS: Final = frozenset({"__contains__", "startswith", "begins"})
 
 
 class Asked(NamedTuple):
-    """A question, the answer that it must have, and the numbers of the fields that are asked."""
+    """A question and the answer that it must have."""
 
     question: str
     args: tuple[Any, ...]
     said: Any
-    numbers: frozenset[int]
-
-    def agrees(self, texts: Sequence[str], among: Sequence[int]) -> bool:
-        """Whether those fields that are among these give the answer."""
-        question, args, said, numbers = self
-        own = [answer(texts[number], question, args) for number in among if number in numbers]
-        return own.count(said) == len(own)
 
     @property
     def sign(self) -> str:
@@ -48,20 +41,21 @@ class Asked(NamedTuple):
 
 
 class Signed(NamedTuple):
-    """Questions that need be asked only of texts in which the sign is, or which say nothing.
-
-    `numbers` are those of all fields that are asked.
-    """
+    """Questions that need be asked only of texts in which the sign is, or which say nothing, by the field's number."""
 
     sign: str
-    numbers: tuple[int, ...]
-    asked: tuple[Asked, ...]
+    asked: tuple[tuple[int, tuple[Asked, ...]], ...]
 
     def agree(self, texts: Sequence[str]) -> bool:
         """Whether each question has its answer."""
-        sign, numbers, asked = self
-        near = [number for number in numbers if sign in texts[number] or not texts[number]]
-        return not near or all(one.agrees(texts, near) for one in asked)
+        sign = self.sign
+        for number, asked in self.asked:
+            text = texts[number]
+            if sign in text or not text:
+                for question, args, said in asked:
+                    if answer(text, question, args) != said:
+                        return False
+        return True
 
 
 class Columns(NamedTuple):
@@ -88,13 +82,17 @@ class Guarded:
     def of(cls, written: Sequence[Field], guards: Mapping[Guard, Any]) -> Guarded:
         """Of the fields that are written, and the answers to questions about these and others."""
         numbers = {field: number for number, field in enumerate(written)}
-        found: dict[tuple[str, tuple[Any, ...], Any], list[int]] = {}
+        signs: dict[str, dict[int, list[Asked]]] = {}
         for guard, said in guards.items():
             if not _is_of_shape(guard, said):
                 number = numbers.setdefault(guard.field, len(numbers))
-                found.setdefault((guard.question, guard.args, said), []).append(number)
-        asked = [Asked(*question, frozenset(own)) for question, own in found.items()]
-        return cls(tuple(numbers), tuple(_by_sign(asked)), _columns(tuple(numbers)))
+                one = Asked(guard.question, guard.args, said)
+                signs.setdefault(one.sign, {}).setdefault(number, []).append(one)
+        asked = [
+            Signed(sign, tuple([(number, tuple(own)) for number, own in of_sign.items()]))
+            for sign, of_sign in signs.items()
+        ]
+        return cls(tuple(numbers), tuple(asked), _columns(tuple(numbers)))
 
     def texts(self, conversation: Conversation) -> Sequence[str] | None:
         """The fields' texts; None where the conversation answers otherwise."""
@@ -117,14 +115,6 @@ class Guarded:
             if not one.agree(texts):
                 return None
         return texts
-
-
-def _by_sign(asked: Sequence[Asked]) -> Iterator[Signed]:
-    signs: dict[str, list[Asked]] = {}
-    for one in asked:
-        signs.setdefault(one.sign, []).append(one)
-    for sign, own in signs.items():
-        yield Signed(sign, tuple(sorted(frozenset[int]().union(*(one.numbers for one in own)))), tuple(own))
 
 
 def _is_of_shape(guard: Guard, said: Any) -> bool:

@@ -127,8 +127,8 @@ def test_a_turn_that_was_trained_for_no_other_row_is_asked_all_that_it_has_to_be
 
 def _begins(guarded: Guarded) -> set[int]:
     """The messages of which it is asked whether they begin as words of the template do."""
-    asked = [one for group in guarded.asked for one in group.asked if one.question == "begins"]
-    return {guarded.fields[number].message for one in asked for number in one.numbers}
+    asked = [(number, one) for group in guarded.asked for number, own in group.asked for one in own]
+    return {guarded.fields[number].message for number, one in asked if one.question == "begins"}
 
 
 @pytest.mark.parametrize("weight", [0.0, 0.5])
