@@ -21,6 +21,7 @@ import numpy.typing as npt
 from pydantic_core import SchemaValidator, core_schema
 from tokenizers.pre_tokenizers import Digits
 
+from sftprep.engines.pieces import Cutter
 from sftprep.engines.reference import ReferenceEngine
 from sftprep.engines.sentencepiece import BYTE_PIECES
 from sftprep.engines.token_bytes import bytes_of_characters
@@ -213,12 +214,21 @@ class EngineChoice:
         self._until_fast = known if fast else -1
 
     def encode_batch(self, texts: Sequence[bytes]) -> EncodedTexts:
-        """Encode with the engine of now."""
+        """Encode with the engine of now; the reference encodes what several texts share once."""
+        if self.engine is not self.reference:
+            return self.engine.encode_batch(texts)
+        cut = self._cutter.cut(texts)
         if self._until_fast >= 0:
-            self._until_fast -= sum(map(len, texts))
+            self._until_fast -= cut.num_bytes
             if self._until_fast < 0:
                 self.engine = fast_engine(self._model, self.reference) or self.reference
-        return self.engine.encode_batch(texts)
+        if self.engine is not self.reference:
+            return self.engine.encode_batch(texts)
+        return cut.joined(self.reference.encode_batch(cut.pieces))
+
+    @functools.cached_property
+    def _cutter(self) -> Cutter:
+        return Cutter(self.reference.added, self.reference.cutting)
 
     @functools.cached_property
     def middle(self) -> EngineChoice:

@@ -32,9 +32,11 @@ class ReferenceEngine:
         self._tokenizer = _load(tokenizer_json) if tokenizer is None else _plain(tokenizer)
         # What is matched after normalising is matched in raw text where normalising changes nothing.
         normalises = _normalises(self._tokenizer)
+        added = self._tokenizer.get_added_tokens_decoder().values()
+        self.added = frozenset(token.content for token in added)
         self.cutting = frozenset(
             token.content
-            for token in self._tokenizer.get_added_tokens_decoder().values()
+            for token in added
             if not ((token.normalized and normalises) or token.single_word or token.lstrip)
         )
 
