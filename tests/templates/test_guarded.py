@@ -85,6 +85,13 @@ def test_white_space_at_the_edges_of_a_blank_text_is_asked_for() -> None:
     assert guarded.texts(_conversation(["\n"])) is None
 
 
+@pytest.mark.parametrize("question", ["__contains__", "startswith", "begins"])
+def test_a_text_without_the_sign_is_asked_where_the_first_one_said_yes(question: str) -> None:
+    guarded = Guarded.of((), {Guard(_field(0), question, ("<a",)): True})
+    assert guarded.texts(_conversation(["<a b"])) is not None
+    assert guarded.texts(_conversation(["b"])) is None
+
+
 def test_a_text_of_which_nothing_is_left_begins_as_any_word_does() -> None:
     asked = {Guard(_field(0, *_LSTRIP), "begins", ("<a>",)): False}
     guarded = Guarded.of((), asked)
