@@ -12,7 +12,8 @@ import pytest
 from sftprep.data import RowAddress
 from sftprep.prepare import check_block, fit
 from sftprep.records import json_text, read
-from sftprep.shards import gather, write
+from sftprep.shards import gather
+from sftprep.shards import part as parts
 from sftprep.sources import blocks, tables
 from sftprep.stages import validate
 from tests import test_mutations, test_validate_row
@@ -28,12 +29,12 @@ def nested(part: Any, batch: pa.RecordBatch) -> None:
     lists = pa.ListArray.from_arrays(pa.array(range(len(batch) + 1), pa.int32()), batch["input_ids"])
     batch = batch.set_column(0, "input_ids", lists)
     if part.num_rows == 0:
-        part._writer = write.pq.ParquetWriter(part._sink, batch.schema)
+        part._writer = parts.pq.ParquetWriter(part._sink, batch.schema)
     part._writer.write_batch(batch)
     part.num_rows += len(batch)
-    part.num_tokens += write.pc.sum(write.pc.list_value_length(lists.flatten())).as_py()
-    part.num_trained += write.pc.sum(batch["num_trained"]).as_py()
-    part.weight_sum += write.pc.sum(batch["weight_sum"]).as_py()
+    part.num_tokens += parts.pc.sum(parts.pc.list_value_length(lists.flatten())).as_py()
+    part.num_trained += parts.pc.sum(batch["num_trained"]).as_py()
+    part.weight_sum += parts.pc.sum(batch["weight_sum"]).as_py()
 
 
 def in_any_lines(block: blocks.LineBlock, name: str) -> Iterator[blocks.SourceRow]:
@@ -91,7 +92,7 @@ HALF_SAMPLE = {"name": "lone_surrogate"}
 HALF = {"text": b'{"a": "\\ud83c"}', "expected": [("lone-surrogate", "/a")]}
 
 MUTATIONS: list[tuple[str, str, Plant, Callable[..., object], Any]] = [
-    ("a column holds lists of lists", "D8", changed(write._Part, "write", nested), COLUMNS, NOTHING),
+    ("a column holds lists of lists", "D8", changed(parts._Part, "write", nested), COLUMNS, NOTHING),
     ("a group is read whole", "D9", changed(tables, "_BATCH_ROWS", 1 << 20), ONE_GROUP, {"form": "arrow file"}),
     ("all rows are one batch", "D9", changed(gather, "_cut", as_one), BATCHES, NOTHING),
     ("only the first fault is told", "D10", wrapped(validate, "_findings", first_fault), AT_ONCE, NOTHING),
