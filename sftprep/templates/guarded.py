@@ -44,17 +44,15 @@ class Signed(NamedTuple):
     """Questions that need be asked only of texts in which the sign is, or which say nothing, by the field's number."""
 
     sign: str
-    asked: tuple[tuple[int, tuple[Asked, ...]], ...]
+    asked: tuple[tuple[int, Asked], ...]
 
     def agree(self, texts: Sequence[str]) -> bool:
         """Whether each question has its answer."""
         sign = self.sign
-        for number, asked in self.asked:
+        for number, (question, args, said) in self.asked:
             text = texts[number]
-            if sign in text or not text:
-                for question, args, said in asked:
-                    if answer(text, question, args) != said:
-                        return False
+            if (sign in text or not text) and answer(text, question, args) != said:
+                return False
         return True
 
 
@@ -82,16 +80,12 @@ class Guarded:
     def of(cls, written: Sequence[Field], guards: Mapping[Guard, Any]) -> Guarded:
         """Of the fields that are written, and the answers to questions about these and others."""
         numbers = {field: number for number, field in enumerate(written)}
-        signs: dict[str, dict[int, list[Asked]]] = {}
+        signs: dict[str, list[tuple[int, Asked]]] = {}
         for guard, said in guards.items():
             if not _is_of_shape(guard, said):
-                number = numbers.setdefault(guard.field, len(numbers))
                 one = Asked(guard.question, guard.args, said)
-                signs.setdefault(one.sign, {}).setdefault(number, []).append(one)
-        asked = [
-            Signed(sign, tuple([(number, tuple(own)) for number, own in of_sign.items()]))
-            for sign, of_sign in signs.items()
-        ]
+                signs.setdefault(one.sign, []).append((numbers.setdefault(guard.field, len(numbers)), one))
+        asked = [Signed(sign, tuple(own)) for sign, own in signs.items()]
         return cls(tuple(numbers), tuple(asked), _columns(tuple(numbers)))
 
     def texts(self, conversation: Conversation) -> Sequence[str] | None:
