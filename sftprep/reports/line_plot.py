@@ -38,7 +38,8 @@ STYLE: Final = """
 svg { width: 100%; height: auto; font-size: 12px; fill: currentColor; }
 polyline { vector-effect: non-scaling-stroke; }
 .grid { stroke: #8884; fill: none; }
-.legend span { display: inline-flex; align-items: center; margin-right: 1.4rem; overflow-wrap: anywhere; } .legend { margin: 0; font-size: 13px; }
+.legend span { display: inline-flex; align-items: center; margin-right: 1.4rem; overflow-wrap: anywhere; }
+.legend { margin: 0; font-size: 13px; }
 .legend i { flex: none; width: 1.1rem; height: .25rem; margin-right: .4rem; }
 @media (max-width: 640px) { svg { font-size: 21px; } circle { r: 6px; } }
 @media (prefers-color-scheme: dark) { polyline, circle, .legend i { filter: brightness(1.45); } }
