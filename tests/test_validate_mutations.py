@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pytest
 
@@ -46,8 +48,8 @@ def in_any_lines(block: blocks.LineBlock, name: str) -> Iterator[blocks.SourceRo
         offset += len(line.encode()) + 1
 
 
-def as_one(row_tokens: Any) -> Iterator[tuple[int, int]]:
-    yield 0, len(row_tokens) - 1
+def as_one(row_tokens: Any) -> npt.NDArray[np.int64]:
+    return np.zeros(1, dtype=np.int64)
 
 
 def first_fault(findings: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -94,7 +96,7 @@ HALF = {"text": b'{"a": "\\ud83c"}', "expected": [("lone-surrogate", "/a")]}
 MUTATIONS: list[tuple[str, str, Plant, Callable[..., object], Any]] = [
     ("a column holds lists of lists", "D8", changed(parts._Part, "write", nested), COLUMNS, NOTHING),
     ("a group is read whole", "D9", changed(tables, "_BATCH_ROWS", 1 << 20), ONE_GROUP, {"form": "arrow file"}),
-    ("all rows are one batch", "D9", changed(gather, "_cut", as_one), BATCHES, NOTHING),
+    ("all rows are one batch", "D9", changed(gather, "_first_with_each", as_one), BATCHES, NOTHING),
     ("only the first fault is told", "D10", wrapped(validate, "_findings", first_fault), AT_ONCE, NOTHING),
     ("rules wait until the keys are right", "D10", constant(read, "_readable_rules", []), AT_ONCE, NOTHING),
     (
