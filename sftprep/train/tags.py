@@ -17,7 +17,6 @@ import numpy.typing as npt
 from sftprep.config.places import recorded
 from sftprep.errors import ShardError, SourceError, UsageError
 from sftprep.shards.manifest import Manifest, SourceRecord
-from sftprep.sources.lines import content_name, read_rows
 
 NONE: Final = "(none)"
 OTHERS: Final = "(other)"
@@ -90,6 +89,9 @@ def _numbered(
     source: SourceRecord, key: str, seen: dict[str, int]
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int32]]:
     """Each row's line, and the number of its value in `seen`, which grows: twelve bytes a row."""
+    # Training reads no sources but for this: what could tokenise or render must not even be loaded.
+    from sftprep.sources.lines import read_rows
+
     lines, numbers = array("q"), array("i")
     for row in read_rows(_unchanged(source), name=source.name):
         lines.append(row.address.line)
@@ -99,6 +101,9 @@ def _numbered(
 
 def _unchanged(source: SourceRecord) -> Path:
     """The file that a set was packed from, with the bytes that it had then."""
+    # As above.
+    from sftprep.sources.lines import content_name
+
     path, what = recorded(source.path), "--tag reads the files that the set was packed from"
     try:
         changed = content_name(path) != source.bytes_name
