@@ -240,7 +240,7 @@ def write(settings: Settings) -> dict[str, Any]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from sftprep.shards.write import parquet_writer
+    from sftprep.shards.part import parquet_writer
 
     columns = ["input_ids", "assistant_masks", "seq_lengths"]
     paths = sorted((Path(settings["set"]) / "shards").glob("*.parquet"))
