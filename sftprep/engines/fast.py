@@ -83,13 +83,10 @@ class FastokensBatch:
 
     def encode_batch(self, texts: Sequence[bytes]) -> EncodedTexts:
         """Encode UTF-8 texts."""
-        pieces, counts = [text.decode() for text in texts], None
-        if self._cuts_digits and any(map(_may_have_other_digits, pieces)):
-            cut = [at_other_digits(piece) if _may_have_other_digits(piece) else [piece] for piece in pieces]
-            pieces, counts = list(itertools.chain.from_iterable(cut)), [len(own) for own in cut]
+        cut = [at_other_digits(text.decode()) if self._cuts_digits else [text.decode()] for text in texts]
+        pieces = list(itertools.chain.from_iterable(cut))
         ids, offsets = self._tokenizer.encode_batch_flat(pieces, add_special_tokens=False)
-        borders = np.frombuffer(offsets, dtype=np.int64)
-        borders = borders if counts is None else borders[flat_offsets(counts)]
+        borders = np.frombuffer(offsets, dtype=np.int64)[flat_offsets([len(own) for own in cut])]
         found = EncodedTexts(np.frombuffer(ids, dtype=np.int32), borders)
         unknown = np.flatnonzero(found.ids >= self._first_unknown)
         return self._by_reference(texts, found, unknown) if len(unknown) else found
@@ -121,7 +118,9 @@ def _may_have_other_digits(text: str) -> bool:
 
 
 def at_other_digits(text: str) -> list[str]:
-    """A text cut before and after each numeric character beyond ASCII, as `Digits` does; no piece is empty."""
+    """A text cut before and after each numeric character beyond ASCII, as `Digits` does; nothing empty is cut off."""
+    if not _may_have_other_digits(text):
+        return [text]
     digits = sorted(character for character in set(text) if character > "\x7f" and _is_digit(character))
     return [piece for piece in re.split(f"([{''.join(digits)}])", text) if piece] if digits else [text]
 

@@ -39,8 +39,8 @@ class _Steady(ProgressColumn):
         return self._shown(task) if (task.elapsed or 0.0) > _WINDOW + 1 else Text()
 
 
-def byte_bar(what: str, console: Console, *, get_time: Callable[[], float] = time.monotonic) -> Progress:
-    """A bar with bytes, rate and time left; `what` is no markup."""
+def byte_bar(console: Console, *, get_time: Callable[[], float] = time.monotonic) -> Progress:
+    """A bar with bytes, rate and time left; what a task is called is no markup."""
     steady = (_Steady(TransferSpeedColumn().render), _Steady(TimeRemainingColumn().render))
     text = TextColumn("{task.description}", markup=False)
     return Progress(
@@ -67,6 +67,6 @@ def byte_progress(
     if quiet or not console.is_terminal:
         yield lambda count: None
         return
-    with byte_bar(what, console) as progress:
+    with byte_bar(console) as progress:
         task = progress.add_task(what, total=total())
         yield lambda count: progress.advance(task, count)

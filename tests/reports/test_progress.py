@@ -13,7 +13,7 @@ def test_the_rate_is_that_of_the_work_and_not_of_what_an_earlier_run_left() -> N
     """4.5 GB at once, as chunks that are done already are read, then 200 kB a second."""
     now = 0.0
     console = Console(file=io.StringIO(), width=120, force_terminal=True)
-    bar = byte_bar("[pack]", console, get_time=lambda: now)
+    bar = byte_bar(console, get_time=lambda: now)
     task = bar.add_task("[pack]", total=5_000_000_000)
     shown = {}
     for tick in range(200):
