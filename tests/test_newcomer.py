@@ -136,3 +136,36 @@ def test_what_cannot_be_is_told_before_the_work(folder: Path, words: list[str], 
     found: Any = called(*words).exception
     assert getattr(found, "code", found) == code
     assert [path.name for path in folder.iterdir()] == ["chats.jsonl"]
+
+
+@pytest.fixture(scope="module")
+def packed(samples: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A shard set of a few chats."""
+    out = tmp_path_factory.mktemp("packed") / "set"
+    chats, model = samples / "good" / "openai.jsonl", samples / "model"
+    done = called("pack", str(chats), "--model", str(model), "--out", str(out), "--max-length", "512")
+    assert done.exit_code == 0, (done.output, done.exception)
+    return out
+
+
+@pytest.mark.parametrize("command", ["audit", "audit --diff", "train", "train --eval-shards", "evaluate"])
+@pytest.mark.parametrize("name", ["nowhere", "link", "chats.jsonl"])
+def test_a_set_that_is_not_there_is_a_wrong_path_and_not_wrong_data(
+    folder: Path, packed: Path, samples: Path, command: str, name: str
+) -> None:
+    (folder / "link").symlink_to("gone")
+    model = str(samples / "model")
+    words = {
+        "audit": ["audit", name],
+        "audit --diff": ["audit", str(packed), "--diff", name],
+        "train": ["train", name, "--model", model, "--out", "out"],
+        "train --eval-shards": ["train", str(packed), "--model", model, "--out", "out", "--eval-shards", name],
+        "evaluate": ["evaluate", "--model", model, "--suite", "tone", "--trained-on", name],
+    }[command]
+    code = "missing-file"
+    if name == "chats.jsonl":
+        # A file may be what another trainer prepared.
+        code = "not-prepared" if command == "audit --diff" else "not-a-directory"
+    found: Any = called(*words).exception
+    assert (getattr(found, "code", found), found.exit_code, found.place) == (code, 2, name)
+    assert not (folder / "out").exists()

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from sftprep.config.places import CACHE_DIR, CACHE_GB, is_remote
 from sftprep.errors import OutputError, SftprepError, ShardError
 from sftprep.prepare.audit_tally import audit_facts
-from sftprep.shards.cache import open_set
+from sftprep.shards.cache import open_set, require_something
 from sftprep.shards.read import ShardSet
 from sftprep.shards.schema import MANIFEST_NAME
 from sftprep.sources.prepared import PreparedRows, read_prepared
@@ -107,8 +107,10 @@ class _Origin:
 
 def _shards(path: Path, copies: Copies) -> ShardSet | None:
     """None where there is no manifest."""
-    if not is_remote(path) and not (path / MANIFEST_NAME).is_file():
-        return None
+    if not is_remote(path):
+        require_something(path)
+        if not (path / MANIFEST_NAME).is_file():
+            return None
     try:
         return open_set(path, cache_dir=copies.directory, cache_gb=copies.gigabytes)
     except ShardError as error:

@@ -41,10 +41,11 @@ def open_set(place: Path, *, cache_dir: Path, cache_gb: float) -> ShardSet:
     """The shard set at a path or a URL; of a URL the small files are copied now, shards when they are read.
 
     Raises:
-        UsageError: `cache-too-small`; OutputError: the cache cannot be written.
+        UsageError: `missing-file`, `not-a-directory`, `cache-too-small`; OutputError: the cache cannot be written.
         SourceError: `read-failed`. ShardError: what is wrong with the set, `no-manifest` first of all.
     """
     if not is_remote(place):
+        _require_directory(place)
         return open_shard_set(place)
     content = _manifest(place)
     manifest = parse_manifest(content, place=place / MANIFEST_NAME)
@@ -57,6 +58,22 @@ def open_set(place: Path, *, cache_dir: Path, cache_gb: float) -> ShardSet:
         _write(directory / MANIFEST_NAME, content)
     cache = ShardCache(place, manifest, directory=directory, max_bytes=int(cache_gb * 1e9))
     return ShardSet(directory=directory, manifest=manifest, copies=cache)
+
+
+def require_something(place: Path) -> None:
+    """UsageError `missing-file` where a path of this machine names nothing: the call is wrong, and no data yet."""
+    if not place.exists():
+        hint = "check the path: it is what sftprep pack --out wrote"
+        raise UsageError("there is no such directory", code="missing-file", place=str(place), hint=hint)
+
+
+def _require_directory(place: Path) -> None:
+    require_something(place)
+    if not place.is_dir():
+        hint = "name what sftprep pack --out wrote"
+        if place.name == MANIFEST_NAME:
+            hint = f"name the directory: {place.parent}"
+        raise UsageError("a shard set is a directory", code="not-a-directory", place=str(place), hint=hint)
 
 
 class ShardCache:

@@ -384,7 +384,7 @@ def test_no_dataset_and_a_broken_one_are_errors_with_names(tmp_path: Path) -> No
     (tmp_path / "broken.parquet").write_bytes(b"PAR1 not really")
     (tmp_path / "saved").mkdir()
     (tmp_path / "saved" / "state.json").write_text("{}")
-    codes = {"none": "not-prepared", "broken.parquet": "damaged-dataset", "saved": "damaged-dataset"}
+    codes = {"none": "missing-file", "broken.parquet": "damaged-dataset", "saved": "damaged-dataset"}
     for path, code in ((tmp_path / name, code) for name, code in codes.items()):
         with pytest.raises(SftprepError) as caught:
             diff(path, path)
