@@ -5,10 +5,12 @@
 One table a tokenizer, every line measured in this run: the same conversations, the same tokenizer, masks of assistant
 turns only, packing on. Each side is a process of its own, measured by what the system says of it and its children.
 "start-up" is the same call on 20 rows; what it does beside is the work. One thread everywhere. Conversations are those
-of ../shared/corpus where it is, without tools and reasoning, which not every side takes (or those of data_samples, over
-and over); they were recombined from real turns, so that caches help every side more than natural data would. Longer
-ones than a row are dropped by us and by Axolotl, and cut by TRL, which has more tokens then. Axolotl runs where DIR
-is what `pip install --no-deps --target DIR axolotl`, and the same of what it then asks for, has filled.
+of ../shared/corpus where it is, without tools and reasoning, which not every side takes, and without texts that hold a
+control token, which we leave out (or those of data_samples, over and over); they were recombined from real turns, so
+that caches help every side more than natural data would. A row holds the longest of them, so that every side encodes
+and writes the same tokens: with a shorter --max-length we and Axolotl encode longer ones and drop them, TRL cuts them,
+and bare encoding and the floors never see them. Axolotl runs where DIR is what `pip install --no-deps --target DIR
+axolotl`, and the same of what it then asks for, has filled.
 """
 
 from __future__ import annotations
@@ -21,13 +23,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from pack_sides import CHATML_TURN
 
+from sftprep.engines.load import load_model
 from sftprep.shards.read import open_shard_set
 from sftprep.sources.lines import read_rows
 
@@ -46,6 +49,8 @@ class Line:
     cpu: float
     wall: float
     start_up: float = 0.0
+    load: tuple[float, float] = (0.0, 0.0)
+    """CPU and wall of loading an engine, which is not in the others."""
     num_tokens: int = 0
     num_bytes: int = 0
     peak: float = 0.0
@@ -72,18 +77,24 @@ class Bench:
         return place
 
 
-def plain_rows(count: int) -> Iterator[bytes]:
-    """`count` conversations of roles and texts alone, one after another and again from the first."""
+def plain_rows(count: int, *, without: Collection[str] = ()) -> Iterator[bytes]:
+    """`count` conversations of roles and texts alone, one after another and again from the first.
+
+    None whose texts hold one of `without`.
+    """
     bench = CORPUS / "bench" / "chat_10k.jsonl.zst"
     paths = [bench] if bench.exists() else sorted((SAMPLES / "good").glob("*.jsonl"))
-    found = [row.raw for path in paths for row in read_rows(path, name=path.name) if is_plain(json.loads(row.raw))]
+    rows = [json.loads(row.raw) for path in paths for row in read_rows(path, name=path.name)]
+    found = [json.dumps({"messages": row["messages"]}).encode() for row in rows if is_plain(row, without)]
     for number in range(count):
-        yield json.dumps({"messages": json.loads(found[number % len(found)])["messages"]}).encode() + b"\n"
+        yield found[number % len(found)] + b"\n"
 
 
-def is_plain(row: dict[str, Any]) -> bool:
+def is_plain(row: dict[str, Any], without: Collection[str] = ()) -> bool:
     plain = all(set(m) == {"role", "content"} and isinstance(m["content"], str) for m in row.get("messages", [{}]))
-    return plain and "tools" not in row and row["messages"][-1]["role"] == "assistant"
+    if not plain or "tools" in row or row["messages"][-1]["role"] != "assistant":
+        return False
+    return not any(token in message["content"] for message in row["messages"] for token in without)
 
 
 def measured(name: str, command: Sequence[str], *, path: Path | None = None) -> tuple[Line, dict[str, Any]]:
@@ -149,7 +160,8 @@ def floor(bench: Bench, kind: str, name: str, *, packed: Path, **settings: Any) 
     if not told.get("equal", True):
         return unmeasured(name, RuntimeError("it gives other ids"))
     sizes = {key: told[key] for key in ("num_tokens", "num_bytes") if key in told}
-    return Line(name, told["cpu"], told["wall"], **sizes)
+    load = told.get("load", {"cpu": 0.0, "wall": 0.0})
+    return Line(name, told["cpu"], told["wall"], load=(load["cpu"], load["wall"]), **sizes)
 
 
 def unmeasured(name: str, error: RuntimeError) -> None:
@@ -195,11 +207,13 @@ def rendering(bench: Bench) -> str:
 def print_lines(lines: dict[str, Line]) -> None:
     floors = [lines[kind] for kind in ("parse", "encode", "write")]
     total = Line("the three floors together", sum(line.cpu for line in floors), sum(line.wall for line in floors))
+    cpu, wall = lines["encode"].load
+    loaded = Line("and loading that engine", total.cpu + cpu, total.wall + wall)
     print("\n| | CPU s | start-up | work | wall s | tokens | M tok / CPU s | B / token | peak MB | work, × ours |")
     print("|---|---|---|---|---|---|---|---|---|---|")
-    for line in [*lines.values(), total]:
+    for line in [*lines.values(), total, loaded]:
         print(row_of(line, than=lines["auto"]))
-    print(verdicts(lines, floors=total))
+    print(verdicts(lines, floors=total, loaded=loaded))
 
 
 def row_of(line: Line, *, than: Line) -> str:
@@ -211,7 +225,7 @@ def row_of(line: Line, *, than: Line) -> str:
     return f"| {line.name} | {' | '.join(cells)} | {line.work / than.work:.2f} |"
 
 
-def verdicts(lines: dict[str, Line], *, floors: Line) -> str:
+def verdicts(lines: dict[str, Line], *, floors: Line, loaded: Line) -> str:
     """The ratios, work against work; the peers make one sample a conversation, and stand beside ours that does."""
     auto = lines["auto"]
     same = lines.get("once", auto)
@@ -220,7 +234,9 @@ def verdicts(lines: dict[str, Line], *, floors: Line) -> str:
         for kind in ("trl", "axolotl")
         if kind in lines
     ]
-    said.append(f"the floors are {floors.cpu / auto.work:.2f} of {auto.name}")
+    said.append(f"the floors are {floors.cpu / auto.work:.2f} of {auto.name}, with the engine's loading")
+    said[-1] += f" {loaded.cpu / auto.work:.2f}"
+    said += [f"{kind}: {lines[kind].work / loaded.cpu:.0f} x those" for kind in ("trl", "axolotl") if kind in lines]
     if "bare" in lines:
         bare = lines["bare"].cpu
         said.append(f"bare tokenizers {bare / auto.work:.1f} × {auto.name}")
@@ -261,16 +277,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=10_000)
     parser.add_argument("--model", type=Path, action="append", help="model directory; repeatable")
-    parser.add_argument("--max-length", type=int, default=2048)
+    parser.add_argument("--max-length", type=int, default=32_768)
     parser.add_argument("--axolotl", type=Path, help="directory that holds Axolotl")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         rows, few = folder / "chats.jsonl", folder / "few.jsonl"
+        models = options.model or default_models(folder)
+        control = {token for model in models for token in load_model(str(model)).control_tokens}
         for path, count in ((rows, options.rows), (few, START_UP_ROWS)):
             with path.open("wb") as file:
-                file.writelines(plain_rows(count))
-        models = options.model or default_models(folder)
+                file.writelines(plain_rows(count, without=control))
         print(f"{options.rows:,} conversations, {rows.stat().st_size:,} bytes, --max-length {options.max_length}")
         for model in models:
             table(Bench(folder, with_config(model.resolve(), folder), rows, few, options.max_length, options.axolotl))

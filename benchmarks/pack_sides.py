@@ -187,6 +187,7 @@ def encode(settings: Settings) -> dict[str, Any]:
     import numpy as np
     from tokenizers import Tokenizer
 
+    import sftprep.engines.fast  # noqa: F401 - so that loading an engine imports it alone
     from sftprep.engines.load import load_model
 
     model = load_model(settings["model"])
@@ -194,11 +195,11 @@ def encode(settings: Settings) -> dict[str, Any]:
     expected = documents(settings)
     texts = reference.decode_batch(expected, skip_special_tokens=False)
     batches = [texts[first : first + 1000] for first in range(0, len(texts), 1000)]
-    call = ENGINES[settings["engine"]](model.tokenizer_json)
+    load, call = cpu_of(lambda: ENGINES[settings["engine"]](model.tokenizer_json))
     cost, found = cpu_of(lambda: [call(batch) for batch in batches])
     flat = np.concatenate([ids for batch in found for ids in batch])
     same = np.array_equal(flat, np.concatenate([np.asarray(ids, np.int32) for ids in expected]))
-    return {**cost, "num_tokens": len(flat), "equal": bool(same)}
+    return {**cost, "load": load, "num_tokens": len(flat), "equal": bool(same)}
 
 
 def _tokenizers(tokenizer_json: str) -> Callable[[list[str]], list[Any]]:
