@@ -19,6 +19,18 @@ _DECODER: Final = json.JSONDecoder(parse_int=len, parse_float=len, parse_constan
 _SPACE: Final = re.compile(r"[ \t\r\n]*")
 _MARGIN: Final = 16
 """Characters before the end of what is read in which a fault may be a mere lack of text: a number, an escape."""
+_STRICT: Final = json.JSONDecoder(parse_int=len, parse_float=len, parse_constant=len)
+"""As the other, but a line end inside a string is a fault: so a row that is cut off does not go on in the next."""
+_HEAD_BYTES: Final = 1 << 20
+"""What is read at most to know whether lines are lines."""
+_BLANK: Final = b" \t\r\n"
+_SPREAD: Final = {
+    b"{": (
+        "a JSON object",
+        "write one row a line, as jq -c . does, or jq -c '.KEY[]' where a key of it holds the rows",
+    ),
+    b"[": ("a JSON array", "call it .json, which may hold a list of rows; or write one a line, as jq -c '.[]' does"),
+}
 _HINT: Final = "an array file is one list of rows and nothing after it; or write one row a line, as .jsonl"
 
 
@@ -43,6 +55,55 @@ def array_items(chunks: Iterator[bytes | SourceError], *, name: str) -> Iterator
                 return
     except SourceError as error:
         raise SourceError(error.message, code=error.code, place=f"{name}:{number}", hint=error.hint) from error
+
+
+def refuse_spread(first: list[bytes | SourceError], chunks: Iterator[bytes | SourceError], *, name: str) -> None:
+    """SourceError `not-jsonl` where what should hold a row a line begins with a value of several lines.
+
+    Each of these lines would be an error otherwise. What is read to know it is put behind `first`.
+    """
+    head, is_whole = _head(first), False
+    while b"\n" not in head and len(head) < _HEAD_BYTES and not is_whole:
+        is_whole = not _extended(first, chunks)
+        head = _head(first)
+    line = head.partition(b"\n")[0].rstrip(_BLANK)
+    if not line.startswith((b"{", b"[")) or (line.startswith(b"{") and line.endswith(b"}")):
+        return
+    while len(head) < _HEAD_BYTES and not is_whole:
+        is_whole = not _extended(first, chunks)
+        head = _head(first)
+    if _is_spread(head.decode("utf-8", "surrogateescape"), is_whole=is_whole):
+        what, hint = _SPREAD[line[:1]]
+        raise SourceError(f"is {what} over several lines, not JSONL", code="not-jsonl", place=name, hint=hint)
+
+
+def _head(first: list[bytes | SourceError]) -> bytes:
+    """What has been read, from its first character on."""
+    read = b"".join(piece for piece in first if isinstance(piece, bytes))
+    return read.removeprefix(codecs.BOM_UTF8).lstrip(_BLANK)
+
+
+def _extended(first: list[bytes | SourceError], chunks: Iterator[bytes | SourceError]) -> bool:
+    """Read another piece. False where there is none, or no more than an error."""
+    chunk = next(chunks, None)
+    if chunk is not None:
+        first.append(chunk)
+    return isinstance(chunk, bytes)
+
+
+def _is_spread(text: str, *, is_whole: bool) -> bool:
+    """Whether the value that the text begins with goes on behind its first line; unless `is_whole`, so may the text."""
+    first = text.find("\n")
+    second = text.find("\n", first + 1)
+    try:
+        return 0 <= first < _STRICT.raw_decode(text)[1]
+    except json.JSONDecodeError as error:
+        if not is_whole and error.pos >= len(text) - _MARGIN:
+            return True
+        # A bracket alone is no row that was cut off, unless a row and no comma follow.
+        return not text[1:first].strip() and error.pos > second + 1 > 1
+    except RecursionError:
+        return False
 
 
 class _Text:

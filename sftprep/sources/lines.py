@@ -15,7 +15,7 @@ from typing import Final
 
 from sftprep.config.places import is_remote
 from sftprep.errors import SourceError, UsageError
-from sftprep.sources.array import ArrayItem, array_items
+from sftprep.sources.array import ArrayItem, array_items, refuse_spread
 from sftprep.sources.blocks import UTF8_BOM, Block, ItemBlock, LineBlock, SourceRow
 from sftprep.sources.compressed import STDIN, OnBytes, Source, chunks_of
 from sftprep.sources.tables import is_table, table_blocks
@@ -112,7 +112,10 @@ def _text_blocks(source: Source, *, name: str, on_bytes: OnBytes | None) -> Iter
     start = start.removeprefix(UTF8_BOM)
     suffixes = {suffix.lower() for suffix in source.path.suffixes}
     is_array = start.startswith(b"[{" if ".json" not in suffixes else b"[") and not suffixes & _LINE_SUFFIXES
-    return (_item_blocks if is_array else _line_blocks)(chain(first, chunks), name=name)
+    if is_array:
+        return _item_blocks(chain(first, chunks), name=name)
+    refuse_spread(first, chunks, name=name)
+    return _line_blocks(chain(first, chunks), name=name)
 
 
 def _item_blocks(chunks: Iterator[bytes | SourceError], *, name: str) -> Iterator[Block]:

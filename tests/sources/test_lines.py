@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 import tracemalloc
 from pathlib import Path
 
@@ -96,6 +97,38 @@ def test_a_file_that_is_not_rows_is_refused_by_name(tmp_path: Path, name: str, d
     assert caught.value.code == code
     assert caught.value.hint
     assert caught.value.exit_code == 1
+
+
+ROW = json.dumps({"messages": [{"role": "user", "content": "Tide?"}]})
+PRETTY = json.dumps(json.loads(ROW), indent=2)
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+@pytest.mark.parametrize(
+    ("what", "hint", "text"),
+    [
+        ("object", "jq -c . does", PRETTY),
+        ("object", "jq -c . does", PRETTY.replace("\n", "\r\n")),
+        ("object", "jq -c . does", f"\ufeff\n {PRETTY}\n{PRETTY}\n"),
+        ("object", "'.KEY[]'", json.dumps({"data": [json.loads(ROW)] * 20_000}, indent=2)),
+        ("object", "jq -c . does", PRETTY[: len(PRETTY) // 2]),
+        ("array", "call it .json", f"[{ROW},\n{ROW}]"),
+        ("array", "jq -c '.[]'", f"[\n{ROW},\n{ROW},\n]\n"),
+    ],
+)
+def test_json_over_several_lines_is_one_error_and_not_one_a_line(
+    tmp_path: Path, kind: str, what: str, hint: str, text: str
+) -> None:
+    with pytest.raises(SourceError, match=f"is a JSON {what} over several lines") as caught:
+        raws(tmp_path / "f.jsonl", WRITERS[kind](text.encode()))
+    assert (caught.value.code, caught.value.place) == ("not-jsonl", "f")
+    assert hint in caught.value.hint
+
+
+@pytest.mark.parametrize("first", ['{"messages": [', "{", '{"messages": [{"content": "cut', f"[{ROW}, {ROW}]", "["])
+def test_a_first_row_that_is_cut_off_costs_no_row_behind_it(tmp_path: Path, first: str) -> None:
+    text = "\n".join([first, *[ROW] * 3]).encode()
+    assert raws(tmp_path / "f.jsonl", text) == text.split(b"\n")
 
 
 def test_a_wrong_path_is_a_usage_error_at_once(tmp_path: Path) -> None:
