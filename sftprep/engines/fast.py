@@ -9,18 +9,14 @@ from __future__ import annotations
 
 import functools
 import itertools
-import json
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
-import msgspec
 import numpy as np
 import numpy.typing as npt
-from pydantic_core import SchemaValidator, core_schema
-from tokenizers.pre_tokenizers import Digits
 
+from sftprep.engines.digits import at_other_digits, digits_as_tokens, may_have_other_digits
 from sftprep.engines.pieces import Cutter
 from sftprep.engines.reference import ReferenceEngine
 from sftprep.engines.sentencepiece import BYTE_PIECES
@@ -69,24 +65,31 @@ class FastokensBatch:
 
     name = FASTOKENS
 
-    def __init__(self, tokenizer_json: str, reference: ReferenceEngine | None = None) -> None:
-        """`reference` is that of the same tokenizer.json, made when it is first needed unless it is given."""
+    def __init__(self, tokenizer_json: str, reference: ReferenceEngine | None = None, *, num_ids: int = 0) -> None:
+        """`reference` is that of the same tokenizer.json, made when it is first needed unless it is given.
+
+        `num_ids` is the number that all ids are below, 0 where nobody has counted yet.
+        """
         # An extra, as above.
         import fastokens
 
         self._json = tokenizer_json
         self._given = reference
-        cut = _digits_as_tokens(tokenizer_json)
+        cut = digits_as_tokens(tokenizer_json, lambda: self._reference, num_ids)
         self._cuts_digits = cut is not None
         changed, self._first_unknown = (tokenizer_json, _NO_ID) if cut is None else cut
         self._tokenizer = fastokens.Tokenizer.from_json_str(changed)
 
     def encode_batch(self, texts: Sequence[bytes]) -> EncodedTexts:
         """Encode UTF-8 texts."""
-        cut = [at_other_digits(text.decode()) if self._cuts_digits else [text.decode()] for text in texts]
-        pieces = list(itertools.chain.from_iterable(cut))
+        whole = [text.decode() for text in texts]
+        is_cut = self._cuts_digits and any(map(may_have_other_digits, whole))
+        cut = [at_other_digits(text) for text in whole] if is_cut else None
+        pieces = whole if cut is None else list(itertools.chain.from_iterable(cut))
         ids, offsets = self._tokenizer.encode_batch_flat(pieces, add_special_tokens=False)
-        borders = np.frombuffer(offsets, dtype=np.int64)[flat_offsets([len(own) for own in cut])]
+        borders = np.frombuffer(offsets, dtype=np.int64)
+        if cut is not None:
+            borders = borders[flat_offsets([len(own) for own in cut])]
         found = EncodedTexts(np.frombuffer(ids, dtype=np.int32), borders)
         unknown = np.flatnonzero(found.ids >= self._first_unknown)
         return self._by_reference(texts, found, unknown) if len(unknown) else found
@@ -106,71 +109,13 @@ class FastokensBatch:
 
 
 _NO_ID: Final = 1 << 31
-_ASCII_DIGITS: Final = frozenset("0123456789")
-# Unassigned ones too: what reads them may know a newer Unicode.
-_OTHER_DIGIT: Final = SchemaValidator(
-    core_schema.str_schema(pattern=r"[[\p{N}\p{Cn}]&&[^\x00-\x7f]]", regex_engine="rust-regex")
-)
-
-
-def _may_have_other_digits(text: str) -> bool:
-    return not text.isascii() and _OTHER_DIGIT.isinstance_python(text)
-
-
-def at_other_digits(text: str) -> list[str]:
-    """A text cut before and after each numeric character beyond ASCII, as `Digits` does; nothing empty is cut off."""
-    if not _may_have_other_digits(text):
-        return [text]
-    digits = sorted(character for character in set(text) if character > "\x7f" and _is_digit(character))
-    return [piece for piece in re.split(f"([{''.join(digits)}])", text) if piece] if digits else [text]
-
-
-@functools.lru_cache(maxsize=4096)
-def _is_digit(character: str) -> bool:
-    """Whether the reference itself cuts there."""
-    return len(Digits(individual_digits=True).pre_tokenize_str(f"a{character}a")) > 1
-
-
-def _digits_as_tokens(tokenizer_json: str) -> tuple[str, int] | None:
-    """The tokenizer without `Digits` before `ByteLevel`, with the ten digits as added tokens, which cut as that does.
-
-    fastokens encodes such a one four times as fast. It then wants all bytes in the vocabulary: those that it lacks have
-    ids from the number on that is given back. None where a tokenizer is another, or its own added tokens would cut
-    otherwise beside those.
-    """
-    parts: dict[str, Any] = json.loads(tokenizer_json)
-    outer = parts.get("pre_tokenizer") or {}
-    steps = outer.get("pretokenizers", ())
-    if outer.get("type") != "Sequence" or [step["type"] for step in steps] != ["Digits", "ByteLevel"]:
-        return None
-    digits, byte_level = steps
-    if not digits.get("individual_digits") or byte_level.get("add_prefix_space") or not byte_level.get("use_regex"):
-        return None
-    vocab: dict[str, int] = parts["model"]["vocab"]
-    added = parts["added_tokens"]
-    if parts.get("normalizer") or not vocab.keys() >= _ASCII_DIGITS or any(map(_meets_digits, added)):
-        return None
-    parts["pre_tokenizer"] = byte_level
-    size = 1 + max([*vocab.values(), *(token["id"] for token in added)])
-    missing = [character for character in bytes_of_characters() if character not in vocab]
-    vocab.update((character, size + number) for number, character in enumerate(missing))
-    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized", "special"), False)
-    added += [{"id": vocab[digit], "content": digit, **flags} for digit in sorted(_ASCII_DIGITS)]
-    return msgspec.json.encode(parts).decode(), size
-
-
-def _meets_digits(token: Mapping[str, Any]) -> bool:
-    """Whether it matters to an added token that digits are cut off, before it or after it."""
-    content: str = token["content"]
-    takes_more = token["single_word"] or token["lstrip"] or token["rstrip"]
-    return bool(takes_more) or content[:1] in _ASCII_DIGITS or _may_have_other_digits(content)
 
 
 def fast_engine(model: ModelFiles, reference: ReferenceEngine) -> BatchEngine | None:
     """The first engine that is installed, loads the model's tokenizer, and agrees with the reference on the probe."""
     # gigatoken would find a byte missing after it has read the whole tokenizer.
     has_bytes = any(all(map(reference.has, spelled)) for spelled in (bytes_of_characters(), BYTE_PIECES))
-    fastokens = functools.partial(FastokensBatch, reference=reference)
+    fastokens = functools.partial(FastokensBatch, reference=reference, num_ids=model.vocab_size)
     for make in (GigatokenBatch, fastokens) if has_bytes else (fastokens,):
         try:
             return _tried(make, model, reference)

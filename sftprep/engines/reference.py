@@ -72,6 +72,15 @@ class ReferenceEngine:
         """Whether a text is in the vocabulary."""
         return self._tokenizer.token_to_id(token) is not None
 
+    def piece_id(self, piece: str) -> int | None:
+        """The id of a piece of the model's vocabulary, added tokens left aside."""
+        found: int | None = self._tokenizer.model.token_to_id(piece)
+        return found
+
+    def count_ids(self) -> int:
+        """The number that all ids are below."""
+        return 1 + max(self._tokenizer.get_vocab(with_added_tokens=True).values())
+
     def cuts(self, token: str) -> bool:
         """Whether a text is an added token that is matched in raw text, wherever it stands."""
         return token in self.cutting

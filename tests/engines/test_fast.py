@@ -11,7 +11,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from sftprep.engines.fast import FastokensBatch, at_other_digits, fast_engine
+from sftprep.engines.digits import at_other_digits
+from sftprep.engines.fast import FastokensBatch, fast_engine
 from sftprep.engines.load import load_model
 from sftprep.engines.reference import ReferenceEngine
 
