@@ -68,7 +68,7 @@ class FastokensBatch:
     def __init__(self, tokenizer_json: str, reference: ReferenceEngine | None = None, *, num_ids: int = 0) -> None:
         """`reference` is that of the same tokenizer.json, made when it is first needed unless it is given.
 
-        `num_ids` is the number that all ids are below, 0 where nobody has counted yet.
+        `num_ids` is the least number that all ids are below, 0 where nobody has counted yet.
         """
         # An extra, as above.
         import fastokens

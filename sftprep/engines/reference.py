@@ -78,7 +78,7 @@ class ReferenceEngine:
         return found
 
     def count_ids(self) -> int:
-        """The number that all ids are below."""
+        """The least number that all ids are below."""
         return 1 + max(self._tokenizer.get_vocab(with_added_tokens=True).values())
 
     def cuts(self, token: str) -> bool:

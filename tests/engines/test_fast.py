@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from sftprep.engines.digits import at_other_digits
 from sftprep.engines.fast import FastokensBatch, fast_engine
 from sftprep.engines.load import load_model
 from sftprep.engines.reference import ReferenceEngine
+from sftprep.engines.token_bytes import bytes_of_characters
 
 pytest.importorskip("fastokens")
 
@@ -80,10 +82,32 @@ def test_a_tokenizer_whose_own_tokens_meet_digits_keeps_its_ids(tokenizer_json: 
     assert_equal(FastokensBatch(tokenizer_json), ReferenceEngine(tokenizer_json), texts)
 
 
+def without_bytes(tokenizer_json: str, lacking: bytes) -> str:
+    """Without these bytes, and with no id between those of the vocabulary."""
+    parts: dict[str, Any] = json.loads(tokenizer_json)
+    gone = {character for character, byte in bytes_of_characters().items() if byte in lacking}
+    kept = [piece for piece in parts["model"]["vocab"] if gone.isdisjoint(piece)]
+    assert len(kept) < len(parts["model"]["vocab"])
+    parts["model"]["vocab"] = {piece: number for number, piece in enumerate(kept)}
+    parts["model"]["merges"] = [merge for merge in parts["model"]["merges"] if gone.isdisjoint("".join(merge))]
+    parts["added_tokens"] = [token for token in parts["added_tokens"] if token["content"] in kept]
+    return json.dumps(parts)
+
+
+def test_what_holds_a_byte_that_the_vocabulary_lacks_has_the_ids_of_the_reference() -> None:
+    tokenizer_json = without_bytes(SAMPLE, b"\x00\x04\xc3")
+    engine, reference = FastokensBatch(tokenizer_json), ReferenceEngine(tokenizer_json)
+    texts = ["a", "é", "1 \x04 2", "\x00\x04", "", "ä 1 ½", "b 2"]
+    assert_equal(engine, reference, texts)
+    assert_equal(FastokensBatch(tokenizer_json, reference, num_ids=reference.count_ids()), reference, texts)
+
+
 def test_what_loads_an_engine_gives_it_the_reference_that_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
     """The probe has a byte that this vocabulary lacks: a second reference would cost as much as the engine itself."""
     model = load_model(str(SAMPLES))
-    reference = ReferenceEngine(model.tokenizer_json)
+    tokenizer_json = without_bytes(model.tokenizer_json, b"\x00\x04")
+    reference = ReferenceEngine(tokenizer_json)
+    model = replace(model, tokenizer_json=tokenizer_json, vocab_size=reference.count_ids())
     monkeypatch.setattr("sftprep.engines.fast.ReferenceEngine", None)
     engine = fast_engine(model, reference)
     assert engine is not None
