@@ -12,8 +12,10 @@ import pytest
 from typer.testing import CliRunner
 
 from sftprep.cli.app import app
+from sftprep.config.places import shown
 from sftprep.shards.read import open_shard_set
 
+FOLDER = b"\xff"
 NAME = b"\xff.jsonl"
 SHOWN = "\\udcff.jsonl"
 
@@ -61,3 +63,50 @@ def test_a_name_that_is_no_text_is_packed_and_audited(tmp_path: Path, chats: Pat
     left_out = [json.loads(line)["file"] for line in (out / "left_out.jsonl").read_text("utf-8").splitlines()]
     assert shown == {Path(file).name for file in left_out} == {SHOWN}
     assert SHOWN in (tmp_path / "h").read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A directory whose name is no text."""
+    path = tmp_path / os.fsdecode(FOLDER)
+    path.mkdir()
+    return path
+
+
+def test_a_set_in_a_directory_whose_name_is_no_text_is_audited_and_compared(folder: Path, samples: Path) -> None:
+    out = folder / "set"
+    run("pack", samples / "good" / "openai.jsonl", "--model", samples / "model", "--out", out, "--max-length", 512)
+    found = run("audit", out, "--json", folder / "a", "--html", folder / "h", "--prove", "--where", "length > 9")
+    assert "<|im_end|>" in found
+    assert read(folder / "a")["directory"] == shown(out)
+    assert f"{shown(folder)}/set" in (folder / "h").read_text(encoding="utf-8")
+    assert "identical" in run("audit", out, "--diff", out, "--json", folder / "d")
+    assert read(folder / "d")["same"] is True
+
+
+@pytest.mark.slow
+def test_a_set_in_a_directory_whose_name_is_no_text_is_trained_and_asked(folder: Path, samples: Path) -> None:
+    out, model = folder / "set", samples / "model"
+    run("pack", samples / "good" / "openai.jsonl", "--model", model, "--out", out, "--max-length", 512)
+    asked = ["--eval", "tone", "--eval-cases", 1, "--max-steps", 1, "--threads", 1]
+    run("train", out, "--model", model, "--init", "random", "--out", folder / "tuned", *asked)
+    step = json.loads((folder / "tuned" / "metrics.jsonl").read_text("utf-8").splitlines()[-1])
+    assert "pass-rate" in json.dumps(step)
+
+
+@pytest.mark.parametrize("command", ["validate", "pack", "train", "evaluate", "demo"])
+def test_a_model_whose_path_is_no_text_is_refused_by_name(folder: Path, samples: Path, command: str) -> None:
+    chats, model = samples / "good" / "openai.jsonl", folder / "model"
+    shutil.copytree(samples / "model", model)
+    words = {
+        "validate": [chats, "--model", model],
+        "pack": [chats, "--model", model, "--out", folder / "out", "--max-length", 512],
+        "train": [folder, "--model", model, "--out", folder / "out"],
+        "evaluate": ["--model", model, "--suite", "tone"],
+        "demo": ["--out", folder / "out"],
+    }[command]
+    found: Any = CliRunner().invoke(app, [command, *map(str, words)]).exception
+    assert (getattr(found, "code", found), found.exit_code) == ("bad-option", 2)
+    assert "is not UTF-8" in str(found)
+    assert shown(folder) in str(found)
+    assert [path.name for path in folder.iterdir()] == ["model"]

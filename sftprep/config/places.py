@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Final, cast
 
-from pydantic import AfterValidator, PlainSerializer, PlainValidator
+from pydantic import AfterValidator, BeforeValidator, PlainSerializer, PlainValidator
 
 from sftprep.errors import OutputError, UsageError
 
@@ -58,7 +58,7 @@ def _to_install(scheme: str) -> str:
     return "pip install 'sftprep[remote]', and the package that fsspec names for the scheme"
 
 
-def shown(place: Path) -> str:
+def shown(place: str | Path) -> str:
     """What shards and reports of them call a file: its path, with escapes for bytes that are not UTF-8."""
     return str(place).encode("utf-8", "backslashreplace").decode("utf-8")
 
@@ -126,6 +126,15 @@ def _model_name(name: str) -> str:
     return name
 
 
+def readable(name: str | Path) -> str | Path:
+    """A path that every library opens. ValueError where it is not UTF-8: tokenizers opens no such path."""
+    if shown(name) != str(name):
+        raise ValueError(
+            f"{shown(name)} is not UTF-8, and not every library opens such a path: name another, or a link"
+        )
+    return name
+
+
 Place = Annotated[Path, PlainValidator(place_of, json_schema_input_type=Path), PlainSerializer(shown)]
 """A path that may be a URL. What it is built from is text, never a Path: that would make one slash of the two."""
 
@@ -138,5 +147,5 @@ InputPlace = Annotated[Path, PlainValidator(input_of, json_schema_input_type=Pat
 LocalPath = Annotated[Path, AfterValidator(on_this_machine)]
 """A path of this machine; a URL is refused by name."""
 
-ModelName = Annotated[str, AfterValidator(_model_name)]
+ModelName = Annotated[str, BeforeValidator(readable), AfterValidator(_model_name)]
 """A model's directory on this machine, or its hub id; a URL is refused by name."""

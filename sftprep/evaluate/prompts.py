@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any, Final
 
 from transformers import AutoTokenizer
 
+from sftprep.config.places import shown
 from sftprep.data import Conversation
 from sftprep.engines.model import ModelFiles
 from sftprep.engines.reference import ReferenceEngine
@@ -36,7 +38,7 @@ def prompt_ids(
     """
     templates = ChatTemplates.of(model, now, ChatTemplate)
     engine = ReferenceEngine(model.tokenizer_json)
-    served = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+    served = _opened_by_transformers(directory)
     found = []
     for conversation in conversations:
         template = templates.for_tools(conversation.tools)
@@ -62,6 +64,16 @@ def prompt_ids(
             )
         found.append(ids)
     return found
+
+
+def _opened_by_transformers(directory: Path) -> Any:
+    """The tokenizer as a server has it; a path that is not UTF-8, which the library cannot open, is read by a link."""
+    if shown(directory) == str(directory):
+        return AutoTokenizer.from_pretrained(directory, local_files_only=True)
+    with tempfile.TemporaryDirectory(prefix="sftprep-model-") as folder:
+        link = Path(folder) / "model"
+        link.symlink_to(directory.absolute(), target_is_directory=True)
+        return AutoTokenizer.from_pretrained(link, local_files_only=True)
 
 
 def _served(tokenizer: Any, messages: Sequence[Any], conversation: Conversation) -> list[int]:

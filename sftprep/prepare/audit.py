@@ -1,7 +1,6 @@
 """Audit a shard set: every row that the trainer will read, counted and checked, then some of them shown.
 
 from sftprep.config.audit import AuditConfig
-from sftprep.config.places import is_remote
 from sftprep.prepare.audit import audit
 
 found = audit(AuditConfig(directory="packed", html="audit.html"))
@@ -18,10 +17,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from tokenizers import Tokenizer
 
 from sftprep.config.audit import AuditConfig
-from sftprep.config.places import is_remote
+from sftprep.config.places import is_remote, shown
 from sftprep.engines.load import load_model
 from sftprep.engines.model import ModelFiles
 from sftprep.errors import ShardError, UsageError
@@ -30,6 +28,7 @@ from sftprep.prepare.audit_report import report as build_report
 from sftprep.prepare.audit_tally import audit_facts, tally
 from sftprep.prepare.prompts import Prompts, prompt_views, server_prompts
 from sftprep.prepare.prove import prove
+from sftprep.prepare.set_tokenizer import set_tokenizer
 from sftprep.reports.mask_html import notebook_html, page_html, write_page
 from sftprep.reports.mask_json import FINDING_TEXTS, AuditReport, write_report
 from sftprep.reports.mask_view import RowView, view_row
@@ -59,7 +58,9 @@ class Audit:
         Raises:
             ShardError: `no-such-row`, `no-tokenizer`.
         """
-        tokenizer = _tokenizer(self.shards.directory / "model" / "tokenizer.json")
+        if not indices:
+            return
+        tokenizer = set_tokenizer(self.shards.directory)
         names = [source.path for source in self.shards.manifest.sources]
         for index in indices:
             batch = _row(self.shards, index)
@@ -122,7 +123,7 @@ def audit(config: AuditConfig) -> Audit:
         paged = _page_rows(shards, notable, config) if config.html is not None else []
         batches = [readable_rows(shards.row(index), audit_facts(shards))[0] for index in paged]
         prompts = server_prompts(shards, batches, model=model, certificate=certificate)
-    report = report.model_copy(update={"directory": str(config.directory)})
+    report = report.model_copy(update={"directory": shown(config.directory)})
     found = Audit(gated(report, config.gates), shards, config, notable, prompts)
     if config.json_file is not None:
         write_report(found.report, config.json_file)
@@ -166,9 +167,3 @@ def _row(shards: ShardSet, index: int) -> pa.RecordBatch:
     raise ShardError(
         f"row {index} of {shards.num_rows}", code="no-such-row", place=str(shards.place), hint="count from 0"
     )
-
-
-def _tokenizer(path: Path) -> Tokenizer:
-    if not path.is_file():
-        raise ShardError("the set carries no tokenizer", code="no-tokenizer", place=str(path), hint="pack it again")
-    return Tokenizer.from_file(str(path))

@@ -20,6 +20,7 @@ from tokenizers import Tokenizer
 from sftprep.data import SpanKind
 from sftprep.prepare.diff_rules import Kinds, Rule, id_rule, mask_rule
 from sftprep.prepare.diff_sides import Copies, Side, read_side, temporary_folder
+from sftprep.prepare.set_tokenizer import set_tokenizer
 from sftprep.reports.diff_json import Difference, DiffReport, RuleCount, SideCount
 from sftprep.shards.schema import MANIFEST_NAME
 from sftprep.stages.align import Alignment, align, first_difference
@@ -83,8 +84,8 @@ def _report(left: Side, right: Side) -> DiffReport:
 
 
 def _tokenizer(side: Side) -> Tokenizer | None:
-    file = side.directory / "model" / "tokenizer.json"
-    return Tokenizer.from_file(str(file)) if (side.directory / MANIFEST_NAME).is_file() and file.is_file() else None
+    has_one = (side.directory / MANIFEST_NAME).is_file() and (side.directory / "model" / "tokenizer.json").is_file()
+    return set_tokenizer(side.directory) if has_one else None
 
 
 def _count(side: Side) -> SideCount:
