@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from sftprep.config.evaluate import EvaluateGate
 from sftprep.config.places import is_remote, place_of
 from sftprep.data import Conversation, RowAddress, Severity
-from sftprep.errors import SourceError
+from sftprep.errors import SourceError, UsageError
 from sftprep.evaluate.scorer_specs import ScorerSpec
 from sftprep.stages.validate import validate_row
 from sftprep.stores.read import read_whole
@@ -86,7 +86,7 @@ def read_suite(name: str) -> LoadedSuite:
     """A suite by its YAML file, or by the name of one that comes with sftprep.
 
     Raises:
-        SourceError: `bad-suite`, `bad-case`: by file and line; `read-failed`. UsageError: `missing-file`, `no-access`
+        SourceError: `bad-suite`, `bad-case`: by file and line; `read-failed`. UsageError: `missing-file`; `no-access`
             where it is at a URL.
     """
     place = _place(name)
@@ -109,7 +109,8 @@ def _place(name: str) -> Path:
     own = Path(str(_SUITES / f"{name}.yaml"))
     if not own.is_file():
         known = ", ".join(own_suites())
-        raise _bad_suite("there is no such file", place=name, hint=f"name a YAML file, or one of: {known}")
+        hint = f"name a YAML file, or one of: {known}"
+        raise UsageError("there is no such file", code="missing-file", place=name, hint=hint)
     return own
 
 

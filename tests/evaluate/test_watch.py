@@ -17,7 +17,7 @@ from sftprep.cli.app import app
 from sftprep.config.evaluate import EvaluateConfig
 from sftprep.config.pack import PackConfig
 from sftprep.config.train import TrainConfig
-from sftprep.errors import SourceError, StoppedError, UsageError
+from sftprep.errors import StoppedError, UsageError
 from sftprep.evaluate.run import evaluate
 from sftprep.evaluate.watch import watcher
 from sftprep.prepare.pack import pack
@@ -154,13 +154,13 @@ def test_a_suite_that_cannot_be_used_ends_the_call_before_the_first_step(
     packed: Path, tiny_model: Path, write_suite: WriteSuite, tmp_path: Path
 ) -> None:
     config = TrainConfig(data=packed, model=str(tiny_model), out=tmp_path / "out", eval_suites=("no-such",))
-    with pytest.raises(SourceError, match="no such file"):
+    with pytest.raises(UsageError, match="no such file"):
         watcher(config)
     twice = config.model_copy(update={"eval_suites": (write_suite(cases()),) * 2})
     with pytest.raises(UsageError, match="twice"):
         watcher(twice)
     failed = CliRunner().invoke(app, options(packed, tiny_model, tmp_path / "out", "no-such"))
-    assert getattr(failed.exception, "code", "") == "bad-suite"
+    assert getattr(failed.exception, "code", "") == "missing-file"
     assert not list(tmp_path.glob("out*"))
 
 
