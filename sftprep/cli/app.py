@@ -12,6 +12,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from sftprep import __version__
 from sftprep.cli.interrupt import end_interrupted
+from sftprep.engines.panics import named_panics
 from sftprep.errors import SftprepError
 
 SUMMARIES: Final = {
@@ -109,7 +110,9 @@ def root(
 def main() -> None:
     """Run the command line; a SftprepError is printed to stderr and becomes its exit code."""
     try:
-        app()
+        # Transformers, and engines beside the reference, encode without telling breakdowns apart.
+        with named_panics():
+            app()
     except SftprepError as error:
         typer.echo("\n  ".join([f"error: {error}", *getattr(error, "__notes__", ())]), err=True)
         sys.exit(error.exit_code)

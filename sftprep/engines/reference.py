@@ -14,6 +14,7 @@ from tokenizers import Encoding, Tokenizer
 
 from sftprep.data import Encoded
 from sftprep.engines.hidden import Hidden, hide
+from sftprep.engines.panics import named_panics
 from sftprep.engines.tokenizer import assembled, parts_of, tokenizer_of
 from sftprep.errors import MaskError
 from sftprep.stages.encode_batch import EncodedTexts, flat_offsets
@@ -42,18 +43,22 @@ class ReferenceEngine:
 
     def encode(self, texts: Sequence[str]) -> list[Encoded]:
         """Encode each text as a server encodes a rendered prompt: no special token is added."""
-        encodings = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
+        with named_panics():
+            encodings = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
         return [self._encoded(encoding) for encoding in encodings]
 
     def encode_batch(self, texts: Sequence[bytes]) -> EncodedTexts:
         """Encode UTF-8 texts, ids only."""
-        encodings = self._tokenizer.encode_batch_fast([text.decode() for text in texts], add_special_tokens=False)
+        with named_panics():
+            encodings = self._tokenizer.encode_batch_fast([text.decode() for text in texts], add_special_tokens=False)
         ids = [np.asarray(encoding.ids, dtype=np.int32) for encoding in encodings]
         return EncodedTexts(np.concatenate([np.zeros(0, np.int32), *ids]), flat_offsets([len(own) for own in ids]))
 
     def encode_middle(self, text: str) -> Encoded:
         """Encode a text as it stands in the middle of another: no prefix space is added."""
-        return self._encoded(self._middle.encode(text, add_special_tokens=False))
+        with named_panics():
+            encoding = self._middle.encode(text, add_special_tokens=False)
+        return self._encoded(encoding)
 
     def middle_json(self) -> str:
         """The tokenizer.json of what encodes texts in the middle of others."""
