@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+from bisect import bisect_right
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
@@ -32,6 +34,9 @@ _MAX_FAILURES: Final = 8
 _MAX_SHAPES: Final = 4096
 """Shapes whose plans are kept: a run sees any number of them, and its memory stays bounded."""
 
+
+_AT_ONCE: Final = 64
+"""Rows whose texts are searched at once."""
 
 Found = tuple[RowPlan, list[bytes]] | MaskError | None
 """A row's plan and what its samples are made of, or what is wrong with it; None where it has no plan."""
@@ -67,27 +72,38 @@ class PlanBook:
 
     def replay_all(self, rows: InputRows) -> Iterator[Found]:
         """Of each row its plan and what its samples are made of, or what is wrong; None where it has no plan."""
-        pattern = self._templates.for_tools(None).control_pattern
-        chats = [chat for chat in rows.chats if chat is not None]
-        # One search for all: a token in any of them is as rare as it is to be told of.
-        all_clear = not pattern.search("\n".join([text for chat in chats for text in chat.texts]))
-        for number, chat in enumerate(rows.chats):
-            found = None
-            if chat is not None and (all_clear or not pattern.search("\n".join(chat.texts))):
-                found = self._replayed(chat)
-            if found is None:
-                conversation = rows[number].conversation
-                roles = () if chat is None else chat.roles
-                found = None if conversation is None else self.replay(conversation, roles=roles)
-            yield found
+        template = self._templates.for_tools(None)
+        for first in range(0, len(rows), _AT_ONCE):
+            chats = rows.chats[first : first + _AT_ONCE]
+            encoded = [() if chat is None else list(map(str.encode, chat.texts)) for chat in chats]
+            typed = self._typed(template, encoded)
+            for number, chat in enumerate(chats):
+                found = None if chat is None or number in typed else self._replayed(chat, encoded[number])
+                if found is None:
+                    conversation = rows[first + number].conversation
+                    roles = () if chat is None else chat.roles
+                    found = None if conversation is None else self.replay(conversation, roles=roles)
+                yield found
 
-    def _replayed(self, chat: PlainChat) -> Found:
+    def _typed(self, template: SymbolicTemplate, encoded: Sequence[Sequence[bytes]]) -> set[int]:
+        """The rows of which a text may hold a control token."""
+        if not template.control_tokens:
+            return set()
+        found = self._search(template).holding(list(itertools.chain.from_iterable(encoded)))
+        if not found:
+            return set()
+        stops = list(itertools.accumulate(map(len, encoded)))
+        return {bisect_right(stops, number) for number in found}
+
+    def _replayed(self, chat: PlainChat, encoded: Sequence[bytes]) -> Found:
         """The same of a chat without control tokens; None also where no chat of these roles was planned yet."""
         known = self._known_roles.get(chat.roles)
-        for plan in () if known is None else known.plans:
-            found = _answered(plan, plan.guarded.of_texts(chat.texts))
-            if found is not None:
-                return found
+        if known is None:
+            return None
+        for plan in known.plans:
+            fields = plan.guarded.of_chat(chat.texts, encoded)
+            if fields is not None:
+                return plan.of_fields(fields)
         return None
 
     def replay(self, conversation: Conversation, *, roles: tuple[str, ...] = ()) -> Found:
@@ -117,11 +133,14 @@ class PlanBook:
     def _has_typed_tokens(self, conversation: Conversation, template: SymbolicTemplate) -> bool:
         if not template.control_tokens:
             return False
-        if template not in self._searches:
-            self._searches[template] = TokenSearch(template.control_tokens)
-        if self._searches[template].clears(conversation):
+        if self._search(template).clears(conversation):
             return False
         return may_hold_tokens(conversation, template.control_pattern)
+
+    def _search(self, template: SymbolicTemplate) -> TokenSearch:
+        if template not in self._searches:
+            self._searches[template] = TokenSearch(template.control_tokens)
+        return self._searches[template]
 
     def _adapted(self, conversation: Conversation, template: SymbolicTemplate) -> Conversation:
         """The conversation in the form that the template wants, with the run's own arguments."""
@@ -185,7 +204,7 @@ def _answered(plan: RowPlan | Refusal, texts: Sequence[str] | None) -> Found:
     """What a plan makes of a conversation whose fields are these; None where that answers otherwise than the plan's."""
     if texts is None:
         return None
-    return plan.error if isinstance(plan, Refusal) else (plan, plan.values(texts))
+    return plan.of_fields(list(map(str.encode, texts)))
 
 
 def _key(conversation: Conversation) -> Hashable:

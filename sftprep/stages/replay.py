@@ -65,6 +65,10 @@ class Refusal:
     guarded: Guarded
     error: MaskError
 
+    def of_fields(self, _: Sequence[bytes]) -> MaskError:
+        """What is wrong with a conversation."""
+        return self.error
+
 
 @dataclass(frozen=True, slots=True)
 class RowPlan:
@@ -78,9 +82,9 @@ class RowPlan:
     classes: Mapping[str, int]
     remarks: Mapping[str, int]
 
-    def values(self, texts: Sequence[str]) -> list[bytes]:
-        """What the samples are made of, UTF-8: the written ones of the fields' texts, and the words."""
-        return [*map(str.encode, texts[: self.num_written]), *self.words]
+    def of_fields(self, fields: Sequence[bytes]) -> tuple[RowPlan, list[bytes]]:
+        """The plan and what its samples are made of, `fields` being the fields' texts in UTF-8."""
+        return self, [*fields[: self.num_written], *self.words]
 
 
 def plan_row(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 
 from pydantic_core import PydanticSerializationError, to_json
@@ -38,7 +40,7 @@ class TokenSearch:
     def __init__(self, tokens: Sequence[str]) -> None:
         # Written as JSON a token is as it is, unless it holds what JSON escapes; and no quote means in one string.
         self._is_plain = not any(character < " " or character in '"\\\x7f' for token in tokens for character in token)
-        self._pattern = re.compile(b"|".join(re.escape(token.encode("utf-8", "surrogatepass")) for token in tokens))
+        self._pattern = re.compile(_beginning([token.encode("utf-8", "surrogatepass") for token in tokens]))
 
     def clears(self, conversation: Conversation) -> bool:
         """True where `may_hold_tokens` is false for certain; False says nothing."""
@@ -50,6 +52,29 @@ class TokenSearch:
             return False
         # A backslash in a text, which JSON writes twice, may be an escape of arguments that a template takes away.
         return self._pattern.search(written) is None and rb"\\" not in written
+
+    def holding(self, texts: Sequence[bytes]) -> set[int]:
+        """The numbers of the texts, UTF-8, that may hold the text of a control token: all are searched at once."""
+        spans = [match.span() for match in self._pattern.finditer(b"\n".join(texts))]
+        if not spans:
+            return set()
+        # What is found across a border may hide what begins in it, so all texts that it touches are named.
+        begins = list(itertools.accumulate([len(text) + 1 for text in texts], initial=0))
+        touched = [range(bisect_right(begins, start) - 1, bisect_left(begins, stop)) for start, stop in spans]
+        return set(itertools.chain.from_iterable(touched))
+
+
+def _beginning(words: Sequence[bytes]) -> bytes:
+    """A pattern of what begins with one of some words, beginnings that they share written once.
+
+    There may be a thousand that begin alike, and `re` tries one after the other wherever they might begin.
+    """
+    if b"" in words:
+        return b""
+    rest: dict[bytes, list[bytes]] = {}
+    for word in words:
+        rest.setdefault(word[:1], []).append(word[1:])
+    return b"(?:" + b"|".join(re.escape(first) + _beginning(own) for first, own in rest.items()) + b")"
 
 
 def _has_parts(message: Mapping[str, Json]) -> bool:

@@ -128,7 +128,7 @@ def test_a_turn_that_was_trained_for_no_other_row_is_asked_all_that_it_has_to_be
 def _begins(guarded: Guarded) -> set[int]:
     """The messages of which it is asked whether they begin as words of the template do."""
     asked = [pair for group in guarded.asked for pair in group.asked]
-    return {guarded.fields[number].message for number, one in asked if one.question == "begins"}
+    return {guarded.fields[number].message for number, own in asked for one in own if one.question == "begins"}
 
 
 @pytest.mark.parametrize("weight", [0.0, 0.5])

@@ -65,11 +65,12 @@ def test_a_row_of_the_shape_is_taken_exactly_where_each_question_has_its_answer(
         assert (found is not None) == agrees
     if found is not None:
         assert list(found[: len(written)]) == [text_of(field, row) for field in written]
-    assert _listed(guarded.of_texts(other)) == _listed(found)
+    assert _of_chat(guarded, other) == (None if found is None else list(found))
 
 
-def _listed(texts: Sequence[str] | None) -> list[str] | None:
-    return None if texts is None else list(texts)
+def _of_chat(guarded: Guarded, texts: Sequence[str]) -> list[str] | None:
+    found = guarded.of_chat(texts, [text.encode() for text in texts])
+    return None if found is None else [text.decode() for text in found]
 
 
 def test_a_text_of_a_tool_may_be_white_space_where_the_first_one_was_not() -> None:
@@ -108,10 +109,10 @@ def test_a_text_that_ends_before_the_sign_of_a_word_may_begin_as_the_word_does()
 @pytest.mark.parametrize("texts", [["a"], ["a", "b"], ["a", "b", "c"]])
 def test_the_texts_of_all_messages_are_taken_by_number(texts: list[str]) -> None:
     written = [_field(len(texts) - 1)]
-    assert list(Guarded.of(written, {}).of_texts(texts) or ()) == texts[-1:]
-    assert list(Guarded.of([_field(0)], {}).of_texts(texts) or ()) == texts[:1]
+    assert _of_chat(Guarded.of(written, {}), texts) == texts[-1:]
+    assert _of_chat(Guarded.of([_field(0)], {}), texts) == texts[:1]
 
 
 def test_a_field_that_is_no_text_of_a_message_has_no_column() -> None:
-    assert Guarded.of([Field(0, ("reasoning_content",))], {}).of_texts(["a"]) is None
-    assert Guarded.of([Field(-1, ("tools", 0), _JSON)], {}).of_texts(["a"]) is None
+    assert _of_chat(Guarded.of([Field(0, ("reasoning_content",))], {}), ["a"]) is None
+    assert _of_chat(Guarded.of([Field(-1, ("tools", 0), _JSON)], {}), ["a"]) is None
