@@ -161,7 +161,7 @@ class EngineChoice:
         """Encode with the engine of now; the reference encodes what several texts share once."""
         if self.engine is not self.reference:
             return self.engine.encode_batch(texts)
-        cut = self._cutter.cut(texts)
+        cut = self.cutter.cut(texts)
         if self._until_fast >= 0:
             self._until_fast -= cut.num_bytes
             if self._until_fast < 0:
@@ -171,7 +171,8 @@ class EngineChoice:
         return cut.joined(self.reference.encode_batch(cut.pieces))
 
     @functools.cached_property
-    def _cutter(self) -> Cutter:
+    def cutter(self) -> Cutter:
+        """Cuts texts where the tokenizer does."""
         return Cutter(self.reference.added, self.reference.cutting)
 
     @functools.cached_property

@@ -62,6 +62,11 @@ class Cutter:
             counts.append(len(own))
         return CutTexts(list(known), np.array(numbers, dtype=np.int64), counts)
 
+    def last_piece(self, text: bytes, stop: int) -> int:
+        """Where the last piece of the first `stop` bytes begins."""
+        found = () if self._border is None else self._border.finditer(text, 1, stop)
+        return max((border.start() for border in found), default=0)
+
     def _pieces(self, text: bytes) -> Iterator[bytes]:
         start = 0
         if self._border is not None:

@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final, Protocol
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
-from sftprep.arrow import numbers
+from sftprep.arrow import list_values
 from sftprep.data import TRAINED_KINDS, Conversation, Document
 from sftprep.engines.fast import EngineChoice
-from sftprep.errors import DataError, EngineDiffersError, MaskError
+from sftprep.errors import DataError, MaskError
 from sftprep.prepare.batch import Replayed
 from sftprep.prepare.chunk import InputRow
 from sftprep.prepare.input_rows import InputRows
 from sftprep.prepare.own_documents import JoinedSample
-from sftprep.stages.encode_batch import EncodedTexts, TokenTable, flat_offsets
-from sftprep.stages.replay import SamplePlan
+from sftprep.prepare.recheck_ids import DrawnDocument, check_ids
+from sftprep.stages.encode_batch import TokenTable
 
 _ENCODED_AGAIN: Final = 256
 _COMPILED_AGAIN: Final = 1024
 _REFUSED_AGAIN: Final = 64
 """One row in so many is encoded again by the reference, compiled again without its plan, refused again without it."""
+
+_SPANS: Final = ["span_starts", "span_kinds", "span_messages"]
 
 
 class RowDocuments(Protocol):
@@ -49,58 +52,41 @@ def recheck(
         EngineDiffersError: the engine gave other ids than the reference.
         DataError: `replay-differs` where a plan made another document than the template, or another error.
     """
-    encoded = [
-        place for place, number in enumerate(replayed.rows) if _is_drawn(rows.lines[number], one_in=_ENCODED_AGAIN)
-    ]
+    lines = np.array(rows.lines, dtype=np.uint64)
+    encoded = _drawn(lines[np.array(replayed.rows, dtype=np.int64)], one_in=_ENCODED_AGAIN)
+    check_ids([document for place in encoded for document in _documents(rows, replayed, place)], *tokens)
     for place in encoded:
-        number, documents = replayed.rows[place], slice(*replayed.offsets[place : place + 2].tolist())
-        for sample, document in zip(
-            replayed.plans[place].samples, replayed.documents[documents].to_pylist(), strict=True
-        ):
-            _check_ids(rows[number], sample, document, tokens)
-        conversation = rows[number].conversation
-        if conversation is not None and _is_drawn(rows.lines[number], one_in=_COMPILED_AGAIN):
-            _refuse_other(rows[number], replayed.documents[documents], compile_row(conversation))
-    for number, error in replayed.refused.items():
-        conversation = rows[number].conversation
-        if conversation is not None and _is_drawn(rows.lines[number], one_in=_REFUSED_AGAIN):
-            _refuse_other_error(rows[number], error, conversation, compile_row)
+        row, documents = rows[replayed.rows[place]], slice(*replayed.offsets[place : place + 2].tolist())
+        if row.conversation is not None and _drawn(lines[[replayed.rows[place]]], one_in=_COMPILED_AGAIN):
+            _refuse_other(row, replayed.documents[documents], compile_row(row.conversation))
+    refused = np.array(list(replayed.refused), dtype=np.int64)
+    for number in refused[_drawn(lines[refused], one_in=_REFUSED_AGAIN)].tolist():
+        row = rows[number]
+        if row.conversation is not None:
+            _refuse_other_error(row, replayed.refused[number], row.conversation, compile_row)
     return len(encoded)
 
 
-def _is_drawn(line: int, *, one_in: int) -> bool:
-    """Whether a row is in the sample: by its line alone, so that it is the same rows in every run."""
-    return (line * 2654435761 >> 7) % one_in == 0
+def _drawn(lines: npt.NDArray[np.uint64], *, one_in: int) -> list[int]:
+    """The places of the rows that are in the sample: by their lines alone, so that they are the same in every run."""
+    places: list[int] = np.flatnonzero(
+        (lines * np.uint64(2654435761) >> np.uint64(7)) % np.uint64(one_in) == 0
+    ).tolist()
+    return places
 
 
-def _check_ids(
-    row: InputRow, sample: SamplePlan, document: Mapping[str, Any], tokens: tuple[EngineChoice, TokenTable]
-) -> None:
-    """EngineDiffersError where the document, or the prompt of a turn, is encoded otherwise by the reference."""
-    choice, table = tokens
-    ids = np.array(document["input_ids"], dtype=np.int32)
-    begins = _turn_begins(document)
-    # The bytes of the ids are those of the text: that was proven.
-    borders = begins if isinstance(sample, JoinedSample) else [*begins, len(ids)]
-    texts = [table.written(EncodedTexts(ids[:border], flat_offsets([border])))[0].to_pybytes() for border in borders]
-    found = [choice.reference.encode_batch([text]).ids for text in texts]
-    is_equal = all(np.array_equal(own, ids[:border]) for own, border in zip(found, borders, strict=True))
-    if isinstance(sample, JoinedSample):
-        (begin,) = begins
-        completion = b"".join(table.pieces.take(numbers(ids[begin:])).to_pylist()).decode()
-        is_equal = is_equal and np.array_equal(choice.reference.encode_middle(completion).ids, ids[begin:])
-    if not is_equal:
-        raise EngineDiffersError(
-            f"{choice.engine.name} gives other ids than the reference",
-            code="engine-differs",
-            place=str(row.address),
-            hint="--tokenizer-engine reference",
-        )
+def _documents(rows: InputRows, replayed: Replayed, place: int) -> Iterator[DrawnDocument]:
+    """The documents of a replayed row."""
+    row = rows[replayed.rows[place]]
+    for number, sample in enumerate(replayed.plans[place].samples, int(replayed.offsets[place])):
+        (document,) = replayed.documents[number : number + 1].select(_SPANS).to_pylist()
+        ids = list_values(replayed.documents["input_ids"][number : number + 1])
+        yield DrawnDocument(row.address, ids, _turn_begins(document), is_joined=isinstance(sample, JoinedSample))
 
 
 def _turn_begins(document: Mapping[str, Any]) -> list[int]:
     """The first token of each trained turn."""
-    spans = list(zip(document["span_starts"], document["span_kinds"], document["span_messages"], strict=True))
+    spans = list(zip(*(document[name] for name in _SPANS), strict=True))
     trained = [(start, message) for start, kind, message in spans if kind in TRAINED_KINDS]
     return [start for number, (start, message) in enumerate(trained) if not number or trained[number - 1][1] != message]
 

@@ -23,13 +23,17 @@ LETTERS = ["a", " b", "\n", "12", "<", "|>", "[", "文", " the", "e\u0301", "  "
 def check_equal(engine: ReferenceEngine, texts: list[str]) -> int:
     """Compare with whole texts; how many bytes needed no encoding."""
     encoded = [text.encode() for text in texts]
-    cut = Cutter(engine.added, engine.cutting).cut(encoded)
+    cutter = Cutter(engine.added, engine.cutting)
+    cut = cutter.cut(encoded)
     own, whole = cut.joined(engine.encode_batch(cut.pieces)), engine.encode_batch(encoded)
     assert own.ids.dtype == whole.ids.dtype
     assert own.ids.tolist() == whole.ids.tolist()
     assert own.offsets.tolist() == whole.offsets.tolist()
     assert own.offsets.dtype == whole.offsets.dtype
     assert len(set(cut.pieces)) == len(cut.pieces)
+    for text in encoded:
+        beginning = text[: len(text) // 2]
+        assert beginning[cutter.last_piece(text, len(beginning)) :] == [*cutter._pieces(beginning)][-1]
     return sum(map(len, encoded)) - cut.num_bytes
 
 

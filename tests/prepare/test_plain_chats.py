@@ -299,7 +299,7 @@ def test_a_shape_is_planned_once_and_chats_of_a_known_one_ask_for_no_object(
     lines = [json.dumps({"messages": turns * (1 + n % 3)}) for n in range(60)]
     first = compiled(read_chunk(chunk_of(lines), format=None)[0], own)
     asked: list[int] = []
-    monkeypatch.setattr("sftprep.prepare.recheck._is_drawn", lambda line, one_in: False)
+    monkeypatch.setattr("sftprep.prepare.recheck._drawn", lambda lines, one_in: [])
     one = InputRows.__getitem__
     monkeypatch.setattr(InputRows, "__getitem__", lambda self, number: asked.append(number) or one(self, number))
     again = compiled(read_chunk(chunk_of(lines), format=None)[0], own)
