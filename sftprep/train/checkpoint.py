@@ -40,7 +40,8 @@ class Position:
     `epoch_trained` counts the targets seen since the epoch began. `best_step` is the best one so far by the metric
     `keep_best`, `best_cost` that metric with a sign by which lower is better; 0 and infinity before any was measured.
     `stop_cost` is the same for the metric `stop_early`, which the last `num_worse` measurements did not better.
-    `adapter` is what adapters rest on, '' where all is trained; `options` may be others after a resumption.
+    `model` is what the run began with, `adapter` the form of adapters, '' where all is trained; `options` may be
+    others after a resumption.
     """
 
     step: int
@@ -55,6 +56,7 @@ class Position:
     stop_early: str = ""
     stop_cost: float = math.inf
     num_worse: int = 0
+    model: str = ""
     adapter: str = ""
     options: dict[str, Any] = field(default_factory=dict)
 
@@ -170,14 +172,14 @@ def load_checkpoint(directory: Path, state: State, *, wanted: Position) -> Posit
     """The position of a checkpoint, after its optimizer state is loaded; it may be of another number of processes.
 
     Raises:
-        TrainError: `resume-differs`: it was made with other data, seed or batches.
+        TrainError: `resume-differs`: it was made with other data, weights, seed or batches.
         ShardError: `damaged-checkpoint`.
     """
     try:
         position = Position(**json.loads((directory / _POSITION).read_bytes()))
     except (OSError, ValueError, TypeError) as error:
         raise _damaged(directory, error) from error
-    for name in ("fingerprint", "seed", "rows_per_step", "loss", "keep_best", "stop_early", "adapter"):
+    for name in ("fingerprint", "seed", "rows_per_step", "loss", "keep_best", "stop_early", "model", "adapter"):
         if (found := getattr(position, name)) != (now := getattr(wanted, name)):
             raise TrainError(
                 f"the checkpoint was made with another {name}: {found or 'none'}, now: {now or 'none'}",

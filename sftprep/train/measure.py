@@ -66,8 +66,8 @@ def _kept_metric(config: TrainConfig) -> str:
     return config.keep_best or (HELD_OUT if config.eval_shards else "")
 
 
-def first_position(config: TrainConfig, *, fingerprint: str, adapter: str) -> Position:
-    """Where a run on a shard set begins, and what a checkpoint that it goes on from must agree with."""
+def first_position(config: TrainConfig, *, fingerprint: str) -> Position:
+    """Where a run on a shard set begins, and what its options say that a checkpoint must agree with."""
     return Position(
         step=0,
         epoch_trained=0,
@@ -77,7 +77,6 @@ def first_position(config: TrainConfig, *, fingerprint: str, adapter: str) -> Po
         loss=config.loss,
         keep_best=_kept_metric(config),
         stop_early=config.stop_early or "",
-        adapter=adapter,
         options=free_options(config),
     )
 

@@ -45,7 +45,7 @@ from sftprep.train.samples import Watcher
 from sftprep.train.setup import Where, build, open_all
 from sftprep.train.shard_cache import ReadAhead
 from sftprep.train.signals import StopRequest
-from sftprep.train.terms import adapter_terms, changed_options
+from sftprep.train.terms import adapter_terms, changed_options, model_terms
 
 _MEANS: Final = {"token": "trained tokens", "sample": "documents", "turn": "trained messages"}
 
@@ -115,8 +115,11 @@ def _train(
     resumed = where.world.on_first(lambda: workspace.checkpoints()[-1]) if config.resume else None
     trainee, feed = build(config, shards=shards, where=where, resumed=resumed)
     where.world.on_first(lambda: where.proof.write(workspace.directory))
-    adapter = adapter_terms(config, place=where.place, dtype=where.dtype)
-    start = first_position(config, fingerprint=shards.manifest.fingerprint, adapter=adapter)
+    start = replace(
+        first_position(config, fingerprint=shards.manifest.fingerprint),
+        model=where.world.on_first(lambda: model_terms(config, where.place)),
+        adapter=adapter_terms(config, dtype=where.dtype),
+    )
     if resumed is not None:
         found = load_checkpoint(resumed, _state(trainee), wanted=start)
         for line in changed_options(found.options, config):

@@ -28,12 +28,17 @@ _SLICES: Final = 4096
 _SLICE_BYTES: Final = 512
 
 
-def adapter_terms(config: TrainConfig, *, place: ModelPlace, dtype: torch.dtype) -> str:
-    """What adapters rest on and no checkpoint holds: their form, and the frozen weights; '' where all is trained."""
+def adapter_terms(config: TrainConfig, *, dtype: torch.dtype) -> str:
+    """The form of the adapters, which no checkpoint holds, and the type of the weights under them; '' without any."""
     if not config.lora_rank:
         return ""
-    form = f"rank {config.lora_rank}, alpha {config.lora_alpha or 2 * config.lora_rank}, dropout {config.lora_dropout}"
-    return f"{form} on {dtype} weights {_weights(config, place)[:12]}"
+    alpha = config.lora_alpha or 2 * config.lora_rank
+    return f"rank {config.lora_rank}, alpha {alpha}, dropout {config.lora_dropout} on {dtype} weights"
+
+
+def model_terms(config: TrainConfig, place: ModelPlace) -> str:
+    """The weights that a run begins with, wherever they lie and whatever they are called."""
+    return f"{config.init} weights {_weights(config, place)[:12]}"
 
 
 def free_options(config: TrainConfig) -> dict[str, Any]:
@@ -49,7 +54,7 @@ def changed_options(before: Mapping[str, Any], config: TrainConfig) -> Iterator[
 
 
 def _weights(config: TrainConfig, place: ModelPlace) -> str:
-    """A hash of the frozen weights: of their files by samples that no matrix lies between, or of how they are drawn."""
+    """A hash of the weights: of their files by samples that no matrix lies between, or of how they are drawn."""
     if config.init == "random":
         return hashlib.sha256((place.directory / "config.json").read_bytes()).hexdigest()
     names = [place.gguf] if place.gguf else WEIGHT_FILES

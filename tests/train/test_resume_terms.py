@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import shutil
 from collections.abc import Callable
@@ -64,23 +65,27 @@ def test_other_adapters_or_other_weights_under_them_are_refused_and_no_checkpoin
     *, begun: Callable[..., Path], toy_model: Path, tmp_path: Path, first: dict[str, Any], second: dict[str, Any]
 ) -> None:
     data = begun(**first)
-    with pytest.raises(TrainError, match="adapter") as raised:
+    with pytest.raises(TrainError, match=r"adapter|another model") as raised:
         _run(data, toy_model, out=tmp_path / "out", resume=True, **second)
     assert raised.value.code == "resume-differs"
     _run(data, toy_model, out=tmp_path / "out", resume=True, **first)
 
 
-def test_adapters_of_another_model_are_refused_and_the_same_one_elsewhere_is_the_same(
-    begun: Callable[..., Path], toy_model: Path, tmp_path: Path
+@pytest.mark.parametrize("options", [{}, LORA], ids=["all weights", "adapters"])
+def test_another_model_is_refused_and_the_same_one_elsewhere_is_the_same(
+    begun: Callable[..., Path], toy_model: Path, tmp_path: Path, options: dict[str, Any]
 ) -> None:
-    data = begun(**LORA)
+    data = begun(**options)
     torch.manual_seed(9)
     other = tmp_path / "other"
     LlamaForCausalLM(LlamaConfig.from_pretrained(toy_model)).save_pretrained(other)
-    with pytest.raises(TrainError, match="another adapter") as raised:
-        _run(data, other, out=tmp_path / "out", resume=True, **LORA)
-    assert raised.value.code == "resume-differs"
-    _run(data, toy_model.rename(tmp_path / "moved"), out=tmp_path / "out", resume=True, **LORA)
+    for changed in ({}, {"init": "random"}):
+        with pytest.raises(TrainError, match="another model: pretrained weights") as raised:
+            _run(data, other, out=tmp_path / "out", resume=True, **options, **changed)
+        assert raised.value.code == "resume-differs"
+    moved = toy_model.rename(tmp_path / "moved")
+    _run(data, moved, out=tmp_path / "out", resume=True, **options)
+    assert json.loads((tmp_path / "out" / "train.json").read_bytes())["config"]["model"] == str(moved)
 
 
 @pytest.mark.parametrize(
