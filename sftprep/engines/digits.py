@@ -30,8 +30,6 @@ def may_have_other_digits(text: str) -> bool:
 
 def at_other_digits(text: str) -> list[str]:
     """A text cut before and after each numeric character beyond ASCII, as `Digits` does; nothing empty is cut off."""
-    if not may_have_other_digits(text):
-        return [text]
     digits = sorted(character for character in set(text) if character > "\x7f" and _is_digit(character))
     return [piece for piece in re.split(f"([{''.join(digits)}])", text) if piece] if digits else [text]
 

@@ -21,7 +21,7 @@ from sftprep.engines.pieces import Cutter
 from sftprep.engines.reference import ReferenceEngine
 from sftprep.engines.sentencepiece import BYTE_PIECES
 from sftprep.engines.token_bytes import bytes_of_characters
-from sftprep.stages.encode_batch import EncodedTexts, flat_offsets
+from sftprep.stages.encode_batch import EncodedTexts, Ints, flat_offsets
 
 if TYPE_CHECKING:
     from sftprep.engines.model import ModelFiles
@@ -82,17 +82,28 @@ class FastokensBatch:
 
     def encode_batch(self, texts: Sequence[bytes]) -> EncodedTexts:
         """Encode UTF-8 texts."""
-        whole = [text.decode() for text in texts]
-        is_cut = self._cuts_digits and any(map(may_have_other_digits, whole))
-        cut = [at_other_digits(text) for text in whole] if is_cut else None
-        pieces = whole if cut is None else list(itertools.chain.from_iterable(cut))
+        pieces = [text.decode() for text in texts]
+        counts = self._cut(pieces)
         ids, offsets = self._tokenizer.encode_batch_flat(pieces, add_special_tokens=False)
         borders = np.frombuffer(offsets, dtype=np.int64)
-        if cut is not None:
-            borders = borders[flat_offsets([len(own) for own in cut])]
-        found = EncodedTexts(np.frombuffer(ids, dtype=np.int32), borders)
+        found = EncodedTexts(
+            np.frombuffer(ids, dtype=np.int32), borders if counts is None else borders[flat_offsets(counts)]
+        )
         unknown = np.flatnonzero(found.ids >= self._first_unknown)
         return self._by_reference(texts, found, unknown) if len(unknown) else found
+
+    def _cut(self, texts: list[str]) -> Ints | None:
+        """Put the pieces that digits beyond ASCII cut a text into in its place; of how many each text is, if any is."""
+        if not self._cuts_digits:
+            return None
+        cut = {n: at_other_digits(text) for n, text in enumerate(texts) if may_have_other_digits(text)}
+        if not cut:
+            return None
+        counts = np.ones(len(texts), dtype=np.int64)
+        for number, pieces in reversed(cut.items()):
+            texts[number : number + 1] = pieces
+            counts[number] = len(pieces)
+        return counts
 
     def _by_reference(
         self, texts: Sequence[bytes], found: EncodedTexts, unknown: npt.NDArray[np.int64]
