@@ -21,8 +21,9 @@ from pack import CORPUS, SAMPLES
 from pack_scaling import recomposed
 
 from sftprep.config.pack import PackConfig
+from sftprep.prepare import chunk_record, chunk_work, document_files, shard_work
 from sftprep.prepare import pack as pack_module
-from sftprep.prepare import shard_work, workers
+from sftprep.prepare.chunk_account import ChunkAccount
 from sftprep.prepare.pack import pack
 from sftprep.shards import part
 from sftprep.shards.gather import Documents
@@ -61,14 +62,14 @@ def sent(value: Any) -> int:
     return len(data) + sum(part.raw().nbytes for part in apart)
 
 
-def watched(call: Callable[..., Any]) -> Callable[..., Any]:
+def watched(call: Callable[..., Any], *, way: str) -> Callable[..., Any]:
+    """What the cluster does, of which what it is given is `sent`, or what it gives is `received`."""
     compiled = timed("compile (the cluster's)", call)
     there_and_back = timed("send and receive chunks", sent)
 
-    def around(chunk: Any, **options: Any) -> Any:
-        done = compiled(chunk, **options)
-        BYTES["sent"] += there_and_back(chunk)
-        BYTES["received"] += there_and_back(b"".join(done.record))
+    def around(given: Any, **options: Any) -> Any:
+        done = compiled(given, **options)
+        BYTES[way] += there_and_back(given if way == "sent" else done)
         return done
 
     return around
@@ -85,8 +86,12 @@ def watch() -> None:
     shard_work.tally_shard = timed("audit", shard_work.tally_shard)
     pack_module.Spool._add = timed("spool", pack_module.Spool._add)
     pack_module.Ledger.add = timed("account", pack_module.Ledger.add)
-    workers.batch_compiler = timed("load (once)", workers.batch_compiler)
-    workers.compiled = watched(workers.compiled)
+    chunk_work.batch_compiler = timed("load (once)", chunk_work.batch_compiler)
+    ChunkAccount.of = watched(ChunkAccount.of, way="received")
+    chunk_record.packed = watched(chunk_record.packed, way="received")
+    document_files.DocumentsFile.add = timed("spool", document_files.DocumentsFile.add)
+    chunk_record.dump = timed("spool", chunk_record.dump)
+    chunk_work.compiled = watched(chunk_work.compiled, way="sent")
 
 
 def main() -> None:

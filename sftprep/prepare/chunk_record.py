@@ -1,9 +1,9 @@
-"""A compiled chunk as one record of bytes that says whether it is whole, and back without copying its tokens.
+"""The account of a compiled chunk as one record of bytes that says whether it is whole, and back.
 
-    header (64 bytes) │ directory: where each field of Chunk is, JSON │ the fields' bytes, aligned
+    header (64 bytes) │ JSON: where the documents are, the fields that are no columns, where the columns are │ columns
 
-Fields are told apart by what they hold: Arrow batches, arrays, and anything else as JSON by its annotation, so that a
-field that Chunk gains is kept without a word here.
+Fields are told apart by what they hold: arrays, and anything else as JSON by its annotation, so that a field that
+ChunkAccount gains is kept without a word here.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import dataclasses
 import json
 import struct
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Final, cast, get_type_hints
@@ -22,139 +22,120 @@ import pyarrow as pa
 from pydantic import TypeAdapter
 
 from sftprep.prepare.chunk import Chunk
+from sftprep.prepare.chunk_account import ChunkAccount
+from sftprep.prepare.document_files import DocumentsFile, Place, packed
 
-_MAGIC: Final = b"sftchunk"
+_MAGIC: Final = b"sftaccnt"
 _HEADER: Final = struct.Struct("<8sIQQ")
 _ALIGN: Final = 64
-"""Bytes: what Arrow wants of a buffer that is read where it lies."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """What is known of a chunk that is compiled and whose documents are on the disk."""
+
+    account: ChunkAccount
+    documents: Place
+    record: bytes
+    """As `dump` makes it of these."""
+
+    @classmethod
+    def of(cls, account: ChunkAccount, documents: Place, *, first: int) -> Finished:
+        """Of the rows of a source from `first` on."""
+        return cls(account, documents, dump(account, documents, first=first))
+
+
+def finished(chunk: Chunk, *, first: int, file: DocumentsFile) -> Finished:
+    """What this process has compiled of the rows of a source from `first` on; its documents go into the file.
+
+    OutputError as `DocumentsFile.add`.
+    """
+    return Finished.of(ChunkAccount.of(chunk), file.add(packed(chunk.documents)), first=first)
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """A whole record in a file: which rows of input it tells of, its chunk, and where the next record begins."""
+    """A whole record in a file: which rows of input it tells of, and where the next record begins."""
 
     source: int
     first: int
     """The line or row of the source that the chunk begins at."""
     num_rows: int
-    fields: dict[str, tuple[str, int, int]]
-    """By name: what kind of value, where in the body it begins, and its bytes."""
-    body: pa.Buffer
+    documents: Place
+    fields: dict[str, Any]
+    """By name: what JSON made of it, or of a column its type, where it begins behind the JSON, and its bytes."""
+    columns: pa.Buffer
     stop: int
 
-    def chunk(self) -> Chunk:
-        """The chunk; its Arrow buffers are those of the file."""
-        return Chunk(**{name: self.field(name) for name in self.fields})
+    def account(self) -> ChunkAccount:
+        """The account; its columns are those of the file."""
+        return ChunkAccount(**{name: self.field(name) for name in self.fields})
 
     def field(self, name: str) -> Any:
-        """One field of the chunk."""
+        """One field of the account."""
+        if not _is_column(name):
+            return _adapter(name).validate_python(self.fields[name], strict=False)
         kind, start, length = self.fields[name]
-        return _loaded(kind, self.body.slice(start, length), name=name)
-
-    def place(self, name: str) -> tuple[int, int]:
-        """Where in the file the bytes of a field begin, and how many they are."""
-        _, start, length = self.fields[name]
-        return self.stop - len(self.body) + start, length
+        return np.frombuffer(self.columns.slice(start, length), np.dtype(kind))
 
 
-@dataclass(frozen=True, slots=True)
-class Finished:
-    """A compiled chunk and the bytes of its record, whichever of them was made of the other."""
-
-    chunk: Chunk
-    record: Sequence[bytes | pa.Buffer]
-
-    @classmethod
-    def of(cls, chunk: Chunk, *, first: int) -> Finished:
-        """Of what this process has compiled of the rows of a source from `first` on."""
-        return cls(chunk, dump(chunk, first=first))
-
-    @classmethod
-    def received(cls, record: bytes) -> Finished:
-        """Of what another process has dumped."""
-        whole = read(pa.py_buffer(record), 0, checked=False)
-        if whole is None:
-            raise ValueError("what came back is no record of a chunk")
-        return cls(whole.chunk(), [record])
-
-
-def dump(chunk: Chunk, *, first: int) -> list[bytes | pa.Buffer]:
-    """The parts of a record, to be written one after another; `first` is the row of its source that it begins at."""
-    places: dict[str, tuple[str, int, int]] = {}
-    body: list[bytes | pa.Buffer] = []
+def dump(account: ChunkAccount, documents: Place, *, first: int) -> bytes:
+    """A record; `first` is the row of its source that the chunk begins at."""
+    fields: dict[str, Any] = {}
+    columns: list[bytes] = []
     size = 0
-    for field in dataclasses.fields(chunk):
-        kind, data = _dumped(getattr(chunk, field.name), name=field.name)
-        places[field.name] = (kind, size, len(data))
-        padded = [data, bytes(-len(data) % _ALIGN)]
-        body += padded
-        size += sum(len(part) for part in padded)
-    read = chunk.read
-    about = {"source": read.source, "first": first, "num_rows": read.num_rows, "fields": places}
-    listed = json.dumps(about).encode()
+    for name in _names():
+        value = getattr(account, name)
+        if _is_column(name):
+            data = value.tobytes()
+            fields[name] = (value.dtype.str, size, len(data))
+            columns += [data, bytes(-len(data) % _ALIGN)]
+            size += len(data) + -len(data) % _ALIGN
+        else:
+            fields[name] = _adapter(name).dump_python(value, mode="python")
+    read = account.read
+    about = {"source": read.source, "first": first, "num_rows": read.num_rows, "documents": documents, "fields": fields}
+    # ASCII only: what cannot be encoded (half a character in a file's name) is escaped, and comes back.
+    listed = json.dumps(about, default=_plain).encode("ascii")
     listed += b" " * (-len(listed) % _ALIGN)
-    crc = _crc([_numbers(len(listed), size), listed, *body])
-    header = _HEADER.pack(_MAGIC, crc, len(listed), size)
-    return [header.ljust(_ALIGN, b"\0"), listed, *body]
+    body = b"".join([listed, *columns])
+    crc = _crc(len(listed), size, body)
+    return _HEADER.pack(_MAGIC, crc, len(listed), size).ljust(_ALIGN, b"\0") + body
 
 
-def batch_at(data: pa.Buffer, place: tuple[int, int]) -> pa.RecordBatch:
-    """The batch of a record's field that lies at a place of the file's bytes; its buffers are those of the file."""
-    batch: pa.RecordBatch = _loaded("batch", data.slice(*place), name="")
-    return batch
-
-
-def read(data: pa.Buffer, start: int, *, checked: bool = True) -> Record | None:
-    """The record that begins at a byte of `data`; None where there is none, or it is torn or altered.
-
-    Not `checked` is a record of which this run has seen that it is whole: its checksum is not computed again.
-    """
+def read(data: pa.Buffer, start: int) -> Record | None:
+    """The record that begins at a byte of `data`; None where there is none, or it is torn or altered."""
     if start + _ALIGN > len(data):
         return None
     magic, crc, num_listed, size = _HEADER.unpack(data.slice(start, _HEADER.size).to_pybytes())
     at = start + _ALIGN
-    if magic != _MAGIC or at + num_listed + size > len(data):
-        return None
-    listed, body = data.slice(at, num_listed), data.slice(at + num_listed, size)
-    if checked and _crc([_numbers(num_listed, size), listed, body]) != crc:
-        return None
-    about = json.loads(listed.to_pybytes())
-    fields = {name: (place[0], place[1], place[2]) for name, place in about["fields"].items()}
-    if set(fields) != {field.name for field in dataclasses.fields(Chunk)}:
-        return None  # written by a version whose chunks were others
     stop = at + num_listed + size
-    return Record(about["source"], about["first"], about["num_rows"], fields=fields, body=body, stop=stop)
+    if magic != _MAGIC or stop > len(data) or _crc(num_listed, size, data.slice(at, num_listed + size)) != crc:
+        return None
+    about = json.loads(data.slice(at, num_listed).to_pybytes())
+    if set(about["fields"]) != set(_names()):
+        return None  # written by a version whose accounts were others
+    return Record(
+        about["source"],
+        about["first"],
+        about["num_rows"],
+        documents=Place(**about["documents"]),
+        fields=about["fields"],
+        columns=data.slice(at + num_listed, size),
+        stop=stop,
+    )
 
 
-def _numbers(*values: int) -> bytes:
-    return struct.pack(f"<{len(values)}Q", *values)
+def records(data: pa.Buffer) -> Iterator[Record]:
+    """The records from the first byte of `data` on, up to one that is not whole."""
+    stop = 0
+    while (record := read(data, stop)) is not None:
+        yield record
+        stop = record.stop
 
 
-def _crc(parts: list[bytes | pa.Buffer]) -> int:
-    crc = 0
-    for part in parts:
-        crc = zlib.crc32(part, crc)
-    return crc
-
-
-def _dumped(value: Any, *, name: str) -> tuple[str, bytes | pa.Buffer]:
-    if isinstance(value, pa.RecordBatch):
-        sink = pa.BufferOutputStream()
-        with pa.ipc.new_stream(sink, value.schema) as stream:
-            stream.write_batch(value)
-        return "batch", sink.getvalue()
-    if isinstance(value, np.ndarray):
-        return f"array {value.dtype.str}", value.tobytes()
-    # ASCII only: what cannot be encoded (half a character in a file's name) is escaped, and comes back.
-    return "json", json.dumps(_adapter(name).dump_python(value, mode="python"), default=_plain).encode("ascii")
-
-
-def _loaded(kind: str, data: pa.Buffer, *, name: str) -> Any:
-    if kind == "batch":
-        return pa.ipc.open_stream(data).read_next_batch()
-    if kind.startswith("array "):
-        return np.frombuffer(data, np.dtype(kind.removeprefix("array ")))
-    return _adapter(name).validate_python(json.loads(data.to_pybytes()), strict=False)
+def _crc(num_listed: int, size: int, body: bytes | pa.Buffer) -> int:
+    return zlib.crc32(body, zlib.crc32(struct.pack("<2Q", num_listed, size)))
 
 
 def _plain(value: object) -> object:
@@ -162,10 +143,20 @@ def _plain(value: object) -> object:
 
 
 @cache
-def _hint(name: str) -> Any:
-    return get_type_hints(Chunk)[name]
+def _names() -> tuple[str, ...]:
+    return tuple(field.name for field in dataclasses.fields(ChunkAccount))
+
+
+@cache
+def _hints() -> dict[str, Any]:
+    return get_type_hints(ChunkAccount)
+
+
+@cache
+def _is_column(name: str) -> bool:
+    return getattr(_hints()[name], "__origin__", None) is np.ndarray
 
 
 @cache
 def _adapter(name: str) -> TypeAdapter[Any]:
-    return TypeAdapter(_hint(name))
+    return TypeAdapter(_hints()[name])

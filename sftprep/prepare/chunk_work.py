@@ -2,30 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 from sftprep.config.pack import PackConfig
+from sftprep.engines.model import ModelFiles
 from sftprep.errors import DataError
-from sftprep.prepare.chunk_record import Finished
-from sftprep.prepare.compile import CompileRow
+from sftprep.prepare.chunk import Chunk
+from sftprep.prepare.compile import CompileRow, batch_compiler
 from sftprep.prepare.compile_chunk import compile_chunk
 from sftprep.prepare.inputs import InputChunk, read_chunk
 
 
-def compiled(chunk: InputChunk, *, compile_row: CompileRow, config: PackConfig) -> Finished:
+def compiled(chunk: InputChunk, *, compile_row: CompileRow, config: PackConfig) -> Chunk:
     """A chunk's rows, read and compiled.
 
     Raises:
-        SourceError: `damaged-table`. EngineDiffersError, DataError: as `compile_chunk`.
+        SourceError: `damaged-table`, `read-failed`. EngineDiffersError, DataError: as `compile_chunk`.
     """
     rows, read = read_chunk(chunk, format=config.format)
-    done = replace(compile_chunk(rows, compile_row=compile_row, config=config), read=read)
-    return Finished.of(done, first=chunk.block.first)
+    return replace(compile_chunk(rows, compile_row=compile_row, config=config), read=read)
 
 
-def compiled_elsewhere(chunk: InputChunk, *, compile_row: CompileRow, config: PackConfig) -> bytes:
-    """The same for another process, as the bytes that it will keep: they are sent at once and read where they lie."""
-    return b"".join(compiled(chunk, compile_row=compile_row, config=config).record)
+def compiled_here(
+    chunks: Iterable[InputChunk], *, model: ModelFiles, config: PackConfig
+) -> Iterator[tuple[InputChunk, Chunk]]:
+    """Each chunk compiled by this process, which makes itself ready for it at the first. Raises as `compiled`."""
+    compile_row = batch_compiler(model, config)
+    for chunk in chunks:
+        yield chunk, compiled(chunk, compile_row=compile_row, config=config)
 
 
 def rows_of(chunk: InputChunk) -> str:

@@ -27,8 +27,8 @@ from sftprep.config.pack import PackConfig
 from sftprep.data import TOKEN_BATCH_SCHEMA, TRAINED_KINDS
 from sftprep.engines.load import load_model
 from sftprep.prepare.chunk import Chunk
+from sftprep.prepare.chunk_work import compiled_here
 from sftprep.prepare.inputs import InputChunk, input_chunks, input_files
-from sftprep.prepare.workers import compile_chunks
 from sftprep.reports.dry_run import DryRunReport
 from sftprep.shards.gather import BATCH_TOKENS, gather, needs_weights, shard_size
 from sftprep.shards.part import parquet_writer
@@ -123,9 +123,8 @@ def dry_run(config: PackConfig, *, on_bytes: OnBytes | None = None, num_sampled:
     sample, population = _sample(config, on_bytes=on_bytes, size=num_sampled)
     slices = _slices(sample)
     one_process = config.model_copy(update={"workers": 1, "runner": "local"})
-    compiled = _compiled(
-        (done.chunk for done in compile_chunks(map(_chunk, slices), model=model, config=one_process)), sample
-    )
+    made = compiled_here(map(_chunk, slices), model=model, config=one_process)
+    compiled = _compiled((chunk for _, chunk in made), sample)
     certain = np.array([row.is_certain for row in sample], bool)
     sizes = np.array([row.size for row in sample], np.float64)
     times = np.array([row.times for row in sample], np.float64)

@@ -26,6 +26,7 @@ from sftprep.sources.compressed import STDIN, OnBytes, standard_input
 from sftprep.sources.lines import file_sha256, read_blocks, read_rows, require_file
 from sftprep.sources.paths import expand
 from sftprep.sources.state import FileState
+from sftprep.sources.stored import StoredLines, shared_blocks
 from sftprep.stores.read import Identity, identity
 
 
@@ -117,9 +118,12 @@ class InputChunk:
 
 
 def input_chunks(
-    files: Sequence[InputFile], config: PackConfig, *, on_bytes: OnBytes | None = None
+    files: Sequence[InputFile], config: PackConfig, *, on_bytes: OnBytes | None = None, shared: bool = False
 ) -> Iterator[InputChunk]:
-    """Every row of every file in order, a few hundred a chunk; the files' bytes alone decide where a chunk ends."""
+    """Every row of every file in order, a few hundred a chunk; the files' bytes alone decide where a chunk ends.
+
+    `shared`: other processes of this machine will read them, and read a plain file themselves.
+    """
     drawn = {
         spec.name: _drawn([file for file in files if file.spec.name == spec.name], spec, seed=config.seed)
         for spec in config.sources
@@ -128,18 +132,24 @@ def input_chunks(
     for number, file in enumerate(files):
         spec, name = file.spec, shown(file.spec.path)
         share = drawn.get(spec.name)
-        for block in read_blocks(file.path, name=name, on_bytes=on_bytes, known=file.known):
+        for block in (shared_blocks if shared else read_blocks)(
+            file.path, name=name, on_bytes=on_bytes, known=file.known
+        ):
             times = int(spec.epochs) if share is None else tuple(next(share) for _ in block.rows(name))
             yield InputChunk(number, name, block, times)
 
 
 def read_chunk(chunk: InputChunk, *, format: str | None) -> tuple[InputRows, RowsRead]:
-    """Validate a chunk's rows; what must be counted of them. SourceError where a table's values are damaged."""
+    """Validate a chunk's rows; what must be counted of them.
+
+    SourceError where a table's values are damaged, and `read-failed` where a file does not have the lines any more.
+    """
     read = _Reading(chunk, named_format(format))
-    if isinstance(chunk.block, LineBlock):
-        read.lines(chunk.block)
+    block = chunk.block.loaded(chunk.name) if isinstance(chunk.block, StoredLines) else chunk.block
+    if isinstance(block, LineBlock):
+        read.lines(block)
     else:
-        for row in chunk.block.rows(chunk.name):
+        for row in block.rows(chunk.name):
             read.row(row)
     return read.rows, read.counts()
 

@@ -9,15 +9,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 
-from sftprep.arrow import flat
-from sftprep.data import TRAINED_KINDS, SpanKind, span_stops
-from sftprep.prepare.chunk import OVER_LENGTH, Chunk, LeftOutRow, RowsRead
+from sftprep.data import SpanKind
+from sftprep.prepare.chunk import OVER_LENGTH, LeftOutRow, RowsRead
+from sftprep.prepare.chunk_account import ChunkAccount
 
 Array = npt.NDArray[Any]
-
-_TRAINED = np.isin(np.arange(len(SpanKind)), [int(kind) for kind in TRAINED_KINDS])
 
 
 @dataclass(slots=True)
@@ -73,23 +70,24 @@ class Ledger:
         self.num_conversations = 0
         self.num_repeated_tokens = 0
         self.has_weights = False
+        self.kwargs: dict[str, None] = {}
+        """The distinct keyword arguments of documents (JSON), in order of first appearance."""
         self._warnings: Counter[str] = Counter()
         self._said_once: set[tuple[str, str, str]] = set()
         self._by_kind = np.zeros(len(SpanKind), dtype=np.int64)
         self._documents = (array("i"), array("i"), array("i"))
         self._rows = (array("i"), array("q"), array("i"))
 
-    def add(self, chunk: Chunk) -> None:
+    def add(self, account: ChunkAccount) -> None:
         """Count the rows that were read, and what became of them."""
-        self._add_read(chunk.read)
-        self._add_exact(chunk.exact_rows)
-        for left_out in chunk.left_out:
+        self._add_read(account.read)
+        self._add_exact(account)
+        for left_out in account.left_out:
             self._add_left_out(left_out)
-        self.classes.update(chunk.classes)
-        self.remarks.update(chunk.remarks)
-        self.rendering.update(chunk.rendering)
-        if chunk.documents.num_rows:
-            self._add_documents(chunk.documents, chunk.times)
+        self.classes.update(account.classes)
+        self.remarks.update(account.remarks)
+        self.rendering.update(account.rendering)
+        self._add_documents(account)
 
     @property
     def warnings(self) -> Counter[str]:
@@ -131,18 +129,14 @@ class Ledger:
         self._warnings.update(read.warnings)
         self._said_once.update(read.said_once)
 
-    def _add_exact(self, rows: pa.RecordBatch) -> None:
-        column = {name: flat(rows[name]) for name in rows.schema.names}
-        times, is_cut = column["times"], column["trained_whole"] > 0
-        size = len(self.sources)
-        documents = np.bincount(column["source"], weights=column["documents"] * times, minlength=size)
-        for account, count in zip(self.sources, documents.astype(np.int64).tolist(), strict=True):
-            account.num_documents += count
-        self.num_conversations += int(times.sum())
-        self.num_repeated_tokens += int((column["repeated"] * times).sum())
-        self.over_length.num_rows += int(is_cut.sum())
-        self.over_length.num_trained += int((column["trained_whole"] * times).sum())
-        self._add_rows(column["longest"], column["tokens"], times)
+    def _add_exact(self, account: ChunkAccount) -> None:
+        sums = account.sums
+        self.sources[account.read.source].num_documents += sums.num_documents
+        self.num_conversations += sums.num_conversations
+        self.num_repeated_tokens += sums.num_repeated_tokens
+        self.over_length.num_rows += sums.num_too_long
+        self.over_length.num_trained += sums.num_trained_too_long
+        self._add_rows(account.row_longest, account.row_tokens, account.row_times)
 
     def _add_left_out(self, row: LeftOutRow) -> None:
         self.over_length.num_trained_lost += row.num_trained * row.times
@@ -163,19 +157,12 @@ class Ledger:
 
     def _add_rows(self, longest: Array, num_tokens: Array, times: Array) -> None:
         for column, values in zip(self._rows, (longest, num_tokens, times), strict=True):
-            column.frombytes(values.astype(column.typecode).tobytes())
+            column.frombytes(values.astype(column.typecode, copy=False).tobytes())
 
-    def _add_documents(self, documents: pa.RecordBatch, times: Array) -> None:
-        offsets = flat(documents["span_starts"].offsets)
-        starts = flat(documents["span_starts"].values)
-        kinds = flat(documents["span_kinds"].values)
-        lengths = np.diff(flat(documents["input_ids"].offsets))
-        sizes = span_stops(starts, offsets, lengths) - starts
-        trained = np.where(_TRAINED[kinds], sizes, 0)
-        repeated = sizes * np.repeat(times, np.diff(offsets))
-        self._by_kind += np.bincount(kinds, weights=repeated, minlength=len(SpanKind)).astype(np.int64)
-        weights = flat(documents["span_weights"].values)
-        self.has_weights |= bool(np.any(_TRAINED[kinds] & (weights != 1)))
-        columns = (times, lengths, np.add.reduceat(trained, offsets[:-1]))
+    def _add_documents(self, account: ChunkAccount) -> None:
+        self._by_kind += account.by_kind
+        self.has_weights |= account.has_weights
+        self.kwargs.update(dict.fromkeys(account.kwargs))
+        columns = (account.times, account.lengths, account.trained)
         for column, values in zip(self._documents, columns, strict=True):
-            column.frombytes(values.astype(np.int32).tobytes())
+            column.frombytes(values.tobytes())

@@ -16,13 +16,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import chain
+from pathlib import Path
 
 from sftprep.config.pack import PackConfig
 from sftprep.config.places import is_remote
 from sftprep.data import PackPlan
 from sftprep.engines.load import load_model
 from sftprep.engines.model import ModelFiles
-from sftprep.errors import EngineDiffersError
+from sftprep.errors import EngineDiffersError, SourceError
 from sftprep.prepare.append import Base, with_lengths
 from sftprep.prepare.audit_report import report as audit_report
 from sftprep.prepare.audit_tally import Tally, facts_of
@@ -37,13 +38,13 @@ from sftprep.prepare.pack_report import REPORT_NAME, RUN_NAME, build_report, bui
 from sftprep.prepare.publish import Packed, build_manifest, with_shards
 from sftprep.prepare.refusal import OnLeftOut, refusal, refuse_failed, tell
 from sftprep.prepare.shard_work import ShardJob, ShardTask
-from sftprep.prepare.spool import MappedDocuments, Spool
+from sftprep.prepare.spool import Spool
 from sftprep.prepare.store_output import store_output
 from sftprep.prepare.unchanged import PackResult, find_unchanged, remember, snapshot, unchanged, whole_set
 from sftprep.prepare.workers import Crew, compile_chunks, make_shards
 from sftprep.reports.publication import json_bytes
 from sftprep.shards.claim import OutputClaim
-from sftprep.shards.gather import distinct_kwargs, shard_rows, shard_size
+from sftprep.shards.gather import shard_rows, shard_size
 from sftprep.shards.manifest import Manifest
 from sftprep.shards.place import check_output
 from sftprep.shards.read import ShardSet
@@ -123,7 +124,7 @@ def _packed(run: _Run, on_bytes: OnBytes | None, on_left_out: OnLeftOut | None) 
                 raise refused
             if run.base is not None:
                 run.base.refuse_weights(ledger.has_weights)
-            result = _write(_plan(run, ledger, spool), spool, run, crew)
+            result = _write(_plan(run, ledger), spool, run, crew)
             return replace(result, rendering=ledger.rendering, engine_differed=run.differed)
 
 
@@ -144,25 +145,31 @@ class _Run:
         """The fingerprint of the set that may be at the output."""
         return self.fingerprint if self.base is None else self.base.shards.manifest.fingerprint
 
-    def compiled(self, unread: Iterator[InputChunk], crew: Crew) -> Iterator[Finished]:
+    def compiled(self, unread: Iterator[InputChunk], crew: Crew, directory: Path) -> Iterator[Finished]:
         """Each chunk, read and compiled, of the bytes that the fingerprint names: only those may outlive the run."""
-        for finished in compile_chunks(unread, model=self.model, config=self.config, crew=crew):
-            self.files[finished.chunk.read.source].refuse_changed()
-            yield finished
+        try:
+            for finished in compile_chunks(unread, model=self.model, crew=crew, directory=directory):
+                self.files[finished.account.read.source].refuse_changed()
+                yield finished
+        except SourceError:
+            for file in self.files:  # what cannot be read may only have changed
+                file.refuse_changed()
+            raise
 
 
 def _compile(run: _Run, spool: Spool, crew: Crew, on_bytes: OnBytes | None) -> Ledger:
     """Compile every chunk that is not in the spool yet, and account for all of them."""
     ledger = Ledger(len(run.files))
-    unread = input_chunks(run.files, run.config, on_bytes=on_bytes)
-    for chunk in spool.completed(unread, lambda rest: run.compiled(rest, crew)):
-        ledger.add(chunk)
+    shared = run.config.runner == "local" and crew.num_workers > 1
+    unread = input_chunks(run.files, run.config, on_bytes=on_bytes, shared=shared)
+    for account in spool.completed(unread, lambda rest: run.compiled(rest, crew, spool.directory)):
+        ledger.add(account)
     for file in run.files:
         file.refuse_changed()
     return ledger
 
 
-def _plan(run: _Run, ledger: Ledger, spool: Spool) -> Packed:
+def _plan(run: _Run, ledger: Ledger) -> Packed:
     """Decide the rows from lengths alone; a document that is taken n times is planned n times."""
     config = run.config
     known = () if run.base is None else run.base.kwargs
@@ -187,7 +194,7 @@ def _plan(run: _Run, ledger: Ledger, spool: Spool) -> Packed:
         plan=PackPlan(order=order[planned.order], offsets=planned.offsets),
         max_length=max_length,
         num_packs_if_packed=packs.num_packs,
-        kwargs=list(dict.fromkeys([*known, *distinct_kwargs(MappedDocuments(spool.documents()).table)])),
+        kwargs=list(dict.fromkeys([*known, *ledger.kwargs])),
     )
 
 

@@ -1,7 +1,8 @@
 """Chunks compiled by a Ray cluster, in order: what a worker or a node took with it is done again by another.
 
-The driver reads the input and cuts it; a task has the bytes of one chunk and gives back what was compiled of it. Model
-and options lie in the object store once, and each worker process keeps the compiler that it makes of them.
+The driver reads the input and cuts it; a task has the bytes of one chunk and gives back its account, and its documents
+as the bytes that the driver writes. Model and options lie in the object store once, and each worker process keeps the
+compiler that it makes of them.
 """
 
 from __future__ import annotations
@@ -15,12 +16,16 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any, Final
 
+import pyarrow as pa
+
 from sftprep.config.pack import PackConfig
 from sftprep.engines.model import ModelFiles
 from sftprep.errors import UsageError
+from sftprep.prepare.chunk_account import ChunkAccount
 from sftprep.prepare.chunk_record import Finished
-from sftprep.prepare.chunk_work import compiled_elsewhere, rows_of, worker_died
+from sftprep.prepare.chunk_work import compiled, rows_of, worker_died
 from sftprep.prepare.compile import CompileRow, batch_compiler
+from sftprep.prepare.document_files import DocumentsFile, packed
 from sftprep.prepare.fingerprint import versions
 from sftprep.prepare.inputs import InputChunk
 
@@ -31,8 +36,12 @@ _REACH_SECONDS: Final = 10
 _DIED_HINT: Final = "out of memory? give each worker more: fewer CPUs a node, or fewer --workers"
 
 
-def compile_on_ray(chunks: Iterator[InputChunk], *, model: ModelFiles, config: PackConfig) -> Iterator[Finished]:
+def compile_on_ray(
+    chunks: Iterator[InputChunk], *, model: ModelFiles, config: PackConfig, file: DocumentsFile
+) -> Iterator[Finished]:
     """Each chunk read and compiled, in order; twice as many as there are workers are in the cluster's memory.
+
+    Their documents go into the file.
 
     Raises:
         UsageError: `missing-extra`, `cluster-unreachable`; `worker-differs` where a node has other versions of what
@@ -43,7 +52,13 @@ def compile_on_ray(chunks: Iterator[InputChunk], *, model: ModelFiles, config: P
         return  # nothing is left to do, so no cluster is asked for
     ray = _ray()
     with _connected(ray, config.ray_address):
-        yield from _Tasks(ray, _Job(model, config, versions())).compiled(chain((first,), chunks))
+        tasks = _Tasks(ray, _Job(model, config, versions()))
+        for chunk, (account, documents) in tasks.compiled(chain((first,), chunks)):
+            yield Finished.of(account, file.add(documents), first=chunk.block.first)
+
+
+_Compiled = tuple[ChunkAccount, pa.Buffer]
+"""What a worker tells of a chunk, and its documents as they are kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +91,8 @@ class _Tasks:
         self._num_workers = job.config.workers
         self._waiting: deque[_Waiting] = deque()
 
-    def compiled(self, chunks: Iterator[InputChunk]) -> Iterator[Finished]:
-        """Each chunk compiled, in order."""
+    def compiled(self, chunks: Iterator[InputChunk]) -> Iterator[tuple[InputChunk, _Compiled]]:
+        """Each chunk, and what was compiled of it, in order."""
         # Where the run ends before its time, what waits is not cancelled but let go: a cancelled task that answers all
         # the same ended the driver within Ray 2.60 (a failed check in its C++ core), and few are ever waited for.
         for chunk in chunks:
@@ -91,16 +106,16 @@ class _Tasks:
         """A few chunks ahead keep every worker busy, and bound what is in memory; nodes come, and go, meanwhile."""
         return 2 * (self._num_workers or max(1, int(self._ray.cluster_resources().get("CPU", 1))))
 
-    def _next(self) -> Finished:
+    def _next(self) -> tuple[InputChunk, _Compiled]:
         waiting = self._waiting[0]
         while True:
             try:
-                done: bytes = self._ray.get(waiting.result)
+                done: _Compiled = self._ray.get(waiting.result)
             except self._ray.exceptions.RayError as error:
                 self._again(waiting, error)
             else:
                 self._waiting.popleft()
-                return Finished.received(done)
+                return waiting.chunk, done
 
     def _again(self, waiting: _Waiting, error: Any) -> None:
         """Give a chunk away once more, where what was lost is not of its own making."""
@@ -123,14 +138,15 @@ class _Worker:
     config: PackConfig
 
 
-def _compile_in_worker(job: list[Any], chunk: InputChunk) -> bytes:
+def _compile_in_worker(job: list[Any], chunk: InputChunk) -> _Compiled:
     if _Worker.job != job[0].hex():
         found = _fetched(job[0])
         _refuse_other(found.versions)
         _Worker.compile_row = staticmethod(batch_compiler(found.model, found.config))
         _Worker.config = found.config
         _Worker.job = job[0].hex()
-    return compiled_elsewhere(chunk, compile_row=_Worker.compile_row, config=_Worker.config)
+    done = compiled(chunk, compile_row=_Worker.compile_row, config=_Worker.config)
+    return ChunkAccount.of(done), packed(done.documents)
 
 
 class _NotFetchedError(Exception):

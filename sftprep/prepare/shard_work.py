@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from sftprep.prepare.audit_tally import Tally, tally_shard
 from sftprep.prepare.child_process import refuse_stopped
-from sftprep.prepare.spool import MappedDocuments, SpooledDocuments
+from sftprep.prepare.document_files import MappedDocuments, SpooledDocuments
 from sftprep.shards.gather import Documents, ShardRows
 from sftprep.shards.manifest import ShardRecord
 from sftprep.shards.part import read_shard, write_shard

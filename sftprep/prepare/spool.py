@@ -6,82 +6,44 @@ import errno
 import mmap
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Final, Self
+from typing import BinaryIO, Final, Self
 
-import numpy.typing as npt
 import pyarrow as pa
 
-from sftprep.data import TOKEN_BATCH_SCHEMA
 from sftprep.errors import DataError
-from sftprep.prepare.chunk import Chunk
-from sftprep.prepare.chunk_record import Finished, Record, batch_at, read
+from sftprep.prepare.chunk_account import ChunkAccount
+from sftprep.prepare.chunk_record import Finished, Record, records
+from sftprep.prepare.document_files import Place, SpooledDocuments, let_go
 from sftprep.prepare.inputs import InputChunk
 from sftprep.prepare.left_out import left_out_json
 from sftprep.shards.place import named_failures
 
 CompileChunks = Callable[[Iterator[InputChunk]], Iterator[Finished]]
-"""Compiles chunks in order."""
+"""Compiles chunks in order; their documents are in files of the spool's directory then."""
 
 _KEPT_IN_SPITE_OF: Final = frozenset({"worker-died"})
 """Errors of the machine that come as errors of the data; any other of those would meet the same rows again."""
-
-
-@dataclass(frozen=True, slots=True)
-class SpooledDocuments:
-    """Where the documents of all chunks lie in the file: what a process is told that reads them too."""
-
-    path: Path
-    places: tuple[tuple[int, int], ...]
-    """First byte and count of bytes of each chunk's batch."""
-
-
-class MappedDocuments:
-    """The documents of a spool, in order, memory-mapped."""
-
-    def __init__(self, spooled: SpooledDocuments) -> None:
-        self._file = spooled.path.open("rb")
-        self._map = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
-        data = pa.py_buffer(self._map)
-        self._address: int = data.address
-        batches = (batch_at(data, place) for place in spooled.places)
-        self.table = pa.Table.from_batches((batch for batch in batches if batch.num_rows), schema=TOKEN_BATCH_SCHEMA)
-        self.release()
-
-    def release(self) -> None:
-        """Let go of the memory that holds what was read: it is read again where it is asked for again."""
-        _let_go(self._map)
-
-    def place(self, values: npt.NDArray[Any]) -> int:
-        """The byte of the file at which an array of the table begins."""
-        address: int = values.__array_interface__["data"][0]
-        return address - self._address
-
-    def read(self, places: Iterable[tuple[int, int]]) -> bytes:
-        """Bytes from so many first ones on, end to end, each with a count. OSError where they are not there."""
-        handle = self._file.fileno()
-        parts = [(os.pread(handle, count, first), count) for first, count in places]
-        if any(len(part) != count for part, count in parts):
-            raise OSError(errno.EIO, "the finished chunks are shorter than they were")
-        return b"".join(part for part, _ in parts)
 
 
 class Spool:
     """The chunks of one run, one record each, in a hidden directory beside the output that its fingerprint names.
 
         with Spool(out, fingerprint) as spool:
-            for chunk in spool.completed(unread, compile_rest): ...
+            for account in spool.completed(unread, compile_rest): ...
             MappedDocuments(spool.documents()).table
 
-    A record is complete or it is not there: what a killed run tore off is cut when the spool is opened. It is removed
-    where the run ends well and where the data is refused; a full disk, a signal or a fault keeps what is finished, and
-    the error says so. The output's own disk holds it: where the shards fit, about three times their bytes are needed
-    meanwhile. OutputError where the place cannot be written or is full.
+    `chunks.bin` has the accounts, in order, written by this process alone, which has seen then that the chunk is of the
+    bytes that the fingerprint names. Beside it are the documents, in files of whoever compiled them: they count where
+    a record names them. A record is complete or it is not there: what a killed run tore off, or wrote and never named,
+    is removed when the spool is opened. All of it is removed where the run ends well and where the data is refused; a
+    full disk, a signal or a fault keeps what is finished, and the error says so. The output's own disk holds it: where
+    the shards fit, about three times their bytes are needed meanwhile. OutputError where the place cannot be written or
+    is full.
     """
 
     def __init__(self, out: Path, fingerprint: str) -> None:
@@ -90,8 +52,9 @@ class Spool:
         self.directory = place.with_name(f".{place.name}.spool-{fingerprint[:12]}")
         self._path = self.directory / "chunks.bin"
         self._file: BinaryIO | None = None
-        self._map: mmap.mmap | None = None
-        self._records: list[Record] = []
+        self._num_found = 0
+        """Records that were whole when it was opened."""
+        self._places: list[Place] = []
         self.num_rows = 0
         """Rows of input whose chunks are here."""
 
@@ -122,77 +85,75 @@ class Spool:
     def _open(self) -> None:
         self.directory.mkdir(parents=True, exist_ok=True)
         self._path.touch()
-        self._find_records()
+        named = {self._path.name}
+        for record in self._there():
+            if not record.documents.is_whole(self.directory):
+                break
+            named.add(record.documents.file)
+            self._num_found += 1
+            self.num_rows += record.num_rows
+        for path in [path for path in self.directory.iterdir() if path.name not in named]:
+            path.unlink()
         self._file = self._path.open("ab")
 
-    @property
-    def _stop(self) -> int:
-        return self._records[-1].stop if self._records else 0
-
-    def completed(self, unread: Iterator[InputChunk], compile_rest: CompileChunks) -> Iterator[Chunk]:
-        """Every chunk of input, compiled, in order: those that an earlier run has left, then the rest as it is done.
+    def completed(self, unread: Iterator[InputChunk], compile_rest: CompileChunks) -> Iterator[ChunkAccount]:
+        """The account of every chunk of input, in order: of those that an earlier run has left, then of the rest.
 
         A chunk that was given is kept when the next one is asked for. What is kept of an input that is cut otherwise
         now (by another version of this code) is dropped from there on and done again.
         """
-        known, self._records, self.num_rows = self._records, [], 0
-        for record in known:
+        self.num_rows, stop = 0, 0
+        for record in islice(self._there(), self._num_found):
             source = next(unread, None)
             if source is None or not _is_of(record, source):
                 unread = chain(() if source is None else (source,), unread)
                 break
-            self._records.append(record)
+            self._places.append(record.documents)
             self.num_rows += record.num_rows
-            yield record.chunk()
-            self.release()
+            stop = record.stop
+            yield record.account()
         with named_failures(self._out):
-            os.truncate(self._path, self._stop)
+            os.truncate(self._path, stop)
         for finished in compile_rest(unread):
-            yield finished.chunk
+            yield finished.account
             self._add(finished)
 
     def _add(self, finished: Finished) -> None:
         if self._file is None:
             raise ValueError("a spool is written in a with block")
         with named_failures(self._out):
-            self._file.writelines(finished.record)
+            self._file.write(finished.record)
             # With the kernel, it outlives this process; a power cut may take it, and its checksum tells.
             self._file.flush()
-        self.num_rows += finished.chunk.read.num_rows
+        self._places.append(finished.documents)
+        self.num_rows += finished.account.read.num_rows
 
     def documents(self) -> SpooledDocuments:
-        """Where the documents of all chunks are; nothing can be added afterwards."""
-        return SpooledDocuments(self._path, tuple(record.place("documents") for record in self._read()))
+        """Where the documents of all chunks are."""
+        return SpooledDocuments.of(self.directory, self._places)
 
     def left_out(self) -> Iterator[bytes]:
         """The lines of `left_out.jsonl`; nothing can be added afterwards."""
-        for record in self._read():
-            for row in record.field("left_out"):
-                yield left_out_json(row)
-
-    def release(self) -> None:
-        """Let go of the memory that holds what was read of the spool: it is read again where it is asked for again."""
-        if self._map is not None:
-            _let_go(self._map)
-
-    def _read(self) -> list[Record]:
         if self._file is not None and not self._file.closed:
             with named_failures(self._out):
                 self._file.close()
-                self._find_records(checked=False)
-        return self._records
+        num_read = 0
+        for record in self._there():
+            for row in record.field("left_out"):
+                yield left_out_json(row)
+            num_read += 1
+        if num_read != len(self._places):
+            raise OSError(errno.EIO, "the finished chunks are fewer than they were")
 
-    def _find_records(self, *, checked: bool = True) -> None:
-        self._records, self.num_rows = [], 0
+    def _there(self) -> Iterator[Record]:
+        """The records that are whole; what was read of one is let go of when the next is asked for."""
         if not self._path.stat().st_size:
             return
         with self._path.open("rb") as file:
-            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        data = pa.py_buffer(self._map)
-        while (record := read(data, self._stop, checked=checked)) is not None:
-            self._records.append(record)
-            self.num_rows += record.num_rows
-            self.release()
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        for record in records(pa.py_buffer(mapped)):
+            yield record
+            let_go(mapped)
 
 
 def _is_of(record: Record, source: InputChunk) -> bool:
@@ -200,8 +161,3 @@ def _is_of(record: Record, source: InputChunk) -> bool:
     if (record.source, record.first) != (source.source, source.block.first):
         return False
     return record.num_rows == sum(1 for _ in source.block.rows(source.name))
-
-
-def _let_go(mapped: mmap.mmap) -> None:
-    if hasattr(mapped, "madvise"):
-        mapped.madvise(mmap.MADV_DONTNEED)

@@ -29,7 +29,7 @@ from sftprep.reports.quality_json import QUALITY_CODES
 from sftprep.sources.compressed import STDIN, OnBytes
 from sftprep.sources.lines import read_blocks, read_rows, require_source
 from sftprep.sources.paths import expand
-from sftprep.sources.stored import is_stored, stored
+from sftprep.sources.stored import shared_blocks
 from sftprep.stages.validate import ValidatedRow
 
 __all__ = ["ValidationReport", "read_conversations", "validate_files"]
@@ -93,12 +93,10 @@ def _chunks(files: Sequence[Path], on_progress: OnProgress | None, *, shared: bo
     for path in files:
         name = str(path)
         yield Chunk(name)
-        is_plain: bool | None = None
         try:
-            for block in read_blocks(path, name=name, on_bytes=on_progress):
-                # Children read a plain file themselves: what is sent to them is copied four times on its way.
-                is_plain = (shared and is_stored(block, path)) if is_plain is None else is_plain
-                yield Chunk(name, stored(block, path) if is_plain else block)
+            # Children read a plain file themselves: what is sent to them is copied four times on its way.
+            for block in (shared_blocks if shared else read_blocks)(path, name=name, on_bytes=on_progress):
+                yield Chunk(name, block)
         except SourceError as error:
             yield Chunk(name, error=error)
 

@@ -14,15 +14,18 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 
 from sftprep.config.pack import PackConfig
 from sftprep.engines.model import ModelFiles
 from sftprep.prepare.child_process import obey_parent, refuse_stopped
-from sftprep.prepare.chunk_record import Finished
-from sftprep.prepare.chunk_work import compiled, compiled_elsewhere, rows_of, worker_died
+from sftprep.prepare.chunk_record import Finished, finished
+from sftprep.prepare.chunk_work import compiled, compiled_here, rows_of, worker_died
 from sftprep.prepare.compile import CompileRow, batch_compiler
+from sftprep.prepare.document_files import DocumentsFile
 from sftprep.prepare.inputs import InputChunk
 from sftprep.prepare.ray_runner import compile_on_ray
 from sftprep.prepare.shard_work import MadeShard, ShardTask, forget_documents, make_shard
@@ -37,30 +40,31 @@ _WORTH_A_START: Final = 1 << 24
 
 
 def compile_chunks(
-    chunks: Iterator[InputChunk], *, model: ModelFiles, config: PackConfig, crew: Crew | None = None
+    chunks: Iterator[InputChunk], *, model: ModelFiles, crew: Crew, directory: Path
 ) -> Iterator[Finished]:
-    """Each chunk read and compiled, in order; a bounded number of them is in memory.
+    """Each chunk read and compiled as the crew's options say, in order; a bounded number of them is in memory.
 
-    The children of `crew` stay, where there is one; others end with the last chunk.
+    Their documents lie in files of the directory then. The children of `crew`, if it has any, stay.
 
     Raises:
         DataError: `worker-died`, naming the rows that it had, where a worker died and died again.
-        SourceError: `damaged-table`.
+        SourceError: `damaged-table`, `read-failed`.
+        OutputError: `disk-full`, `output-not-writable`.
         UsageError: `missing-extra`, `cluster-unreachable`, `worker-differs`.
     """
-    if config.runner == "ray":
-        yield from compile_on_ray(chunks, model=model, config=config)
-    elif (config.workers or 1) == 1:
-        compile_row = batch_compiler(model, config)
-        for chunk in chunks:
-            yield compiled(chunk, compile_row=compile_row, config=config)
-    elif crew is None:
-        with Crew(config) as own:
-            yield from compile_chunks(chunks, model=model, config=config, crew=own)
-    else:
-        crew.job = (model, config)
-        with closing(crew.ordered(_compile_in_child, chunks, named=rows_of)) as records:
-            yield from map(Finished.received, records)
+    config = crew.config
+    file = DocumentsFile(directory, out=config.out)
+    with closing(file):
+        if config.runner == "ray":
+            yield from compile_on_ray(chunks, model=model, config=config, file=file)
+        elif crew.num_workers == 1:
+            for chunk, done in compiled_here(chunks, model=model, config=config):
+                yield finished(done, first=chunk.block.first, file=file)
+        else:
+            crew.job = (model, config)
+            compile_chunk = partial(_compile_in_child, str(directory))
+            with closing(crew.ordered(compile_chunk, chunks, named=rows_of)) as in_order:
+                yield from in_order
 
 
 def make_shards(tasks: list[ShardTask], *, crew: Crew) -> Iterator[MadeShard]:
@@ -100,6 +104,7 @@ class Crew:
     """
 
     def __init__(self, config: PackConfig) -> None:
+        self.config = config
         self.num_workers = _num_cpus() if config.runner == "ray" else config.workers or 1
         self.job: Job | None = None
         """What children that are started now make themselves ready to compile."""
@@ -208,6 +213,7 @@ class _Child:
 
     compile_row: CompileRow
     config: PackConfig
+    file: DocumentsFile | None = None
 
 
 def _start_child(job: Job | None, stop: Any, collected_after: tuple[int, int, int]) -> None:
@@ -219,6 +225,9 @@ def _start_child(job: Job | None, stop: Any, collected_after: tuple[int, int, in
         _Child.config = job[1]
 
 
-def _compile_in_child(chunk: InputChunk) -> bytes:
+def _compile_in_child(directory: str, chunk: InputChunk) -> Finished:
     refuse_stopped()
-    return compiled_elsewhere(chunk, compile_row=_Child.compile_row, config=_Child.config)
+    done = compiled(chunk, compile_row=_Child.compile_row, config=_Child.config)
+    if _Child.file is None:
+        _Child.file = DocumentsFile(Path(directory), out=_Child.config.out)
+    return finished(done, first=chunk.block.first, file=_Child.file)

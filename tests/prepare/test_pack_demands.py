@@ -20,7 +20,7 @@ import pytest
 from sftprep.config import pack as options
 from sftprep.prepare import pack as pack_module
 from sftprep.prepare import workers
-from sftprep.prepare.chunk import Chunk
+from sftprep.prepare.chunk_account import ChunkAccount
 from sftprep.prepare.chunk_work import rows_of
 from sftprep.prepare.inputs import InputChunk
 from sftprep.prepare.ledger import Ledger
@@ -89,10 +89,10 @@ def test_no_chunk_is_held_once_it_is_counted_f10_h2(
     monkeypatch.setattr(lines, "BLOCK_BYTES", 1 << 12)
     add, seen, alive = Ledger.add, [], []
 
-    def counted(ledger: Ledger, chunk: Chunk) -> None:
-        seen.append(weakref.ref(chunk.times))
+    def counted(ledger: Ledger, account: ChunkAccount) -> None:
+        seen.append(weakref.ref(account.times))
         alive.append(sum(times() is not None for times in seen))
-        add(ledger, chunk)
+        add(ledger, account)
 
     monkeypatch.setattr(Ledger, "add", counted)
     pack_module.pack(call(tmp_path, samples, 150))

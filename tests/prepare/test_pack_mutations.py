@@ -169,10 +169,7 @@ def model(samples: Path) -> ModelFiles:
     return load_model(str(samples / "model"))
 
 
-@pytest.fixture
-def job(samples: Path) -> dict[str, Any]:
-    config = options.PackConfig(files=("chats",), model=str(samples / "model"), out="out", max_length=4096, workers=2)
-    return {"model": load_model(str(samples / "model")), "config": config}
+job = test_pack_workers.job
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from sftprep.config.pack import PackConfig
@@ -20,6 +21,7 @@ from sftprep.engines.load import load_model
 from sftprep.errors import DataError, TemplateLimitError
 from sftprep.prepare import workers
 from sftprep.prepare.chunk_record import Finished
+from sftprep.prepare.document_files import read_documents
 from sftprep.prepare.inputs import InputChunk
 from sftprep.prepare.workers import compile_chunks
 from sftprep.sources.blocks import LineBlock
@@ -27,7 +29,7 @@ from sftprep.sources.blocks import LineBlock
 COMPILE = workers._compile_in_child
 
 
-def _die(chunk: InputChunk) -> None:
+def _die(directory: str, chunk: InputChunk) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -35,19 +37,23 @@ def thresholds(_: int) -> tuple[int, int, int]:
     return gc.get_threshold()
 
 
-def lines_of(compiled: Iterable[Finished]) -> list[list[int]]:
-    """The lines of each chunk."""
-    return [done.chunk.documents["doc_line"].to_pylist() for done in compiled]
+def lines_of(compiled: Iterable[Finished], directory: Path) -> list[list[int]]:
+    """The lines of each chunk, as its documents have them on the disk."""
+    places = [done.documents for done in compiled]
+    assert all(place.is_whole(directory) for place in places)
+    data = {path.name: path.read_bytes() for path in directory.iterdir()}
+    kept = [data[place.file][place.start : place.start + place.length] for place in places]
+    return [read_documents(pa.py_buffer(part))["doc_line"].to_pylist() for part in kept]
 
 
-def _hold_the_first(chunk: InputChunk) -> bytes:
+def _hold_the_first(directory: str, chunk: InputChunk) -> Finished:
     """The first chunk waits until the others that were given away with it are done."""
     done = Path(os.environ["DONE"])
     for _ in range(2000):  # looks, not seconds: a machine that stands still meanwhile takes none away
         if chunk.block.first != 1 or len(os.listdir(done)) >= 4:
             break
         time.sleep(0.05)
-    compiled = COMPILE(chunk)
+    compiled = COMPILE(directory, chunk)
     (done / f"{len(os.listdir(done))} {chunk.block.first}").touch()
     return compiled
 
@@ -61,25 +67,27 @@ def chunks(count: int) -> Iterator[InputChunk]:
 
 
 @pytest.fixture
-def job(samples: Path) -> dict[str, Any]:
+def job(samples: Path, tmp_path: Path) -> Iterator[dict[str, Any]]:
     model = str(samples / "model")
-    config = PackConfig(files=(Path("chats"),), model=model, out=Path("out"), max_length=4096, workers=2)
-    return {"model": load_model(model), "config": config}
+    config = PackConfig(files=(Path("chats"),), model=model, out=tmp_path / "out", max_length=4096, workers=2)
+    directory = tmp_path / "spool"
+    directory.mkdir()
+    with workers.Crew(config) as crew:
+        yield {"model": load_model(model), "crew": crew, "directory": directory}
+    assert multiprocessing.active_children() == []
 
 
 def test_chunks_come_out_in_the_order_of_the_rows(job: dict[str, Any]) -> None:
     # More chunks than are ever in flight, so that the window of waiting ones is filled and emptied.
-    lines = lines_of(compile_chunks(chunks(17), **job))
+    lines = lines_of(compile_chunks(chunks(17), **job), job["directory"])
     assert lines == [[line] for line in range(1, 18)]
-    assert multiprocessing.active_children() == []
 
 
 def test_children_look_for_cycles_as_seldom_as_their_parent(job: dict[str, Any]) -> None:
     before = gc.get_threshold()
     gc.set_threshold(12_345, 6, 7)
     try:
-        with workers.Crew(job["config"]) as crew:
-            assert list(crew.ordered(thresholds, [0], named=str)) == [(12_345, 6, 7)]
+        assert list(job["crew"].ordered(thresholds, [0], named=str)) == [(12_345, 6, 7)]
     finally:
         gc.set_threshold(*before)
 
@@ -97,18 +105,18 @@ def test_a_slow_chunk_holds_up_no_other_child(
     job: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # H1: who is free takes the next chunk. Given out in turn, every other one would wait behind the first.
-    monkeypatch.setenv("DONE", str(tmp_path))
+    (tmp_path / "done").mkdir()
+    monkeypatch.setenv("DONE", str(tmp_path / "done"))
     monkeypatch.setattr(workers, "_compile_in_child", _hold_the_first)
-    found = lines_of(compile_chunks(chunks(8), **job))
+    found = lines_of(compile_chunks(chunks(8), **job), job["directory"])
     assert found == [[line] for line in range(1, 9)]
-    assert (tmp_path / "4 1").exists(), "four others were done before the first"
+    assert (tmp_path / "done" / "4 1").exists(), "four others were done before the first"
 
 
 def test_chunks_of_a_child_that_dies_are_compiled_by_another(job: dict[str, Any]) -> None:
     # H4: nothing lost, nothing twice.
-    lines = lines_of(compile_chunks(with_murders(40, before={8}), **job))
+    lines = lines_of(compile_chunks(with_murders(40, before={8}), **job), job["directory"])
     assert lines == [[line] for line in range(1, 41)]
-    assert multiprocessing.active_children() == []
 
 
 def test_chunks_that_end_their_child_twice_are_an_error_that_names_its_rows(
@@ -120,12 +128,11 @@ def test_chunks_that_end_their_child_twice_are_an_error_that_names_its_rows(
         list(compile_chunks(chunks(40), **job))
     assert caught.value.code == "worker-died"
     assert caught.value.place.startswith("chats:1,")
-    assert multiprocessing.active_children() == []
 
 
 @pytest.mark.parametrize("count", [1, 2])
 def test_a_hostile_template_ends_the_run_at_the_first_row(job: dict[str, Any], count: int) -> None:
     hostile = replace(job["model"], template="{{ messages[0].content * 10000000000 }}")
-    config = job["config"].model_copy(update={"workers": count})
-    with pytest.raises(TemplateLimitError):
-        list(compile_chunks(chunks(3), model=hostile, config=config))
+    config = job["crew"].config.model_copy(update={"workers": count})
+    with workers.Crew(config) as crew, pytest.raises(TemplateLimitError):
+        list(compile_chunks(chunks(3), model=hostile, crew=crew, directory=job["directory"]))

@@ -22,12 +22,12 @@ from sftprep.config.pack import PackConfig
 from sftprep.engines.load import load_model
 from sftprep.errors import DataError, EngineDiffersError, SftprepError, TemplateLimitError, UsageError
 from sftprep.prepare import ray_runner
-from sftprep.prepare.chunk import Chunk
 from sftprep.prepare.inputs import InputChunk
 from sftprep.prepare.pack import pack
-from sftprep.prepare.workers import compile_chunks
+from sftprep.prepare.workers import Crew, compile_chunks
 from sftprep.sources import lines
 from sftprep.sources.blocks import LineBlock
+from tests.prepare.test_pack_workers import lines_of
 from tests.prepare.test_resume import bytes_of, options, rows
 
 COMPILE = ray_runner._compile_in_worker
@@ -90,14 +90,20 @@ def nodes() -> Iterator[TwoNodes]:
 
 
 @pytest.fixture
-def job(samples: Path) -> dict[str, Any]:
+def job(samples: Path, tmp_path: Path) -> dict[str, Any]:
     model = str(samples / "model")
-    config = PackConfig(files=(Path("chats"),), model=model, out=Path("out"), max_length=4096, runner="ray")
-    return {"model": load_model(model), "config": config}
+    config = PackConfig(files=(Path("chats"),), model=model, out=tmp_path / "out", max_length=4096, runner="ray")
+    directory = tmp_path / "spool"
+    directory.mkdir()
+    return {"model": load_model(model), "crew": Crew(config), "directory": directory}
+
+
+def asking(job: dict[str, Any], **options: Any) -> dict[str, Any]:
+    return {**job, "crew": Crew(job["crew"].config.model_copy(update=options))}
 
 
 def on(nodes: TwoNodes, job: dict[str, Any], **options: Any) -> dict[str, Any]:
-    return {**job, "config": job["config"].model_copy(update={"ray_address": nodes.whole(), **options})}
+    return asking(job, ray_address=nodes.whole(), **options)
 
 
 def chunks(count: int, *, before: dict[int, Callable[[], object]] | None = None) -> Iterator[InputChunk]:
@@ -108,10 +114,6 @@ def chunks(count: int, *, before: dict[int, Callable[[], object]] | None = None)
         yield InputChunk(0, "chats", LineBlock(json.dumps({"messages": messages}).encode(), line, 0), 1)
 
 
-def lines_of(compiled: Iterator[Chunk]) -> list[list[int]]:
-    return [done.chunk.documents["doc_line"].to_pylist() for done in compiled]
-
-
 class Diary:
     """What workers write into a file that all nodes see: which chunk was begun and ended, where."""
 
@@ -120,7 +122,7 @@ class Diary:
         compile_, place = COMPILE, str(path)
 
         # A function in a function is sent to the workers as it is, not by its name.
-        def noted(job: list[Any], chunk: InputChunk) -> Chunk:
+        def noted(job: list[Any], chunk: InputChunk) -> object:
             import os  # this runs in another process
             import time  # this runs in another process
 
@@ -211,7 +213,7 @@ def test_chunks_of_a_killed_worker_and_of_a_lost_node_are_compiled_by_others(
         Path(go).touch()
 
     compiled = compile_chunks(chunks(24, before={12: strike}), **on(nodes, job))
-    assert lines_of(compiled) == [[line] for line in range(1, 25)]
+    assert lines_of(compiled, job["directory"]) == [[line] for line in range(1, 25)]
     assert {line for line, _, _ in diary.entries("ended")} == set(range(1, 25))
     torn = Counter(node in lost for _, _, node in diary.torn())
     assert torn == {True: 2, False: 1}, "the node took two chunks with it, and the killed worker one"
@@ -230,7 +232,7 @@ def test_a_chunk_that_ends_every_worker_is_an_error_that_names_its_rows(
     diary = Diary(tmp_path / "diary", monkeypatch, fault=die)
     done = []
     with pytest.raises(DataError) as caught:  # H4: no hang
-        done.extend(lines_of(compile_chunks(chunks(12), **on(nodes, job))))
+        done.extend(lines_of(compile_chunks(chunks(12), **on(nodes, job)), job["directory"]))
     assert (caught.value.code, caught.value.place) == ("worker-died", "chats:5, or rows after it")
     assert diary.begun()[5] == ray_runner.TRIES
     assert max(count for line, count in diary.begun().items() if line != 5) == 1
@@ -256,7 +258,7 @@ def test_a_chunk_whose_worker_could_not_fetch_what_it_needs_is_given_away_again(
             get, ray.get, _Worker.job = ray.get, failing, ""
 
     diary = Diary(tmp_path / "diary", monkeypatch, fault=lost)
-    assert lines_of(compile_chunks(chunks(4), **on(nodes, job))) == [[1], [2], [3], [4]]
+    assert lines_of(compile_chunks(chunks(4), **on(nodes, job)), job["directory"]) == [[1], [2], [3], [4]]
     assert diary.begun() == Counter({2: 2, 1: 1, 3: 1, 4: 1})
 
 
@@ -280,7 +282,7 @@ def test_an_engine_that_differs_on_a_worker_has_the_reference_do_all_again(
     pack(PackConfig(**{**call, "out": tmp_path / "local", "tokenizer_engine": "reference"}))
     compile_, differs, place = COMPILE, EngineDiffersError, str(tmp_path / "diary")
 
-    def differing(job: list[Any], chunk: InputChunk) -> Chunk:
+    def differing(job: list[Any], chunk: InputChunk) -> object:
         import ray  # this runs in another process
 
         engine = ray.get(job[0]).config.tokenizer_engine
@@ -312,7 +314,7 @@ def test_a_slow_chunk_holds_up_no_other_worker(
             sleep(0.05)
 
     diary = Diary(place, monkeypatch, fault=held)
-    assert lines_of(compile_chunks(chunks(9), **on(nodes, job))) == [[line] for line in range(1, 10)]
+    assert lines_of(compile_chunks(chunks(9), **on(nodes, job)), job["directory"]) == [[line] for line in range(1, 10)]
     assert [line for line, _, _ in diary.entries("ended")].index(1) == 5, "all that were given out with it"
 
 
@@ -380,15 +382,13 @@ def test_the_command_starts_a_cluster_or_finds_one(nodes: TwoNodes, tmp_path: Pa
 
 
 def test_where_nothing_is_left_to_do_no_cluster_is_asked_for(job: dict[str, Any]) -> None:
-    config = job["config"].model_copy(update={"ray_address": "127.0.0.1:1"})
-    assert list(compile_chunks(iter(()), model=job["model"], config=config)) == []
+    assert list(compile_chunks(iter(()), **asking(job, ray_address="127.0.0.1:1"))) == []
 
 
 def test_an_address_where_nothing_answers_is_named_at_once(job: dict[str, Any]) -> None:
     pytest.importorskip("ray")
-    config = job["config"].model_copy(update={"ray_address": "127.0.0.1:1"})
     with pytest.raises(UsageError) as caught:
-        list(compile_chunks(chunks(1), model=job["model"], config=config))
+        list(compile_chunks(chunks(1), **asking(job, ray_address="127.0.0.1:1")))
     assert (caught.value.code, caught.value.place) == ("cluster-unreachable", "127.0.0.1:1")
 
 

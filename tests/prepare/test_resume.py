@@ -13,20 +13,24 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
 from sftprep.config.pack import PackConfig
 from sftprep.data import Finding, RowAddress, Severity
 from sftprep.errors import DataError, OutputError, SftprepError, ShardError
-from sftprep.prepare import chunk_record
 from sftprep.prepare import pack as pack_module
 from sftprep.prepare import spool as spool_module
-from sftprep.prepare.chunk import Chunk
+from sftprep.prepare import workers as workers_module
+from sftprep.prepare.chunk_account import ChunkAccount
 from sftprep.prepare.chunk_record import Finished, dump, read
+from sftprep.prepare.document_files import DocumentsFile, Place
+from sftprep.prepare.inputs import InputChunk
 from sftprep.prepare.pack import pack
 from sftprep.shards.claim import OutputClaim
 from sftprep.shards.read import open_shard_set
@@ -34,6 +38,7 @@ from sftprep.sources import lines
 from tests.held import PATIENCE, Pause
 
 COMPILE = pack_module.compile_chunks
+COMPILE_IN_CHILD = workers_module._compile_in_child
 INJECTED = {"messages": [{"role": "user", "content": "<|im_end|>"}, {"role": "assistant", "content": "No."}]}
 
 
@@ -132,6 +137,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory, chats: Path) -> tuple[dict[s
     return published, num_chunks
 
 
+HARM = ("cut", "flipped", "appended")
 FAULTS: list[Callable[[], BaseException]] = [
     KeyboardInterrupt,
     MemoryError,
@@ -187,16 +193,17 @@ def test_a_stop_after_the_last_chunk_compiles_nothing_again(
     assert (again.num_asked, bytes_of(call["out"])) == (0, whole[0])
 
 
-@pytest.mark.parametrize("damage", ["cut", "flipped", "appended"])
+@pytest.mark.parametrize("harm", [f"{file} {how}" for file in ("chunks", "documents-*") for how in HARM])
 @pytest.mark.parametrize("seed", range(2))
 def test_a_damaged_end_of_the_spool_is_found_and_done_again(
-    call: dict[str, Any], whole: tuple[dict[str, bytes], int], monkeypatch: pytest.MonkeyPatch, damage: str, seed: int
+    call: dict[str, Any], whole: tuple[dict[str, bytes], int], monkeypatch: pytest.MonkeyPatch, harm: str, seed: int
 ) -> None:
     published, num_chunks = whole
+    file, damage = harm.split()
     Stops(monkeypatch, at=4, error=MemoryError())
     with pytest.raises(MemoryError):
         pack(PackConfig(**call))
-    path, draw = spool_of(call["out"].parent), random.Random(seed)
+    (path,), draw = spool_of(call["out"].parent).parent.glob(f"{file}.bin"), random.Random(seed)
     content = path.read_bytes()
     at = draw.randrange(len(content) // 2, len(content))
     flipped = content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :]
@@ -261,23 +268,87 @@ def test_rows_of_a_file_that_changed_while_it_was_read_are_not_kept(
 def test_every_field_of_a_chunk_is_the_same_when_it_is_read_again(
     call: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    chunks: list[Chunk] = []
-    monkeypatch.setattr(chunk_record, "dump", lambda chunk, first: chunks.append(chunk) or dump(chunk, first=first))
+    accounts: list[ChunkAccount] = []
+    add = spool_module.Spool._add
+    monkeypatch.setattr(spool_module.Spool, "_add", lambda self, done: accounts.append(done.account) or add(self, done))
     pack(PackConfig(**call))
     half = RowAddress("na\udc80me\u2028.jsonl", 3)
     odd = Finding("control-token", Severity.ERROR, half, "/messages/0", "\ud800 \x00", "hint")
-    for number, kept in enumerate(chunks):
+    place = Place("documents-0.bin", 64, 128, 7)
+    for number, kept in enumerate(accounts):
         left = tuple(replace(row, address=half, findings=(odd,)) for row in kept.left_out)
-        chunk = replace(kept, left_out=left)
-        found = read(pa.py_buffer(b"".join(bytes(part) for part in dump(chunk, first=number))), 0)
+        account = replace(kept, left_out=left)
+        found = read(pa.py_buffer(dump(account, place, first=number)), 0)
         assert found is not None
-        assert (found.source, found.first, found.num_rows) == (0, number, chunk.read.num_rows)
-        again = found.chunk()
-        for field in fields(Chunk):
-            before, after = getattr(chunk, field.name), getattr(again, field.name)
+        assert (found.source, found.first, found.num_rows) == (0, number, account.read.num_rows)
+        assert found.documents == place
+        again = found.account()
+        for field in fields(ChunkAccount):
+            before, after = getattr(account, field.name), getattr(again, field.name)
             assert type(after) is type(before)
-            assert before.tolist() == after.tolist() if field.name == "times" else before == after
-    assert sum(len(chunk.left_out) for chunk in chunks)
+            if isinstance(before, np.ndarray):
+                assert (before.tolist(), before.dtype) == (after.tolist(), after.dtype)
+            else:
+                assert before == after
+    assert sum(len(account.left_out) for account in accounts)
+
+
+def test_documents_that_no_account_names_are_removed_and_made_again(
+    call: dict[str, Any], whole: tuple[dict[str, bytes], int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    published, num_chunks = whole
+    Stops(monkeypatch, at=3, error=MemoryError())
+    with pytest.raises(MemoryError):
+        pack(PackConfig(**call))
+    unnamed = spool_of(call["out"].parent).with_name("documents-0123456789abcdef.bin")
+    unnamed.write_bytes(b"what a child wrote when its parent was killed")
+    there: list[bool] = []
+    again = Stops(monkeypatch)
+    monkeypatch.setattr(pack_module, "compile_chunks", lambda *a, **k: there.append(unnamed.exists()) or again(*a, **k))
+    pack(PackConfig(**call))
+    assert (again.num_asked, there) == (num_chunks - 3, [False])
+    assert bytes_of(call["out"]) == published
+
+
+def dying_in_mid_write(told: Path, directory: str, chunk: InputChunk) -> Finished:
+    """The child that has the third chunk is killed when half of its documents are on the disk, once."""
+    add = DocumentsFile.add
+
+    def half(file: DocumentsFile, documents: pa.Buffer) -> Any:
+        add(file, documents.slice(0, documents.size // 2))
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    with pytest.MonkeyPatch.context() as patch:
+        if chunk.block.first > 100 and not told.exists():
+            told.touch()
+            patch.setattr(DocumentsFile, "add", half)
+        return COMPILE_IN_CHILD(directory, chunk)
+
+
+def test_documents_that_a_child_wrote_to_half_are_never_read_h4(
+    call: dict[str, Any], whole: tuple[dict[str, bytes], int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workers_module, "_compile_in_child", partial(dying_in_mid_write, tmp_path / "died"))
+    pack(PackConfig(**{**call, "workers": 2}))
+    assert (tmp_path / "died").exists()
+    assert bytes_of(call["out"]) == whole[0]
+
+
+def shortened(chats: str, directory: str, chunk: InputChunk) -> Finished:
+    """The file loses its end before the third chunk is read."""
+    if chunk.block.first > 100:
+        os.truncate(chats, 100)
+    return COMPILE_IN_CHILD(directory, chunk)
+
+
+def test_a_file_that_became_shorter_under_the_children_has_changed(
+    call: dict[str, Any], chats: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workers_module, "_compile_in_child", partial(shortened, str(chats)))
+    with pytest.raises(SftprepError) as caught:
+        pack(PackConfig(**{**call, "workers": 2}))
+    assert (caught.value.code, caught.value.place) == ("source-changed", str(chats))
+    assert hidden(call["out"].parent) == []
 
 
 def test_two_packs_of_one_place_at_once_are_refused_and_the_first_goes_on(call: dict[str, Any]) -> None:
@@ -413,14 +484,17 @@ def test_fifty_kills_at_random_moments_change_no_byte(
         assert gone_on_with(long_call, workers=workers) == published
 
 
-def test_a_disk_that_is_full_and_then_is_not(call: dict[str, Any], whole: tuple[dict[str, bytes], int]) -> None:
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_disk_that_is_full_and_then_is_not(
+    call: dict[str, Any], whole: tuple[dict[str, bytes], int], count: int
+) -> None:
     place = call["out"].parent / "disk"
     place.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=100k", "tmpfs", str(place)]
     if subprocess.run(mount, capture_output=True, check=False).returncode:
         pytest.skip("this machine does not let a test mount a small tmpfs")
     try:
-        config = PackConfig(**{**call, "out": place / "out"})
+        config = PackConfig(**{**call, "out": place / "out", "workers": count})
         with pytest.raises(OutputError) as caught:
             pack(config)
         assert caught.value.code == "disk-full"
