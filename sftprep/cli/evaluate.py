@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from sftprep.cli.importing import importing
 from sftprep.cli.options import option_of, read_config
 from sftprep.config.evaluate import EvaluateConfig
 
@@ -74,8 +75,13 @@ def evaluate(
 
 
 def _run(config: EvaluateConfig) -> None:
-    # torch and transformers take seconds to import, which `sftprep --help` must not wait for.
-    from sftprep.evaluate.run import evaluate as run
+    with importing():
+        # torch and transformers take seconds to import, which `sftprep --help` must not wait for.
+        from sftprep.train.imports import without_detours
+
+        with without_detours():
+            from sftprep.evaluate.run import evaluate as run  # as above
+    # These come with it.
     from sftprep.reports.console import terminal_console
     from sftprep.reports.evaluate_html import write_evaluation_page
     from sftprep.reports.evaluate_json import write_evaluation

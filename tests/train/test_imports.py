@@ -52,6 +52,26 @@ def test_a_run_imports_no_idle_package_and_lists_models_once_and_all_still_work(
     assert found["model"] == before["model"] == "LlamaForCausalLM"
 
 
+ASKED = """
+import sys
+from sftprep.cli.app import main
+sys.argv = ["sftprep", "evaluate", "--model", "nowhere", "--suite", "no-such.yaml"]
+try:
+    main()
+except SystemExit as stop:
+    assert stop.code == 2, stop.code
+assert "sftprep.evaluate.run" in sys.modules
+print([name for name in ("scipy", "sklearn", "boto3") if name in sys.modules])
+"""
+
+
+@pytest.mark.slow
+def test_an_evaluation_imports_no_idle_package_either() -> None:
+    done = subprocess.run([sys.executable, "-c", ASKED], capture_output=True, text=True, check=True)
+    assert "no-such.yaml: there is no such file [missing-file]" in done.stderr
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
 def test_idle_packages_are_absent_inside_only_and_stay_where_somebody_has_them(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(imports, "_IDLE", ("wave", "json"))
     monkeypatch.delitem(sys.modules, "wave", raising=False)
