@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 from sftprep.cli.app import app
 from sftprep.config.evaluate import EvaluateConfig
 from sftprep.config.pack import PackConfig
-from sftprep.errors import ShardError, SourceError
+from sftprep.errors import ShardError, SourceError, UsageError
 from sftprep.evaluate.likelihood import held_out_documents, held_out_loss
 from sftprep.evaluate.local import Sampling, open_local
 from sftprep.evaluate.prompts import prompt_ids
@@ -332,7 +332,7 @@ def test_a_report_that_cannot_be_written_is_named_before_a_model_is_opened(
 
 
 def test_an_unknown_suite_is_named(write_suite: WriteSuite) -> None:
-    with pytest.raises(SourceError, match="no such file"):
+    with pytest.raises(UsageError, match="no such file"):
         read_suite("no-such-suite")
     with pytest.raises(SourceError, match="no cases"):
         read_suite(write_suite([]))
