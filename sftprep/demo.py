@@ -30,6 +30,7 @@ from sftprep.prepare.pack import pack
 from sftprep.prepare.validate import validate_files
 from sftprep.reports.console import terminal_console
 from sftprep.reports.mask_terminal import print_summary
+from sftprep.shards.place import named_failures
 
 MAX_LENGTH: Final = 512
 BATCH_SIZE: Final = 4
@@ -83,7 +84,7 @@ def run_demo(config: DemoConfig, *, console: Console | None = None) -> DemoResul
     """Run the four commands on the samples that come with sftprep, and ask the trained model three questions.
 
     Raises:
-        OutputError: `output-not-empty`, `write-failed`.
+        OutputError: `output-not-empty`, `output-not-writable`, `disk-full`.
         UsageError: `missing-extra` after the audit, where torch is not installed.
     """
     screen = console or terminal_console(markup=True)
@@ -124,16 +125,16 @@ def _lay_out(config: DemoConfig, places: Places) -> None:
             "there is something already", code="output-not-empty", place=str(places.root), hint="--out, or --overwrite"
         )
     samples = samples_directory()
-    try:
-        shutil.copytree(samples / "good", places.root / "chats", dirs_exist_ok=True)
-        shutil.copytree(samples / "model", places.root / "model", dirs_exist_ok=True)
-    except OSError as error:
-        raise OutputError(
-            f"cannot be written: {error.strerror or error}",
-            code="write-failed",
-            place=str(places.root),
-            hint="name a new directory with --out where you may write",
-        ) from error
+    with named_failures(places.root):
+        _copy(samples / "good", places.root / "chats")
+        _copy(samples / "model", places.root / "model")
+
+
+def _copy(source: Path, target: Path) -> None:
+    """The files of a directory. OSError of the first that cannot be written, where `shutil.copytree` lists all."""
+    target.mkdir(parents=True, exist_ok=True)
+    for path in sorted(path for path in source.iterdir() if path.is_file()):
+        shutil.copyfile(path, target / path.name)
 
 
 def _command(screen: Console, *words: str) -> None:

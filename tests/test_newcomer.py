@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import json
 import os
@@ -121,8 +122,8 @@ def test_the_list_of_commands_is_in_the_order_in_which_they_are_used_and_says_wh
 @pytest.mark.parametrize(
     ("words", "code"),
     [
-        (["demo", "--out", "chats.jsonl/demo"], "write-failed"),
-        (["schema", "--out", "chats.jsonl/schemas"], "write-failed"),
+        (["demo", "--out", "chats.jsonl/demo"], "output-not-writable"),
+        (["schema", "--out", "chats.jsonl/schemas"], "output-not-writable"),
         (["split", "chats.jsonl", "--out", "parts", "--eval", "7"], "nothing-to-hold-out"),
         (["audit", "nowhere", "--html", "no/page.html"], "no-such-directory"),
         (["audit", "nowhere", "--json", "."], "no-such-directory"),
@@ -169,3 +170,17 @@ def test_a_set_that_is_not_there_is_a_wrong_path_and_not_wrong_data(
     found: Any = called(*words).exception
     assert (getattr(found, "code", found), found.exit_code, found.place) == (code, 2, name)
     assert not (folder / "out").exists()
+
+
+@pytest.mark.parametrize("command", ["demo", "schema"])
+def test_a_full_disk_has_the_name_that_it_has_everywhere(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("shutil.copyfile", full)
+    monkeypatch.setattr(Path, "write_text", full)
+    found: Any = called(command, "--out", str(folder / "out")).exception
+    assert (getattr(found, "code", found), found.exit_code, found.place) == ("disk-full", 2, str(folder / "out"))
+    assert found.message == "cannot write: No space left on device"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sftprep.config.places import on_this_machine
-from sftprep.errors import OutputError, UsageError
+from sftprep.errors import UsageError
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -30,13 +30,13 @@ def schema(
             on_this_machine(out)
         except ValueError as error:
             raise UsageError(f"--out: {error}", code="bad-option", hint="see sftprep schema --help") from error
-        try:
+        # It imports pyarrow, as do the schemas, and nothing that only lists commands.
+        from sftprep.shards.place import named_failures
+
+        with named_failures(out):
             out.mkdir(parents=True, exist_ok=True)
             for key, text in texts.items():
                 (out / f"{key}.schema.json").write_text(text, encoding="utf-8")
-        except OSError as error:
-            what = f"cannot be written: {error.strerror}"
-            raise OutputError(what, code="write-failed", place=str(out), hint="name a new directory") from error
     elif not name:
         typer.echo("\n".join(texts))
     elif name in texts:
