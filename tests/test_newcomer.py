@@ -84,7 +84,11 @@ BLOCKED = "import sys; sys.modules[{0!r}] = None; sys.argv[0] = 'sftprep'; from 
     ("package", "words", "extra"),
     [
         ("rensa", ["validate", "chats.jsonl", "--quality"], "quality"),
+        ("py3langid", ["validate", "chats.jsonl", "--against", "chats.jsonl"], "quality"),
         ("rensa", ["split", "chats.jsonl", "--out", "parts"], "quality"),
+        ("torch", ["train", "set", "--model", "MODEL", "--out", "o"], "train"),
+        ("transformers", ["train", "set", "--model", "MODEL", "--out", "o"], "train"),
+        ("transformers", ["evaluate", "--model", "MODEL", "--suite", "tone"], "train"),
         ("upath", ["validate", "s3://bucket/chats.jsonl"], "remote"),
         (
             "ray",
@@ -109,6 +113,7 @@ def test_what_is_not_installed_is_named_with_the_extra_that_brings_it(
     assert "[missing-extra]" in done.stderr
     assert f"sftprep[{extra}]" in done.stderr
     assert "Traceback" not in done.stderr
+    assert not done.stdout, "it is told before the work"
 
 
 def test_the_list_of_commands_is_in_the_order_in_which_they_are_used_and_says_where_to_begin() -> None:

@@ -11,6 +11,7 @@ import typer
 from sftprep.cli.importing import importing
 from sftprep.cli.options import option_of, read_config
 from sftprep.config.evaluate import EvaluateConfig
+from sftprep.config.extras import require_extra
 
 _FIELDS = EvaluateConfig.model_fields
 
@@ -75,6 +76,7 @@ def evaluate(
 
 
 def _run(config: EvaluateConfig) -> None:
+    require_extra("train", ["torch", "transformers"], what="evaluate")
     with importing():
         # torch and transformers take seconds to import, which `sftprep --help` must not wait for.
         from sftprep.train.imports import without_detours

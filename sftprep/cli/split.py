@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from sftprep.cli.options import option_of, read_config
+from sftprep.config.extras import require_extra
 from sftprep.config.split import SplitConfig
 
 _FIELDS = SplitConfig.model_fields
@@ -36,6 +37,7 @@ def split(
     """
     options = {key: value for key, value in locals().items() if key != "quiet"}
     config = read_config(SplitConfig, {**options, "files": tuple(files)}, command="split", names={"held_out": "--eval"})
+    require_extra("quality", ["rensa"], what="split")
     # numpy, pyarrow and rich take 0.3 s to import, which `sftprep --help` must not wait for.
     from sftprep.prepare.split import split as run
     from sftprep.reports.console import terminal_console

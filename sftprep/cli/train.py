@@ -10,6 +10,7 @@ import typer
 
 from sftprep.cli.importing import importing
 from sftprep.cli.options import option_of, read_config
+from sftprep.config.extras import require_extra
 from sftprep.config.train import TrainConfig
 
 if TYPE_CHECKING:
@@ -119,6 +120,7 @@ def _start(options: dict[str, Any]) -> None:
     given = {name: _plain(value) for name, value in options.items() if value is not None}
     names = {"eval_suites": "--eval", "compile_layers": "--compile"}
     config = read_config(TrainConfig, given, command="train", names=names)
+    require_extra("train", ["torch", "transformers"], what="training")
     with importing():
         # torch and transformers take seconds to import, which `sftprep --help` must not wait for.
         from sftprep.train.imports import without_detours

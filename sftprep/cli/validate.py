@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sftprep.cli.options import read_config
+from sftprep.config.extras import require_extra
 from sftprep.config.validate import ValidateConfig
 from sftprep.errors import SftprepError
 
@@ -91,7 +92,8 @@ def _run(config: ValidateConfig, *, quiet: bool) -> ValidationReport:
 
 
 def _measures(config: ValidateConfig) -> QualityConfig:
-    """UsageError where the file of thresholds is wrong."""
+    """UsageError where the file of thresholds is wrong, or what measures is not installed."""
+    require_extra("quality", ["rensa", "py3langid"], what="the report on quality")
     from sftprep.config.quality import QualityConfig  # Only who measures quality waits for it.
     from sftprep.sources.thresholds import read_thresholds  # as above
 
