@@ -204,7 +204,9 @@ def _answered(plan: RowPlan | Refusal, texts: Sequence[str] | None) -> Found:
     """What a plan makes of a conversation whose fields are these; None where that answers otherwise than the plan's."""
     if texts is None:
         return None
-    return plan.of_fields(list(map(str.encode, texts)))
+    if isinstance(plan, Refusal):
+        return plan.error
+    return plan.of_fields([text.encode() for text in texts[: plan.num_written]])
 
 
 def _key(conversation: Conversation) -> Hashable:

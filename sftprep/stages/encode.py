@@ -90,7 +90,7 @@ def _as_written(sample: Sample, written: Sequence[tuple[int, int]], engine: Engi
     def moved(position: int) -> int:
         return position - int(gone[np.searchsorted(stops, position, side="right")])
 
-    segments = [replace(s, start=moved(s.start), stop=moved(s.stop)) for s in sample.segments]
+    segments = [s._replace(start=moved(s.start), stop=moved(s.stop)) for s in sample.segments]
     turns = [replace(t, start=moved(t.start), stop=moved(t.stop)) for t in sample.turns]
     return hiding, replace(sample, text=text, segments=segments, turns=turns, written_tokens=None)
 

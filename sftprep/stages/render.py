@@ -138,7 +138,7 @@ def _refuse_typed(template: ChatTemplate, groups: Sequence[Sequence[ExactTurn]],
 
 def _renumbered(sample: Sample, origin: Sequence[int]) -> Sample:
     """The sample with the messages' numbers from before they were merged."""
-    segments = [replace(s, message=origin[s.message] if s.message >= 0 else s.message) for s in sample.segments]
+    segments = [s._replace(message=origin[s.message] if s.message >= 0 else s.message) for s in sample.segments]
     turns = [replace(turn, message=origin[turn.message]) for turn in sample.turns]
     return replace(sample, segments=tuple(segments), turns=tuple(turns))
 
@@ -186,15 +186,16 @@ def _sample(conversation: Conversation, number: int, group: Sequence[ExactTurn],
 
 def _segments(conversation: Conversation, group: Sequence[ExactTurn], masked: Sequence[str]) -> Iterator[Segment]:
     """Who wrote what, with the trained turns laid over it; the segments cover the text."""
+    traced = group[-1].traced
     position = 0
     ended = -1
     for turn in group:
-        yield from _after(ended, _context(conversation, group[-1].traced, (position, turn.start)))
+        yield from _context(conversation, traced, (position, turn.start), ended=ended)
         yield from _completion(turn, masked)
         if turn.end.stop_start < turn.end.stop:
             yield Segment(turn.end.stop_start, turn.end.stop, SpanKind.STOP, turn.message)
         position, ended = turn.end.stop, turn.message
-    yield from _after(ended, _context(conversation, group[-1].traced, (position, len(group[-1].traced.text))))
+    yield from _context(conversation, traced, (position, len(traced.text)), ended=ended)
 
 
 def _completion(turn: ExactTurn, masked: Sequence[str]) -> Iterator[Segment]:
@@ -209,33 +210,30 @@ def _completion(turn: ExactTurn, masked: Sequence[str]) -> Iterator[Segment]:
         yield Segment(position, turn.end.stop_start, SpanKind.COMPLETION, turn.message)
 
 
-def _after(ended: int, segments: Iterator[Segment]) -> Iterator[Segment]:
-    """What the template writes in a turn that its stop token has ended is a separator."""
-    for number, segment in enumerate(segments):
-        is_separator = number == 0 and segment.kind is SpanKind.HEADER and 0 <= ended == segment.message
-        yield replace(segment, kind=SpanKind.SEPARATOR) if is_separator else segment
+def _context(conversation: Conversation, traced: TracedText, span: tuple[int, int], *, ended: int) -> Iterator[Segment]:
+    """The untrained segments of `[start, stop)`, neighbours of one kind and message joined.
 
-
-def _context(conversation: Conversation, traced: TracedText, span: tuple[int, int]) -> Iterator[Segment]:
-    """The untrained segments of `[start, stop)`, neighbours of one kind and message joined."""
-    start, stop = span
-    current: Segment | None = None
-    for at in traced.within(start, stop):
-        begin, end = max(at.start, start), min(at.stop, stop)
-        kind, message = _kind(conversation, traced, at.run)
-        if current is not None and (current.kind, current.message) == (kind, message):
-            current = Segment(current.start, end, kind, message)
+    What the template writes at first in the turn of `ended`, a message that its stop token has ended, is a separator.
+    """
+    begin, stop = span
+    current: tuple[SpanKind, int] | None = None
+    is_ended = False
+    for at in traced.within(begin, stop):
+        own = _kind(conversation, traced, at.run)
+        if own == current:
             continue
         if current is not None:
-            yield current
-        current = Segment(begin, end, kind, message)
+            yield Segment(begin, at.start, SpanKind.SEPARATOR if is_ended else current[0], current[1])
+            begin = at.start
+        is_ended = current is None and ended >= 0 and own == (SpanKind.HEADER, ended)
+        current = own
     if current is not None:
-        yield current
+        yield Segment(begin, stop, SpanKind.SEPARATOR if is_ended else current[0], current[1])
 
 
 def _kind(conversation: Conversation, traced: TracedText, run: Run) -> tuple[SpanKind, int]:
     message = owner(traced, run)
-    if is_template_text(traced, run):
+    if run.source < 0 or is_template_text(traced, run):
         return SpanKind.HEADER, message
     if message < 0:
         is_schema = traced.sources[run.source].path.startswith("/tools")

@@ -6,9 +6,7 @@ turn lies between two. A conversation whose texts answer the guards as the first
 
 from __future__ import annotations
 
-import itertools
 import json
-from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -146,12 +144,44 @@ Recall = Callable[[Sample, Callable[[], Cut]], Cut]
 """What is known of the very sample; else what is made."""
 
 
-class _Pieces(NamedTuple):
+@dataclass(slots=True)
+class _Pieces:
+    """The pieces of a text so far, which is cut at its borders, and where it goes on."""
+
+    text: str
+    borders: Sequence[int]
     pieces: list[Field | bytes]
     texts: list[str | None]
     """Of the template's; None for fields."""
     at: dict[int, int]
     """Position in the text → number of the piece that begins there."""
+    position: int = 0
+    num_borders: int = 1
+    """Those up to the position."""
+
+    def add_words(self, stop: int) -> None:
+        """Add the template's words up to a position, cut at the borders among them."""
+        begin, number, borders = self.position, self.num_borders, self.borders
+        while begin < stop:
+            end = min(borders[number], stop)
+            word = self.text[begin:end]
+            self.at[begin] = len(self.pieces)
+            self.pieces.append(word.encode())
+            self.texts.append(word)
+            number += borders[number] == end
+            begin = end
+        self.position, self.num_borders = begin, number
+
+    def add_field(self, field: Field, span: tuple[int, int]) -> None:
+        """Add the words before a field, and the field. OpaqueError where a border lies within it."""
+        start, stop = span
+        self.add_words(start)
+        if self.borders[self.num_borders] < stop:
+            raise OpaqueError("a turn or a segment begins within a field")
+        self.at[start] = len(self.pieces)
+        self.pieces.append(field)
+        self.texts.append(None)
+        self.position, self.num_borders = stop, self.num_borders + (self.borders[self.num_borders] == stop)
 
 
 def cut_sample(sample: Sample) -> Cut:
@@ -164,38 +194,17 @@ def cut_sample(sample: Sample) -> Cut:
         borders |= {segment.start, segment.stop}
     for turn in sample.turns:
         borders |= {turn.start, turn.stop}
-    found = _Pieces([], [], {})
+    # The last border is beyond the text, where a field without a character may end it.
+    found = _Pieces(str.__str__(text), [*sorted(borders), str.__len__(text) + 1], [], [], {})
+    fields = text.tracer.fields
     position = 0
-    ordered = sorted(borders)
-    for run in text.runs:
-        stop = position + run.length
-        inside = ordered[bisect_right(ordered, position) : bisect_left(ordered, stop)]
-        if text.tracer.is_symbol(run):
-            if inside:
-                raise OpaqueError("a turn or a segment begins within a field")
-            found.at[position] = len(found.pieces)
-            found.pieces.append(text.tracer.fields[run.source])
-            found.texts.append(None)
-        else:
-            for begin, end in zip([position, *inside], [*inside, stop], strict=True):
-                _add_word(found, (begin, str.__getitem__(text, slice(begin, end))), borders)
-        position = stop
+    for length, source, _ in text.runs:
+        if source in fields:
+            found.add_field(fields[source], (position, position + length))
+        position += length
+    found.add_words(position)
     found.at[position] = len(found.pieces)
     return Cut(found.pieces, _finished(sample, found))
-
-
-def _add_word(found: _Pieces, word: tuple[int, str], borders: set[int]) -> None:
-    """Add a word of the template, joined to the one before it where no border lies between."""
-    begin, text = word
-    before = found.texts[-1] if found.texts else None
-    if begin not in borders and before is not None:
-        text = before + text
-        found.texts.pop()
-        found.pieces.pop()
-    else:
-        found.at[begin] = len(found.pieces)
-    found.pieces.append(text.encode())
-    found.texts.append(text)
 
 
 def _finished(sample: Sample, found: _Pieces) -> SamplePlan:
@@ -206,7 +215,7 @@ def _finished(sample: Sample, found: _Pieces) -> SamplePlan:
         take=tuple,
         num_pieces=len(found.pieces),
         starts=np.array([found.at[s.start] for s in segments], dtype=np.int64),
-        kinds=np.array([s.kind for s in segments], dtype=np.int8),
+        kinds=np.array([int(s.kind) for s in segments], dtype=np.int8),
         messages=np.array([s.message for s in segments], dtype=np.int32),
         weights=np.array(trained, dtype=np.float32),
         turns=tuple(_plan_turns(sample, found)),
@@ -222,9 +231,9 @@ def _plan_turns(sample: Sample, found: _Pieces) -> list[TurnPlan]:
         if turn.stop not in stops:
             raise OpaqueError("a turn has no stop token")
         start, stop_start, stop = (found.at[p] for p in (turn.start, stops[turn.stop], turn.stop))
-        opening = ""
-        for text in itertools.takewhile(lambda text: text is not None, reversed(found.texts[:start])):
-            opening = f"{text}{opening}"
-        stop_text = "".join(text or "" for text in found.texts[stop_start:stop])
+        before = start
+        while before and found.texts[before - 1] is not None:
+            before -= 1
+        opening, stop_text = ("".join(filter(None, found.texts[a:b])) for a, b in ((before, start), (stop_start, stop)))
         turns.append(TurnPlan(start, stop_start, stop, opening, stop_text))
     return turns

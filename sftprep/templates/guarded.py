@@ -75,10 +75,7 @@ class Signed(NamedTuple):
 
 
 def _agrees(text: str, asked: Sequence[Asked]) -> bool:
-    for _, _, said, ask in asked:
-        if ask(text) != said:
-            return False
-    return True
+    return all(ask(text) == said for _, _, said, ask in asked)
 
 
 class Columns(NamedTuple):

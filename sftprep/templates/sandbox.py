@@ -227,7 +227,10 @@ class MeteredEnvironment(ImmutableSandboxedEnvironment):
         return result
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
-        """`left operator right`, charged before."""
+        """`left operator right`, charged before; two texts, which templates put together all the time, at once."""
+        if operator == "+" and type(left) is str and type(right) is str:
+            self.meter.charge(len(left) + len(right))
+            return left + right
         self.meter.before_binop(operator, left, right)
         return super().call_binop(context, operator, left, right)
 

@@ -51,12 +51,14 @@ class Pass:
 
     guards: tuple[OwnGuard, ...]
     pieces: tuple[OwnPiece, ...]
+    is_bounded: bool
+    """Whether it begins with what is its message's, and a field is in it: who reads on into it stops there."""
 
-    @property
-    def is_bounded(self) -> bool:
-        """Whether it begins with what is its message's, and a field is in it: who reads on into it stops there."""
-        is_own = bool(self.pieces) and self.pieces[0].own
-        return is_own and any(isinstance(piece, Field) for _, piece in self.pieces)
+    @classmethod
+    def of(cls, guards: tuple[OwnGuard, ...], pieces: tuple[OwnPiece, ...]) -> Pass:
+        """A pass that is known by these."""
+        is_own = bool(pieces) and pieces[0].own
+        return cls(guards, pieces, is_own and any(isinstance(piece, Field) for _, piece in pieces))
 
 
 def agree(session: SymbolicSession, guards: Sequence[OwnGuard], message: int) -> bool:
@@ -159,7 +161,7 @@ class PassBook:
                 continue
             ways = self.known.setdefault(self._key(head, shapes, message), [])
             if len(ways) < MAX_WAYS and all((way.guards, way.pieces) != (guards, written) for way in ways):
-                ways.append(Pass(guards, written))
+                ways.append(Pass.of(guards, written))
 
     def find(
         self, session: SymbolicSession, head: Body, shapes: Sequence[Hashable], first: int
@@ -213,7 +215,7 @@ class Joined:
             self.texts.append(piece.text)
             self.runs.append(self._run_of(piece, message, own=own))
             return
-        source = self.session.source_of(Field(message, piece.keys, piece.ops) if own else piece)
+        source = self.session.source_of(_new(Field, (message, piece.keys, piece.ops)) if own else piece)
         text = self.session.tracer.sources[source].text
         self.texts.append(text)
         self.runs.append(_new(Run, (len(text), source, 0)))

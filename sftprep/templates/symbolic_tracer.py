@@ -198,7 +198,7 @@ def begins(text: str, prefix: str) -> bool:
     OpaqueError where it does.
     """
     source, words = first_part(text)
-    if type(prefix) is str and source < 0 and len(words) >= len(prefix):
+    if type(prefix) is str and source < 0 and (len(words) >= len(prefix) or not prefix.startswith(words)):
         return words.startswith(prefix)
     return _begins(text, prefix)
 

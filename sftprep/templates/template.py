@@ -78,8 +78,9 @@ class TracedText:
 
     def within(self, start: int, stop: int) -> Iterator[Placed]:
         """The runs of which a character is in `[start, stop)`, in order."""
-        for number in range(max(bisect_right(self._starts, start) - 1, 0), len(self.runs)):
-            at = self.placed[number]
+        placed = self.placed
+        for number in range(max(bisect_right(self._starts, start) - 1, 0), len(placed)):
+            at = placed[number]
             if at.start >= stop:
                 break
             if at.stop > start:
