@@ -48,6 +48,8 @@ def array_items(chunks: Iterator[bytes | SourceError], *, name: str) -> Iterator
     number = 1
     try:
         text.open()
+        if text.closes():
+            return
         while True:
             yield text.item()
             number += 1
@@ -143,15 +145,24 @@ class _Text:
                     return ArrayItem(self._take(end - self._at), offset)
             self._more()
 
+    def closes(self) -> bool:
+        """Go past the bracket that closes the array, with nothing after it, where that stands next."""
+        if self._peek() != "]":
+            return False
+        self._take(1)
+        if self._peek():
+            raise _fault("there is more after the array's end")
+        return True
+
     def goes_on(self) -> bool:
-        """Go past the comma; False past the bracket that closes the array, with nothing after it."""
+        """Go past the comma; False past the bracket that closes the array."""
+        if self.closes():
+            return False
         after = self._peek()
-        if after not in {",", "]"}:
+        if after != ",":
             raise _fault(f"after the item comes {after!r}, must be a comma or the end" if after else "it is cut off")
         self._take(1)
-        if after == "]" and self._peek():
-            raise _fault("there is more after the array's end")
-        return after == ","
+        return True
 
     def _refuse(self, error: json.JSONDecodeError) -> None:
         """SourceError unless more text may help."""

@@ -81,6 +81,14 @@ def test_an_array_is_known_by_its_start_and_a_file_of_lines_by_its_name(
         assert [row.address.line for row in read_rows(tmp_path / name, name="f")] == [1, 2]
 
 
+@pytest.mark.parametrize("text", [b"[]", b"\xef\xbb\xbf [\n ]\n"])
+def test_an_array_without_items_holds_no_rows_and_is_no_broken_array(tmp_path: Path, text: bytes) -> None:
+    (tmp_path / "f.json").write_bytes(text)
+    with pytest.raises(SourceError) as caught:
+        list(read_rows(tmp_path / "f.json", name="f"))
+    assert caught.value.code == "empty-file"
+
+
 def test_an_array_is_streamed_also_where_it_is_compressed_and_cut_off(tmp_path: Path) -> None:
     item = json.dumps({"messages": ["y" * 990]}).encode()
     data = gzip.compress(b"[" + b",".join([item] * 30_000) + b"]")
