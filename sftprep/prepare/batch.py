@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -13,36 +13,37 @@ from sftprep.arrow import lists, numbers, texts
 from sftprep.data import TOKEN_BATCH_SCHEMA, TRAINED_KINDS, span_stops
 from sftprep.engines.fast import EngineChoice
 from sftprep.errors import MaskError
-from sftprep.prepare.batch_layout import Layouts
+from sftprep.prepare.batch_layout import Layouts, SampleTexts, taken
 from sftprep.prepare.input_rows import InputRows
 from sftprep.prepare.own_documents import OwnDocuments, encode_samples
-from sftprep.prepare.plans import PlanBook
+from sftprep.prepare.plans import Found, PlanBook
 from sftprep.stages.encode_batch import EncodedTexts, Ints, Spans, TokenTable, flat_offsets, prove_batch
 from sftprep.stages.replay import RowPlan
 
 _TRAINED = np.array([int(kind) for kind in TRAINED_KINDS], dtype=np.int8)
 
 
-class Candidate(NamedTuple):
-    """A row that has a plan: its place among the rows, its source's number and its line."""
+class _Planned(NamedTuple):
+    """Rows that have a plan: their places, which of the plans each has, int64 `[rows]`, and what it is made of."""
 
-    number: int
-    source: int
-    line: int
-    plan: RowPlan
-    values: Sequence[bytes]
+    plans: Sequence[RowPlan]
+    places: Ints
+    of_rows: Ints
+    values: Sequence[Sequence[bytes]]
 
 
 @dataclass(frozen=True, slots=True)
 class Replayed:
     """Rows of a chunk that are exact, in their order, and their documents (TOKEN_BATCH_SCHEMA).
 
-    `rows` and `plans`: of each row its place in the chunk, and its plan; its documents are those from `offsets[i]` to
-    `offsets[i + 1]`, int64 `[rows + 1]`. `lengths` and `trained`, int64 `[documents]`, are their tokens.
+    `rows` and `of_rows`, int64 `[rows]`: of each row its place in the chunk, and which of `plans` it has; its documents
+    are those from `offsets[i]` to `offsets[i + 1]`, int64 `[rows + 1]`. `lengths` and `trained`, int64 `[documents]`,
+    are their tokens.
     """
 
-    rows: Sequence[int]
     plans: Sequence[RowPlan]
+    rows: Ints
+    of_rows: Ints
     offsets: Ints
     lengths: Ints
     trained: Ints
@@ -56,8 +57,13 @@ class Replayed:
         nothing = np.zeros(0, dtype=np.int64)
         ids, offsets = nothing.astype(np.int32), flat_offsets(())
         spans = Spans(ids, ids.astype(np.int8), ids, ids.astype(np.float32), offsets)
-        documents = token_batch(list(_columns((), offsets)), EncodedTexts(ids, offsets), spans)
-        return cls((), (), offsets, nothing, nothing, documents)
+        columns = [numbers(ids), numbers(nothing), numbers(ids), texts(())]
+        documents = token_batch(columns, EncodedTexts(ids, offsets), spans)
+        return cls((), nothing, nothing, offsets, nothing, nothing, documents)
+
+    def plan(self, number: int) -> RowPlan:
+        """The plan of one of the rows."""
+        return self.plans[int(self.of_rows[number])]
 
 
 class BatchCompiler:
@@ -67,65 +73,76 @@ class BatchCompiler:
         self._book = book
         self.choice = choice
         self.table = table
-        self._layouts = Layouts(choice.reference, table, choice.encode_batch)
+        self._layouts = Layouts(choice, table)
         self._own_documents = OwnDocuments(choice.reference, table)
 
     def compile(self, rows: InputRows) -> Replayed:
         """Replay the rows that have a plan; those of which any sample cannot be proven are not among them."""
-        candidates: list[Candidate] = []
-        refused: dict[int, MaskError] = {}
-        for number, found in enumerate(self._book.replay_all(rows)):
-            if isinstance(found, MaskError):
-                refused[number] = found
-            elif found is not None:
-                plan, values = self._own_documents.of(found[0]), found[1]
-                if all(map(self._layouts.can_prove, plan.samples)):
-                    candidates.append(Candidate(number, rows.sources[number], rows.lines[number], plan, values))
-        return replace(self._compiled(candidates), refused=refused)
+        found = list(self._book.replay_all(rows))
+        refused = {place: error for place, error in enumerate(found) if isinstance(error, MaskError)}
+        return replace(self._compiled(rows, self._planned(found)), refused=refused)
 
-    def _compiled(self, candidates: Sequence[Candidate]) -> Replayed:
+    def _planned(self, found: Sequence[Found]) -> _Planned:
+        """The rows that have a plan whose turns can be proven."""
+        own = [(place, *one) for place, one in enumerate(found) if isinstance(one, tuple)]
+        different = {id(plan): plan for _, plan, _ in own}
+        numbers: dict[int, int] = {}
+        plans: list[RowPlan] = []
+        for key, plan in different.items():
+            made = self._own_documents.of(plan)
+            if all(map(self._layouts.can_prove, made.samples)):
+                numbers[key] = len(plans)
+                plans.append(made)
+        if len(plans) < len(different):
+            own = [one for one in own if id(one[1]) in numbers]
+        places = np.array([place for place, _, _ in own], dtype=np.int64)
+        of_rows = np.array([numbers[id(plan)] for _, plan, _ in own], dtype=np.int64)
+        return _Planned(plans, places, of_rows, [values for _, _, values in own])
+
+    def _compiled(self, rows: InputRows, planned: _Planned) -> Replayed:
         """Encode and prove; where a sample fails, the rest is proven again without its row."""
-        owners = [candidate for candidate in candidates for _ in candidate.plan.samples]
-        samples = [sample for candidate in candidates for sample in candidate.plan.samples]
-        pieces = [sample.take(owner.values) for owner, sample in zip(owners, samples, strict=True)]
-        texts = [b"".join(own) for own in pieces]
-        encoded = encode_samples(self.choice, samples, pieces, texts)
-        bad: set[int] = set()
-        while owners:
-            ok, spans = prove_batch(self._layouts.batch(samples, pieces, texts), encoded, self.table)
+        takes = [[sample.take for sample in plan.samples] for plan in planned.plans]
+        counts, chosen = taken(np.array([len(own) for own in takes], dtype=np.int64), planned.of_rows)
+        rows_of_plans = zip(planned.of_rows.tolist(), planned.values, strict=True)
+        pieces = [take(values) for number, values in rows_of_plans for take in takes[number]]
+        samples = SampleTexts.of([sample for plan in planned.plans for sample in plan.samples], chosen, pieces)
+        encoded = encode_samples(self.choice, samples)
+        owners = np.repeat(np.arange(len(planned.places)), np.diff(counts))
+        while len(owners):
+            ok, spans = prove_batch(self._layouts.batch(samples), encoded, self.table)
             if ok.all():
-                exact = [candidate for candidate in candidates if candidate.number not in bad]
-                return _replayed(exact, encoded, spans)
-            bad |= {owner.number for owner, is_exact in zip(owners, ok, strict=True) if not is_exact}
-            kept = [number for number, owner in enumerate(owners) if owner.number not in bad]
-            owners, samples = [owners[n] for n in kept], [samples[n] for n in kept]
-            pieces, texts = [pieces[n] for n in kept], [texts[n] for n in kept]
-            encoded = encoded.only(kept)
+                return _replayed(rows, planned, (owners, samples.chosen), (encoded, spans))
+            kept = np.flatnonzero(~np.isin(owners, owners[~ok]))
+            owners, samples, encoded = owners[kept], samples.only(kept), encoded.only(kept)
         return Replayed.none()
 
 
-def _replayed(candidates: Sequence[Candidate], encoded: EncodedTexts, spans: Spans) -> Replayed:
+def _replayed(
+    rows: InputRows, planned: _Planned, documents: tuple[Ints, Ints], tokens: tuple[EncodedTexts, Spans]
+) -> Replayed:
+    """`documents`: the planned row that each is of, and which sample of the plans it is."""
+    (owners, chosen), (encoded, spans) = documents, tokens
     lengths = np.diff(encoded.offsets)
     stops = span_stops(spans.starts, spans.offsets, lengths)
     sizes = np.where(np.isin(spans.kinds, _TRAINED), stops - spans.starts, 0)
-    plans = [candidate.plan for candidate in candidates]
-    offsets = flat_offsets([len(plan.samples) for plan in plans])
+    exact, first, counts = np.unique(owners, return_index=True, return_counts=True)
+    places = planned.places[owners]
+    kwargs = texts([sample.kwargs for plan in planned.plans for sample in plan.samples])
+    columns = [
+        numbers(np.array(rows.sources, dtype=np.int32)[places]),
+        numbers(np.array(rows.lines, dtype=np.int64)[places]),
+        numbers((np.arange(len(owners)) - np.repeat(first, counts)).astype(np.int32)),
+        kwargs.take(numbers(chosen)),
+    ]
     return Replayed(
-        rows=[candidate.number for candidate in candidates],
-        plans=plans,
-        offsets=offsets,
+        plans=planned.plans,
+        rows=planned.places[exact],
+        of_rows=planned.of_rows[exact],
+        offsets=np.append(first, len(owners)),
         lengths=lengths,
         trained=np.add.reduceat(sizes, spans.offsets[:-1]),
-        documents=token_batch(list(_columns(candidates, offsets)), encoded, spans),
+        documents=token_batch(columns, encoded, spans),
     )
-
-
-def _columns(candidates: Sequence[Candidate], offsets: Ints) -> Iterator[pa.Array]:
-    counts = np.diff(offsets)
-    yield numbers(np.repeat(np.array([candidate.source for candidate in candidates], np.int32), counts))
-    yield numbers(np.repeat(np.array([candidate.line for candidate in candidates], np.int64), counts))
-    yield numbers((np.arange(offsets[-1]) - np.repeat(offsets[:-1], counts)).astype(np.int32))
-    yield texts([sample.kwargs for candidate in candidates for sample in candidate.plan.samples])
 
 
 def token_batch(columns: Sequence[pa.Array], encoded: EncodedTexts, spans: Spans) -> pa.RecordBatch:

@@ -8,15 +8,15 @@ it on, as the slow path does.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from sftprep.engines.reference import ReferenceEngine
-from sftprep.stages.encode_batch import Batch, EncodedTexts, Ints, TokenTable, TurnBorders, flat_offsets
+from sftprep.engines.fast import EngineChoice
+from sftprep.stages.encode_batch import Batch, Ints, TokenTable, TurnBorders, flat_offsets
 from sftprep.stages.replay import SamplePlan, TurnPlan
 
 _MOST_KEPT: Final = 16_384
@@ -37,21 +37,39 @@ class _Layout(NamedTuple):
     num_control: int
 
 
-Encode = Callable[[Sequence[bytes]], EncodedTexts]
-"""Encodes UTF-8 texts."""
+@dataclass(frozen=True, slots=True)
+class SampleTexts:
+    """Samples: which of the `plans`, each there once, each has, int64 `[samples]`; its pieces, and these joined."""
+
+    plans: Sequence[SamplePlan]
+    chosen: Ints
+    pieces: Sequence[Sequence[bytes]]
+    texts: Sequence[bytes]
+
+    @classmethod
+    def of(cls, plans: Sequence[SamplePlan], chosen: Ints, pieces: Sequence[Sequence[bytes]]) -> SampleTexts:
+        """Of the pieces."""
+        return cls(plans, chosen, pieces, list(map(b"".join, pieces)))
+
+    def only(self, numbers: Ints) -> SampleTexts:
+        """Some of the samples."""
+        pieces, texts = [self.pieces[n] for n in numbers], [self.texts[n] for n in numbers]
+        return SampleTexts(self.plans, self.chosen[numbers], pieces, texts)
 
 
 class Layouts:
     """The layouts of the plans that were met.
 
-    `reference` says what cuts an encode, `table` what is a control token; `encode` encodes prompts, else `reference`.
+    `choice` encodes prompts, and its reference says what cuts an encode; `table` what is a control token.
     """
 
-    def __init__(self, reference: ReferenceEngine, table: TokenTable, encode: Encode | None = None) -> None:
-        self._reference = reference
+    def __init__(self, choice: EngineChoice, table: TokenTable) -> None:
+        self._choice = choice
+        self._reference = choice.reference
         self._table = table
-        self._encode = reference.encode_batch if encode is None else encode
         self._openings: dict[str, tuple[int, npt.NDArray[np.int32]] | None] = {}
+        self._num_control: dict[bytes, int] = {}
+        """Control tokens in each piece of what templates write."""
         self._known: dict[int, _Layout | None] = {}
         self._held: list[SamplePlan] = []
 
@@ -59,19 +77,16 @@ class Layouts:
         """Whether the stop token of each of its turns cuts every encode."""
         return self._of(plan) is not None
 
-    def batch(self, samples: Sequence[SamplePlan], pieces: Sequence[Sequence[bytes]], texts: Sequence[bytes]) -> Batch:
-        """The batch of samples, at least one, that can be proven; `pieces` are of each, `texts` the same joined."""
-        different = {id(sample): sample for sample in samples}
-        numbers = {key: number for number, key in enumerate(different)}
-        chosen = np.array([numbers[id(sample)] for sample in samples], dtype=np.int64)
-        plans = list(different.values())
+    def batch(self, samples: SampleTexts) -> Batch:
+        """The batch of samples, at least one, that can be proven."""
+        plans, chosen = samples.plans, samples.chosen
         layouts = [layout for layout in map(self._of, plans) if layout is not None]
         first = flat_offsets(np.array([plan.num_pieces for plan in plans], dtype=np.int64)[chosen])[:-1]
-        offsets, place = _taken(np.array([len(plan.starts) for plan in plans], dtype=np.int64), chosen)
-        text, piece_bytes = b"".join(texts), _sizes(list(itertools.chain.from_iterable(pieces)))
+        offsets, place = taken(np.array([len(plan.starts) for plan in plans], dtype=np.int64), chosen)
+        text, piece_bytes = b"".join(samples.texts), _sizes(list(itertools.chain.from_iterable(samples.pieces)))
         return Batch(
             text=text,
-            sample_bytes=_sizes(texts),
+            sample_bytes=_sizes(samples.texts),
             piece_bytes=piece_bytes,
             segments=np.concatenate([plan.starts for plan in plans])[place] + np.repeat(first, np.diff(offsets)),
             kinds=np.concatenate([plan.kinds for plan in plans])[place],
@@ -87,6 +102,7 @@ class Layouts:
             if len(self._held) >= _MOST_KEPT:
                 self._known.clear()
                 self._held.clear()
+                self._num_control.clear()
             self._held.append(plan)  # what has this id is this plan as long as it is held
             self._known[id(plan)] = self._made(plan)
         return self._known[id(plan)]
@@ -96,7 +112,6 @@ class Layouts:
             return None
         openings = [self._opening(turn) for turn in plan.turns]
         begins = [0, *(turn.stop_start for turn in plan.turns)]
-        (written,) = self._reference.encode([plan.written])
         pieces = [
             (turn.start, turn.stop_start, turn.stop, begin if opening is None else -1)
             for turn, opening, begin in zip(plan.turns, openings, begins, strict=False)
@@ -107,8 +122,17 @@ class Layouts:
             opened=np.array([size for size, _ in known], dtype=np.int64),
             opening=np.concatenate([np.zeros(0, np.int32), *(ids for _, ids in known)]),
             opening_sizes=np.array([len(ids) for _, ids in known], dtype=np.int64),
-            num_control=int(np.count_nonzero(self._table.is_control[written.ids])),
+            num_control=self._control_tokens(plan.written),
         )
+
+    def _control_tokens(self, written: str) -> int:
+        """How many there are in what a template writes: plans have most of its pieces in common."""
+        cut = self._choice.cutter.cut([written.encode()])
+        fresh = [piece for piece in cut.pieces if piece not in self._num_control]
+        encoded = self._reference.encode_batch(fresh)
+        for piece, (start, stop) in zip(fresh, itertools.pairwise(encoded.offsets.tolist()), strict=True):
+            self._num_control[piece] = int(np.count_nonzero(self._table.is_control[encoded.ids[start:stop]]))
+        return sum(self._num_control[cut.pieces[number]] for number in cut.numbers)
 
     def _opening(self, turn: TurnPlan) -> tuple[int, npt.NDArray[np.int32]] | None:
         """Bytes and ids from the last token that cuts on to the completion; None where nothing cuts there."""
@@ -128,11 +152,11 @@ class Layouts:
     def _turns(self, layouts: Sequence[_Layout], of: tuple[Ints, Ints], texts: tuple[bytes, Ints]) -> TurnBorders:
         """The turns of the samples, `of` being the layout of each and its first piece, `texts` their own and pieces."""
         chosen, first = of
-        offsets, place = _taken(np.array([len(layout.turns) for layout in layouts], dtype=np.int64), chosen)
+        offsets, place = taken(np.array([len(layout.turns) for layout in layouts], dtype=np.int64), chosen)
         counts = np.diff(offsets)
         pieces = np.concatenate([layout.turns for layout in layouts])[place]
         borders = pieces + np.repeat(first, counts)[:, None]
-        opening_offsets, opening = _taken(np.concatenate([layout.opening_sizes for layout in layouts]), place)
+        opening_offsets, opening = taken(np.concatenate([layout.opening_sizes for layout in layouts]), place)
         turns = TurnBorders(
             sample=np.repeat(np.arange(len(chosen)), counts),
             start=borders[:, 0],
@@ -154,7 +178,7 @@ class Layouts:
         numbers, begins, follows = asked
         text, at = texts[0], flat_offsets(texts[1])
         starts, stops = at[begins], at[turns.start[numbers]]
-        encoded = self._encode([text[a:b] for a, b in zip(starts.tolist(), stops.tolist(), strict=True)])
+        encoded = self._choice.encode_batch([text[a:b] for a, b in zip(starts.tolist(), stops.tolist(), strict=True)])
         own = np.diff(encoded.offsets)
         sizes, opened = np.diff(turns.opening_offsets), turns.opened.copy()
         sizes[numbers] = own
@@ -173,7 +197,7 @@ _NO_PROMPT: Final = -1
 """Bytes before a completion where no token is before it: no token begins behind it, so that it is not exact."""
 
 
-def _taken(sizes: Ints, chosen: Ints) -> tuple[Ints, Ints]:
+def taken(sizes: Ints, chosen: Ints) -> tuple[Ints, Ints]:
     """Of runs of these sizes, end to end, those that are chosen: their offsets, and where each item of theirs lies."""
     counts = sizes[chosen]
     offsets = flat_offsets(counts)

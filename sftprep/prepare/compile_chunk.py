@@ -51,7 +51,7 @@ class _Made:
         self.fit = fit
         self.rendering: Counter[str] = Counter()
         self._replayed = replayed
-        self._numbers = np.array(replayed.rows, dtype=np.int64)
+        self._numbers = replayed.rows
         self._sizes = _Sizes.of(replayed)
         self._fits = ~fit.are_too_long(self._sizes.longest)
         self._exact: list[tuple[int, ...]] = []
@@ -71,7 +71,7 @@ class _Made:
             open_rows[number] = False
             self._left_out.append((number, left_out(self.rows[number], error)))
         for place in np.flatnonzero(~self._fits).tolist() if self.fit.shorten is None else ():
-            number, documents = self._replayed.rows[place], slice(*self._replayed.offsets[place : place + 2].tolist())
+            number, documents = int(self._numbers[place]), slice(*self._replayed.offsets[place : place + 2].tolist())
             sizes = Sizes(self._replayed.lengths[documents].tolist(), self._replayed.trained[documents].tolist())
             self._left_out.append((number, self.fit.refusal(self.rows[number], sizes)))
         numbers: list[int] = np.flatnonzero(open_rows).tolist()
@@ -103,16 +103,16 @@ class _Made:
 
     def chunk(self) -> Chunk:
         """The chunk of all rows."""
-        plans = {id(plan): plan for plan in self._replayed.plans}
-        times_of_plans: Counter[int] = Counter()
-        for place in np.flatnonzero(self._fits).tolist():
-            times_of_plans[id(self._replayed.plans[place])] += self.rows.times[self._replayed.rows[place]]
-        for key, times in times_of_plans.items():
-            self._count((plans[key].classes, plans[key].remarks), times)
+        times = np.array(self.rows.times, dtype=np.int64)
+        of_plans = np.zeros(len(self._replayed.plans), dtype=np.int64)
+        np.add.at(of_plans, self._replayed.of_rows[self._fits], times[self._numbers[self._fits]])
+        for plan, count in zip(self._replayed.plans, of_plans.tolist(), strict=True):
+            if count:
+                self._count((plan.classes, plan.remarks), count)
         documents, numbers_of_documents = self._documents()
         return Chunk(
             documents=documents,
-            times=np.array(self.rows.times, dtype=np.int64)[numbers_of_documents],
+            times=times[numbers_of_documents],
             exact_rows=self._exact_rows(),
             left_out=tuple(row for _, row in sorted(self._left_out, key=itemgetter(0))),
             classes=self._counts[0],

@@ -16,6 +16,7 @@ import numpy as np
 from sftprep.data import TRAINED_KINDS, SpanKind
 from sftprep.engines.fast import EngineChoice
 from sftprep.engines.reference import ReferenceEngine
+from sftprep.prepare.batch_layout import SampleTexts
 from sftprep.stages.encode_batch import EncodedTexts, TokenTable, joined_texts
 from sftprep.stages.replay import RowPlan, SamplePlan, TurnPlan
 
@@ -88,16 +89,15 @@ def _joined(sample: SamplePlan, turn: TurnPlan, pieces: Sequence[bytes]) -> Join
     return JoinedSample(**{**own, **changed})
 
 
-def encode_samples(
-    choice: EngineChoice, samples: Sequence[SamplePlan], pieces: Sequence[Sequence[bytes]], texts: Sequence[bytes]
-) -> EncodedTexts:
-    """Encode the texts of samples, `pieces` being those of each."""
-    joined = [number for number, sample in enumerate(samples) if isinstance(sample, JoinedSample)]
+def encode_samples(choice: EngineChoice, samples: SampleTexts) -> EncodedTexts:
+    """Encode the texts of samples."""
+    are_joined = np.array([isinstance(plan, JoinedSample) for plan in samples.plans], dtype=np.bool_)
+    joined = np.flatnonzero(are_joined[samples.chosen]).tolist()
     if not joined:
-        return choice.encode_batch(texts)
-    prompts, completions = list(texts), []
+        return choice.encode_batch(samples.texts)
+    prompts, completions = list(samples.texts), []
     for number in joined:
-        own, start = pieces[number], samples[number].turns[0].start
+        own, start = samples.pieces[number], samples.plans[samples.chosen[number]].turns[0].start
         prompts[number] = b"".join(own[:start])
         completions.append(b"".join(own[start:]))
     return joined_texts(choice.encode_batch(prompts), choice.middle.encode_batch(completions), joined)

@@ -53,7 +53,7 @@ def recheck(
         DataError: `replay-differs` where a plan made another document than the template, or another error.
     """
     lines = np.array(rows.lines, dtype=np.uint64)
-    encoded = _drawn(lines[np.array(replayed.rows, dtype=np.int64)], one_in=_ENCODED_AGAIN)
+    encoded = _drawn(lines[replayed.rows], one_in=_ENCODED_AGAIN)
     check_ids([document for place in encoded for document in _documents(rows, replayed, place)], *tokens)
     for place in encoded:
         row, documents = rows[replayed.rows[place]], slice(*replayed.offsets[place : place + 2].tolist())
@@ -78,7 +78,7 @@ def _drawn(lines: npt.NDArray[np.uint64], *, one_in: int) -> list[int]:
 def _documents(rows: InputRows, replayed: Replayed, place: int) -> Iterator[DrawnDocument]:
     """The documents of a replayed row."""
     row = rows[replayed.rows[place]]
-    for number, sample in enumerate(replayed.plans[place].samples, int(replayed.offsets[place])):
+    for number, sample in enumerate(replayed.plan(place).samples, int(replayed.offsets[place])):
         (document,) = replayed.documents[number : number + 1].select(_SPANS).to_pylist()
         ids = list_values(replayed.documents["input_ids"][number : number + 1])
         yield DrawnDocument(row.address, ids, _turn_begins(document), is_joined=isinstance(sample, JoinedSample))

@@ -37,7 +37,7 @@ class EncodedTexts(NamedTuple):
     offsets: Ints
     joins: Ints = _NO_JOINS
 
-    def only(self, numbers: Sequence[int]) -> EncodedTexts:
+    def only(self, numbers: Sequence[int] | Ints) -> EncodedTexts:
         """Some of the texts, in their order."""
         kept = [self.ids[self.offsets[number] : self.offsets[number + 1]] for number in numbers]
         offsets = flat_offsets([len(own) for own in kept])

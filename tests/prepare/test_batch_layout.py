@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sftprep.engines.load import load_model
+from sftprep.prepare.batch_layout import SampleTexts
 from sftprep.prepare.compile import batch_compiler
 from sftprep.stages.encode_batch import Batch, prove_batch
 from sftprep.stages.replay import SamplePlan, TurnPlan
@@ -35,7 +36,10 @@ def test_a_batch_is_its_samples_one_after_another(chats: list[tuple[list[str], s
     if not samples:
         return
     assert all(map(layouts.can_prove, samples))
-    batch = layouts.batch(samples, pieces, [b"".join(own) for own in pieces])
+    different = {id(sample): sample for sample in samples}
+    numbers = {key: number for number, key in enumerate(different)}
+    chosen = np.array([numbers[id(sample)] for sample in samples])
+    batch = layouts.batch(SampleTexts.of(list(different.values()), chosen, pieces))
     expected = expected_batch(samples, pieces)
     assert batch.text == expected["text"]
     for name in ("piece_bytes", "sample_bytes", "segments", "kinds", "messages", "weights", "segment_offsets"):
@@ -71,9 +75,8 @@ def test_a_prompt_without_a_token_opens_nothing(tmp_path: Path, earlier: int) ->
         written="\0\0</s>" * (1 + earlier),
     )
     pieces = [[b"q", b"a", b"</s>"] * earlier + [asked, b"a", b"</s>"] for asked in (b"q", b"", b"the")]
-    texts = [b"".join(own) for own in pieces]
-    batch = made._layouts.batch([plan] * 3, pieces, texts)
-    ok, _ = prove_batch(batch, made.choice.encode_batch(texts), made.table)
+    samples = SampleTexts.of([plan], np.zeros(3, np.int64), pieces)
+    ok, _ = prove_batch(made._layouts.batch(samples), made.choice.encode_batch(samples.texts), made.table)
     assert ok.tolist() == [True, False, True]
 
 

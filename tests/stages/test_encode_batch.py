@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from sftprep.engines.load import load_model
 from sftprep.prepare.batch import BatchCompiler
+from sftprep.prepare.batch_layout import SampleTexts
 from sftprep.prepare.compile import batch_compiler
 from sftprep.prepare.own_documents import encode_samples
 from sftprep.stages.encode_batch import (
@@ -58,9 +59,8 @@ def laid_out(compiler: BatchCompiler, chats: Sequence[Sequence[str]]) -> tuple[B
     samples = [sample for plan, _ in plans for sample in plan.samples]
     pieces = [sample.take(values) for plan, values in plans for sample in plan.samples]
     assert samples
-    texts = [b"".join(own) for own in pieces]
-    encoded = encode_samples(compiler.choice, samples, pieces, texts)
-    return compiler._layouts.batch(samples, pieces, texts), encoded
+    texts = SampleTexts.of(samples, np.arange(len(samples)), pieces)
+    return compiler._layouts.batch(texts), encode_samples(compiler.choice, texts)
 
 
 def as_lists(spans: Spans) -> list[list[Span]]:
@@ -188,10 +188,9 @@ def test_an_answer_that_begins_with_a_token_that_cuts_is_not_encoded_apart(direc
     assert isinstance(found, tuple)
     (sample,) = compiler._own_documents.of(found[0]).samples
     pieces = [sample.take(found[1]), tuple(b"" if piece == b"a" else piece for piece in sample.take(found[1]))]
-    texts = [b"".join(own) for own in pieces]
-    encoded = encode_samples(compiler.choice, [sample] * 2, pieces, texts)
-    batch = compiler._layouts.batch([sample] * 2, pieces, texts)
-    assert [len(text) for text in texts] == [len(texts[0]), len(texts[0]) - 1]
+    texts = SampleTexts.of([sample], np.zeros(2, np.int64), pieces)
+    encoded, batch = encode_samples(compiler.choice, texts), compiler._layouts.batch(texts)
+    assert batch.sample_bytes.tolist() == [len(texts.texts[0]), len(texts.texts[0]) - 1]
     assert prove_batch(batch, encoded, compiler.table)[0].tolist() == [True, False]
 
 
