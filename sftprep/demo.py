@@ -22,6 +22,7 @@ from rich.markup import escape
 from sftprep.config.audit import AuditConfig
 from sftprep.config.demo import DemoConfig
 from sftprep.config.pack import PackConfig
+from sftprep.config.places import unwritten
 from sftprep.config.train import TrainConfig
 from sftprep.config.validate import ValidateConfig
 from sftprep.errors import OutputError, UsageError
@@ -30,7 +31,6 @@ from sftprep.prepare.pack import pack
 from sftprep.prepare.validate import validate_files
 from sftprep.reports.console import terminal_console
 from sftprep.reports.mask_terminal import print_summary
-from sftprep.shards.place import named_failures
 
 MAX_LENGTH: Final = 512
 BATCH_SIZE: Final = 4
@@ -124,10 +124,14 @@ def _lay_out(config: DemoConfig, places: Places) -> None:
         raise OutputError(
             "there is something already", code="output-not-empty", place=str(places.root), hint="--out, or --overwrite"
         )
-    samples = samples_directory()
-    with named_failures(places.root):
+    samples, is_new = samples_directory(), not places.root.exists()
+    try:
         _copy(samples / "good", places.root / "chats")
         _copy(samples / "model", places.root / "model")
+    except OSError as error:
+        if is_new:
+            shutil.rmtree(places.root, ignore_errors=True)
+        raise unwritten(places.root, error) from error
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import gzip
 import json
 import os
@@ -177,15 +176,36 @@ def test_a_set_that_is_not_there_is_a_wrong_path_and_not_wrong_data(
     assert not (folder / "out").exists()
 
 
-@pytest.mark.parametrize("command", ["demo", "schema"])
-def test_a_full_disk_has_the_name_that_it_has_everywhere(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, command: str
-) -> None:
-    def full(*_: Any, **__: Any) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+FULL = Path("/dev/full")
 
-    monkeypatch.setattr("shutil.copyfile", full)
-    monkeypatch.setattr(Path, "write_text", full)
-    found: Any = called(command, "--out", str(folder / "out")).exception
-    assert (getattr(found, "code", found), found.exit_code, found.place) == ("disk-full", 2, str(folder / "out"))
+
+@pytest.mark.skipif(not FULL.exists(), reason="no device that is always full")
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["demo", "--out", "out"],
+        ["schema", "--out", "out"],
+        ["validate", "chats.jsonl", "--html", "out"],
+        ["validate", "chats.jsonl", "--good", "out"],
+        ["audit", "PACKED", "--json", "out"],
+    ],
+    ids=" ".join,
+)
+def test_a_full_disk_has_one_name_in_all_commands_and_nothing_is_left_there(
+    folder: Path, packed: Path, monkeypatch: pytest.MonkeyPatch, words: list[str]
+) -> None:
+    opened = Path.open
+
+    def on_a_full_disk(path: Path, mode: str = "r", *more: Any, **named: Any) -> Any:
+        return opened(path if "r" in mode else FULL, mode, *more, **named)
+
+    def copied(_: Path, target: Path) -> None:
+        with opened(FULL, "wb") as file:
+            file.write(b"x")
+
+    monkeypatch.setattr(Path, "open", on_a_full_disk)
+    monkeypatch.setattr("shutil.copyfile", copied)
+    found: Any = called(*(str(packed) if word == "PACKED" else word for word in words)).exception
+    assert (getattr(found, "code", found), found.exit_code) == ("disk-full", 2)
     assert found.message == "cannot write: No space left on device"
+    assert [path.name for path in folder.rglob("*") if not path.is_dir()] == ["chats.jsonl"]

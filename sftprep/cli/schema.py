@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sftprep.config.places import on_this_machine
+from sftprep.config.places import on_this_machine, unwritten
 from sftprep.errors import UsageError
 
 if TYPE_CHECKING:
@@ -30,13 +30,7 @@ def schema(
             on_this_machine(out)
         except ValueError as error:
             raise UsageError(f"--out: {error}", code="bad-option", hint="see sftprep schema --help") from error
-        # It imports pyarrow, as do the schemas, and nothing that only lists commands.
-        from sftprep.shards.place import named_failures
-
-        with named_failures(out):
-            out.mkdir(parents=True, exist_ok=True)
-            for key, text in texts.items():
-                (out / f"{key}.schema.json").write_text(text, encoding="utf-8")
+        _write(texts, out)
     elif not name:
         typer.echo("\n".join(texts))
     elif name in texts:
@@ -44,6 +38,20 @@ def schema(
     else:
         known = ", ".join(texts)
         raise UsageError(f"there is no schema called {name!r}", code="unknown-schema", hint=f"one of: {known}")
+
+
+def _write(texts: dict[str, str], out: Path) -> None:
+    """Write all schemas or none. OutputError where that cannot be done."""
+    # Files that are whole or not there are the reports', whose imports a list of commands must not wait for.
+    from sftprep.reports.publication import publishing
+
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise unwritten(out, error) from error
+    with publishing([out / f"{name}.schema.json" for name in texts]) as publication:
+        for file, text in zip(publication.files, texts.values(), strict=True):
+            file.write(text.encode("utf-8"))
 
 
 def schema_texts() -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -98,6 +99,17 @@ def input_of(text: str | Path) -> Path:
     if is_remote(text) and str(text).endswith("/"):
         raise ValueError(f"{text} names a folder: name its files, as in {text}*.jsonl")
     return place_of(text)
+
+
+def unwritten(place: str | Path, error: OSError) -> OutputError:
+    """What a failure to write at a place is called: `disk-full`, else `output-not-writable`."""
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    return OutputError(
+        f"cannot write: {error.strerror or error}",
+        code="disk-full" if full else "output-not-writable",
+        place=str(place),
+        hint="free some space or name another place" if full else "name a place that can be written",
+    )
 
 
 def refuse_inside(outputs: Mapping[str, Path | None], inputs: Mapping[str, Path | None]) -> None:

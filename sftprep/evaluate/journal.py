@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from sftprep.config.places import unwritten
 from sftprep.data import Json
-from sftprep.errors import OutputError, UsageError
+from sftprep.errors import UsageError
 
 _BEGINNING: Final = b'{"request": "'
 """Of every line: what is cut short and begins otherwise is somebody else's, and is not ours to take away."""
@@ -27,7 +28,7 @@ class Journal:
         """Read what is there; a line that an interrupt cut short is taken away: its request is asked again.
 
         Raises:
-            OutputError: `write-failed`: the file cannot be written.
+            OutputError: `output-not-writable`, `disk-full`.
             UsageError: `bad-answers`: it holds something else.
         """
         if self.path is None:
@@ -43,14 +44,14 @@ class Journal:
                     raise _bad_answers(self.path)
                 file.truncate(len(whole))
         except OSError as error:
-            raise _unwritten(self.path, error) from error
+            raise unwritten(self.path, error) from error
 
     def get(self, request: str) -> Json | None:
         """What was answered to a request, if it was."""
         return self._known.get(request)
 
     def keep(self, request: str, answer: Json) -> None:
-        """Remember an answer. OutputError `write-failed` where it cannot be written down."""
+        """Remember an answer. OutputError where it cannot be written down."""
         with self._lock:
             self._known[request] = answer
             if self.path is None:
@@ -59,7 +60,7 @@ class Journal:
                 with self.path.open("a", encoding="utf-8") as file:
                     file.write(json.dumps({"request": request, "answer": answer}) + "\n")
             except OSError as error:
-                raise _unwritten(self.path, error) from error
+                raise unwritten(self.path, error) from error
 
 
 def _entry(line: bytes, place: Path) -> tuple[str, Json]:
@@ -76,13 +77,4 @@ def _bad_answers(place: Path) -> UsageError:
         code="bad-answers",
         place=str(place),
         hint="name a new file for --answers",
-    )
-
-
-def _unwritten(place: Path, error: OSError) -> OutputError:
-    return OutputError(
-        f"answers cannot be kept: {error.strerror}",
-        code="write-failed",
-        place=str(place),
-        hint="check that the directory exists, its permissions, and the space left",
     )

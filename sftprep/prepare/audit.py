@@ -100,7 +100,7 @@ def audit(config: AuditConfig) -> Audit:
     Raises:
         ShardError: the set is incomplete or damaged (`no-manifest`, `missing-shard`, `shard-checksum` …).
         ModelFilesError: the server's model cannot be used.
-        OutputError: `write-failed`, `no-such-directory`, `store-failed`.
+        OutputError: `output-not-writable`, `disk-full`, `no-such-directory`, `store-failed`.
         UsageError: `no-such-code`.
     """
     check_places([config.json_file, config.html])

@@ -20,6 +20,7 @@ from typing import Final
 
 import numpy as np
 
+from sftprep.config.places import unwritten
 from sftprep.config.split import SplitConfig
 from sftprep.errors import DataError, OutputError, SourceError
 from sftprep.prepare.quality_leaks import HeldOut
@@ -201,9 +202,7 @@ def _staged(out: Path) -> Iterator[Path]:
         yield staged
         staged.replace(out)
     except OSError as error:
-        hint = "check the place, its permissions, and the space left"
-        message = f"cannot be written: {error.strerror}"
-        raise OutputError(message, code="write-failed", place=str(out), hint=hint) from error
+        raise unwritten(out, error) from error
     finally:
         shutil.rmtree(staged, ignore_errors=True)
 

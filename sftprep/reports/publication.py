@@ -14,7 +14,7 @@ from typing import BinaryIO, Final
 from pydantic import BaseModel
 from pydantic_core import PydanticSerializationError
 
-from sftprep.config.places import is_remote
+from sftprep.config.places import is_remote, unwritten
 from sftprep.errors import OutputError
 from sftprep.stores.write import StoreFolder, check_place
 
@@ -53,10 +53,7 @@ def publishing(paths: list[Path]) -> Iterator[Publication]:
         if publication.wanted:
             _publish(publication.files, partial, paths)
     except OSError as error:
-        message = f"cannot be written: {error.strerror}"
-        place = ", ".join(map(str, paths))
-        hint = "check that the directory exists, its permissions, and the space left"
-        raise OutputError(message, code="write-failed", place=place, hint=hint) from error
+        raise unwritten(", ".join(map(str, paths)), error) from error
     finally:
         _discard(publication.files, partial)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import shutil
 from collections.abc import Iterator
@@ -11,6 +10,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from sftprep.config.places import unwritten
 from sftprep.errors import OutputError
 from sftprep.shards.manifest import Manifest
 from sftprep.shards.schema import MANIFEST_NAME
@@ -91,14 +91,8 @@ def sync_directory(path: Path) -> None:
 
 @contextmanager
 def named_failures(out: Path) -> Iterator[None]:
-    """An OSError while writing becomes an OutputError that says what to do."""
+    """An OSError while writing becomes an OutputError that says what to do: `disk-full`, `output-not-writable`."""
     try:
         yield
     except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        raise OutputError(
-            f"cannot write: {error.strerror or error}",
-            code="disk-full" if full else "output-not-writable",
-            place=str(out),
-            hint="free some space or name another place" if full else "name a directory that can be written",
-        ) from error
+        raise unwritten(out, error) from error

@@ -78,7 +78,7 @@ def test_a_file_of_something_else_is_named_and_left_as_it_is(tmp_path: Path) -> 
 def test_a_file_that_cannot_be_written_is_named_before_anything_is_asked(tmp_path: Path) -> None:
     with pytest.raises(OutputError) as caught:
         Journal(tmp_path / "nowhere" / "answers.jsonl")
-    assert caught.value.code == "write-failed"
+    assert caught.value.code == "output-not-writable"
 
 
 def test_what_a_server_says_of_waiting_holds_for_all_requests(monkeypatch: pytest.MonkeyPatch) -> None:
