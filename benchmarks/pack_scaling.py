@@ -43,13 +43,14 @@ from sftprep.prepare import pack
 
 plan, behind = pack._plan, []
 
-def of_children():
+def of_children(process="self"):
+    # Those that are there, what these have waited for, and theirs: children are forked from one that stays.
     found = 0
-    for task in Path("/proc/self/task").iterdir():
+    for task in Path(f"/proc/{process}/task").iterdir():
         for child in (task / "children").read_text().split():
             stat = Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()
-            found += int(stat[11]) + int(stat[12])
-    return found / os.sysconf("SC_CLK_TCK")
+            found += sum(map(int, stat[11:15])) / os.sysconf("SC_CLK_TCK") + of_children(child)
+    return found
 
 def noted(*arguments):
     behind.extend([time.process_time(), of_children()])
@@ -61,7 +62,7 @@ try:
 except SystemExit as end:
     code = end.code
 own, others = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-told = {"parent": own.ru_utime + own.ru_stime, "children": others.ru_utime + others.ru_stime}
+told = {"parent": own.ru_utime + own.ru_stime, "children": others.ru_utime + others.ru_stime + of_children()}
 told["tail_children"] = max(0.0, told["children"] - behind[1])
 print(json.dumps({**told, "tail": time.process_time() - behind[0]}))
 sys.exit(code)

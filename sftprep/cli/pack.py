@@ -103,6 +103,12 @@ def _foretell(config: PackConfig) -> None:
 
 
 def _run(config: PackConfig) -> None:
+    if (config.workers or 1) > 1:
+        # Brings what starts processes, which most runs have no use for.
+        from sftprep.prepare.child_process import start_importing, will_be_asked
+
+        if will_be_asked(config):
+            start_importing()
     with importing():
         # pyarrow takes 0.1 s and more to import, which `sftprep --help` must not wait for.
         from sftprep.prepare.pack_report import summary

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -13,6 +14,7 @@ from sftprep.engines.fast import EngineChoice
 from sftprep.engines.model import ModelFiles
 from sftprep.engines.reference import ReferenceEngine
 from sftprep.engines.token_bytes import token_table
+from sftprep.engines.tokenizer import tokenizer_of
 from sftprep.prepare.batch import BatchCompiler
 from sftprep.prepare.chat_templates import ChatTemplates
 from sftprep.prepare.plans import PlanBook
@@ -55,6 +57,9 @@ def batch_compiler(model: ModelFiles, config: PackConfig) -> Compiler:
         TemplateError: `template-syntax`.
     """
     tokenizer, parts = model.opened.take()
+    if tokenizer is None:  # another process has it; what is read here once is enough for all of the following
+        parts = json.loads(model.tokenizer_json)
+        tokenizer = tokenizer_of(parts, model.tokenizer_json)
     reference = ReferenceEngine(model.tokenizer_json, tokenizer)
     compile_row = compiler(model, config, engine=reference)
     policy = _policy(config)

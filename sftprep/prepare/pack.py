@@ -27,6 +27,7 @@ from sftprep.errors import EngineDiffersError, SourceError
 from sftprep.prepare.append import Base, with_lengths
 from sftprep.prepare.audit_report import report as audit_report
 from sftprep.prepare.audit_tally import Tally, facts_of
+from sftprep.prepare.child_process import will_be_asked
 from sftprep.prepare.chunk_record import Finished
 from sftprep.prepare.compile import compiler
 from sftprep.prepare.fingerprint import fingerprint
@@ -50,6 +51,8 @@ from sftprep.shards.place import check_output
 from sftprep.shards.read import ShardSet
 from sftprep.shards.write import OnShard, ShardWriter
 from sftprep.sources.compressed import OnBytes
+from sftprep.sources.lines import BLOCK_BYTES
+from sftprep.sources.paths import total_bytes
 from sftprep.stages.pack import plan, plan_single, spread
 
 
@@ -72,10 +75,14 @@ def pack_read(
     before = snapshot(config)
     model = load_model(config.model, keep_open=True)
     compiler(model, config)  # A template that does not compile is found before anything is read.
-    files = input_files(config)
-    key = fingerprint(files, model=model, config=config)
-    run = _Run(config, model, files, key)
-    result = (_in_store if is_remote(config.out) else _here)(run, on_bytes, on_left_out)
+    with Crew(config) as crew:
+        if will_be_asked(config):
+            # Beside the hash of the input; a chunk for each of them there is in any case.
+            crew.begin(model, at_most=(total_bytes([spec.path for spec in config.inputs]) or 0) // BLOCK_BYTES)
+        files = input_files(config)
+        key = fingerprint(files, model=model, config=config)
+        run = _Run(config, model, files, key, crew)
+        result = (_in_store if is_remote(config.out) else _here)(run, on_bytes, on_left_out)
     remember(config, before, fingerprint=key)
     return result
 
@@ -107,7 +114,8 @@ def _made(run: _Run, on_bytes: OnBytes | None, on_left_out: OnLeftOut | None) ->
         return _packed(run, on_bytes, on_left_out)
     except EngineDiffersError as error:
         # Every chunk that the fast engine encoded is gone with the spool, and is done again.
-        again = replace(run, config=config.model_copy(update={"tokenizer_engine": "reference"}), differed=error.place)
+        config = config.model_copy(update={"tokenizer_engine": "reference"})
+        again = replace(run, config=config, crew=Crew(config), differed=error.place)
         return _packed(again, on_bytes, on_left_out)
 
 
@@ -115,16 +123,17 @@ def _packed(run: _Run, on_bytes: OnBytes | None, on_left_out: OnLeftOut | None) 
     config = run.config
     with OutputClaim(config.out) as claim:
         check_output(config.out, fingerprint=run.replaces, overwrite=config.overwrite)
-        with Spool(config.out, run.fingerprint) as spool, Crew(config) as crew:
+        # The children have ended when the spool is left, into which they write.
+        with Spool(config.out, run.fingerprint) as spool, run.crew:
             claim.clear(keep=spool.directory)
-            ledger = _compile(run, spool, crew, on_bytes)
+            ledger = _compile(run, spool, on_bytes)
             refused = refusal(ledger, config)
             if refused is not None:
                 tell(spool.left_out(), on_left_out)
                 raise refused
             if run.base is not None:
                 run.base.refuse_weights(ledger.has_weights)
-            result = _write(_plan(run, ledger), spool, run, crew)
+            result = _write(_plan(run, ledger), spool, run)
             return replace(result, rendering=ledger.rendering, engine_differed=run.differed)
 
 
@@ -134,6 +143,7 @@ class _Run:
     model: ModelFiles
     files: tuple[InputFile, ...]
     fingerprint: str
+    crew: Crew
     base: Base | None = None
     """The set that is added to, if one is."""
     differed: str = ""
@@ -145,10 +155,10 @@ class _Run:
         """The fingerprint of the set that may be at the output."""
         return self.fingerprint if self.base is None else self.base.shards.manifest.fingerprint
 
-    def compiled(self, unread: Iterator[InputChunk], crew: Crew, directory: Path) -> Iterator[Finished]:
+    def compiled(self, unread: Iterator[InputChunk], directory: Path) -> Iterator[Finished]:
         """Each chunk, read and compiled, of the bytes that the fingerprint names: only those may outlive the run."""
         try:
-            for finished in compile_chunks(unread, model=self.model, crew=crew, directory=directory):
+            for finished in compile_chunks(unread, model=self.model, crew=self.crew, directory=directory):
                 self.files[finished.account.read.source].refuse_changed()
                 yield finished
         except SourceError:
@@ -157,12 +167,12 @@ class _Run:
             raise
 
 
-def _compile(run: _Run, spool: Spool, crew: Crew, on_bytes: OnBytes | None) -> Ledger:
+def _compile(run: _Run, spool: Spool, on_bytes: OnBytes | None) -> Ledger:
     """Compile every chunk that is not in the spool yet, and account for all of them."""
     ledger = Ledger(len(run.files))
-    shared = run.config.runner == "local" and crew.num_workers > 1
+    shared = run.config.runner == "local" and run.crew.num_workers > 1
     unread = input_chunks(run.files, run.config, on_bytes=on_bytes, shared=shared)
-    for account in spool.completed(unread, lambda rest: run.compiled(rest, crew, spool.directory)):
+    for account in spool.completed(unread, lambda rest: run.compiled(rest, spool.directory)):
         ledger.add(account)
     for file in run.files:
         file.refuse_changed()
@@ -198,7 +208,7 @@ def _plan(run: _Run, ledger: Ledger) -> Packed:
     )
 
 
-def _write(packed: Packed, spool: Spool, run: _Run, crew: Crew) -> PackResult:
+def _write(packed: Packed, spool: Spool, run: _Run) -> PackResult:
     """Write shards and all that lies beside them, look at the masks as they are on disk, then publish."""
     config, ledger, base = packed.config, packed.ledger, run.base
     part = build_manifest(packed)
@@ -208,7 +218,7 @@ def _write(packed: Packed, spool: Spool, run: _Run, crew: Crew) -> PackResult:
             writer.take_over(base.shards)
         whole = part if base is None else base.manifest_with(part)
         total = Tally.of(len(whole.sources))
-        for made in make_shards(_tasks(packed, whole, writer, spool), crew=crew):
+        for made in make_shards(_tasks(packed, whole, writer, spool), crew=run.crew):
             total.merge(made.tally)
             if made.is_new:
                 writer.add(made.record)

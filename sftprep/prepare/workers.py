@@ -6,7 +6,6 @@ What they do comes out in order whoever does it.
 from __future__ import annotations
 
 import gc
-import multiprocessing
 import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -21,7 +20,7 @@ from typing import Any, Final, Self, TypeVar
 
 from sftprep.config.pack import PackConfig
 from sftprep.engines.model import ModelFiles
-from sftprep.prepare.child_process import obey_parent, refuse_stopped
+from sftprep.prepare.child_process import children_context, environment, obey_parent, refuse_stopped
 from sftprep.prepare.chunk_record import Finished, finished
 from sftprep.prepare.chunk_work import compiled, compiled_here, rows_of, worker_died
 from sftprep.prepare.compile import CompileRow, batch_compiler
@@ -90,14 +89,15 @@ class _Waiting:
     """What a child has or will have."""
 
     given: Any
-    future: Future[Any]
-    is_retried: bool = False
+    future: Future[Any] | None = None
+    is_suspect: bool = False
+    """A child may have died of it. Whoever dies of it alone has been killed by it."""
 
 
 class Crew:
     """Processes of this machine, started when they are first asked for.
 
-    Where one is killed, all are made anew, and what they had is tried once more.
+    Where one is killed, all are made anew, and what they had is tried once more, each by itself.
 
         with Crew(config) as crew:
             crew.ordered(call, given, named=str)
@@ -116,6 +116,12 @@ class Crew:
 
     def __enter__(self) -> Self:
         return self
+
+    def begin(self, model: ModelFiles, *, at_most: int) -> None:
+        """Start children that make themselves ready to compile, no more than so many: they will be asked soon."""
+        self.job = (model, self.config)
+        for _ in range(min(self.num_workers, at_most)):
+            self._started().submit(_be_ready)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -162,41 +168,49 @@ class Crew:
         return self._pool
 
     def _new_pool(self) -> ProcessPoolExecutor:
-        # Fork would copy this process's threads' locks (tokenizers has a thread pool) in whatever state they are.
-        context = multiprocessing.get_context("spawn")
+        context: Any = children_context()
         # No Event: its lock would stay closed for ever where a child is killed that has just asked.
         self._stop = context.RawValue("b", 0)
-        own = (self.job, self._stop, gc.get_threshold())
+        own = (self.job, self._stop, gc.get_threshold(), environment())
         return ProcessPoolExecutor(self.num_workers, mp_context=context, initializer=_start_child, initargs=own)
 
     def _give(self, one: Any) -> None:
-        try:
-            future = self._started().submit(self._call, one)
-        except BrokenProcessPool:
-            self._begin_again()
-            future = self._started().submit(self._call, one)
-        self._waiting.append(_Waiting(one, future))
+        self._waiting.append(_Waiting(one))
+        self._submit()
+
+    def _submit(self) -> None:
+        """Give children what nobody has yet; while there are suspects, each of those is to be alone."""
+        for waiting in () if any(waiting.is_suspect for waiting in self._waiting) else self._waiting:
+            if waiting.future is None:
+                try:
+                    waiting.future = self._started().submit(self._call, waiting.given)
+                except BrokenProcessPool:
+                    self._begin_again()
+                    break
 
     def _next(self) -> Any:
-        try:
-            done = self._waiting[0].future.result()
-        except BrokenProcessPool:
-            self._begin_again()
-            return self._next()
-        self._waiting.popleft()
-        return done
+        while True:
+            first = self._waiting[0]
+            try:
+                if first.future is None:
+                    first.future = self._started().submit(self._call, first.given)
+                done = first.future.result()
+            except BrokenProcessPool:
+                if first.is_suspect:
+                    raise worker_died(self._named(first.given), hint=_DIED_HINT) from None
+                self._begin_again()
+            else:
+                self._waiting.popleft()
+                self._submit()
+                return done
 
     def _begin_again(self) -> None:
-        """One child's death ends the whole pool. What is done is done; the rest is done by new children, once."""
+        """One child's death ends the whole pool. What is done is done; each of the rest may be what it died of."""
         self._started().shutdown(wait=True, cancel_futures=True)
         self._pool = self._new_pool()
         for waiting in self._waiting:
-            if _is_done(waiting.future):
-                continue
-            if waiting.is_retried:
-                raise worker_died(self._named(waiting.given), hint=_DIED_HINT)
-            waiting.is_retried = True
-            waiting.future = self._pool.submit(self._call, waiting.given)
+            if waiting.future is not None and not _is_done(waiting.future):
+                waiting.is_suspect, waiting.future = True, None
 
 
 def _num_cpus() -> int:
@@ -216,13 +230,19 @@ class _Child:
     file: DocumentsFile | None = None
 
 
-def _start_child(job: Job | None, stop: Any, collected_after: tuple[int, int, int]) -> None:
+def _start_child(
+    job: Job | None, stop: Any, collected_after: tuple[int, int, int], environment: dict[str, str]
+) -> None:
     """The child looks for cycles of objects as seldom as its parent does."""
-    obey_parent(stop)
+    obey_parent(stop, told=environment)
     gc.set_threshold(*collected_after)
     if job is not None:
         _Child.compile_row = staticmethod(batch_compiler(*job))
         _Child.config = job[1]
+
+
+def _be_ready() -> None:
+    """Whoever does it has started."""
 
 
 def _compile_in_child(directory: str, chunk: InputChunk) -> Finished:

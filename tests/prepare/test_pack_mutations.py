@@ -132,7 +132,7 @@ def first_again(self: Any) -> None:
     self._pool.shutdown(wait=True, cancel_futures=True)
     self._pool = self._new_pool()
     for waiting in self._waiting:
-        if not workers._is_done(waiting.future):
+        if waiting.future is not None and not workers._is_done(waiting.future):
             waiting.future = self._pool.submit(self._call, self._waiting[0].given)
 
 

@@ -19,7 +19,7 @@ import pytest
 from sftprep.config.pack import PackConfig
 from sftprep.engines.load import load_model
 from sftprep.errors import DataError, TemplateLimitError
-from sftprep.prepare import workers
+from sftprep.prepare import child_process, workers
 from sftprep.prepare.chunk_record import Finished
 from sftprep.prepare.document_files import read_documents
 from sftprep.prepare.inputs import InputChunk
@@ -90,6 +90,36 @@ def test_children_look_for_cycles_as_seldom_as_their_parent(job: dict[str, Any])
         assert list(job["crew"].ordered(thresholds, [0], named=str)) == [(12_345, 6, 7)]
     finally:
         gc.set_threshold(*before)
+
+
+def about_its_origin(_: int) -> tuple[int, int, dict[str, str]]:
+    """Of a child: what it was forked from, how many threads that has, and the environment."""
+    parent = os.getppid()
+    return parent, len(os.listdir(f"/proc/{parent}/task")), dict(os.environ)
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="this system does not list a process's threads")
+def test_children_are_forked_from_a_process_of_one_thread_and_have_their_parents_environment(
+    job: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Of several threads a fork copies the locks, in whatever state they are.
+    (first,) = job["crew"].ordered(about_its_origin, [0], named=str)
+    monkeypatch.setenv("SFTPREP_TEST", "told later")
+    with workers.Crew(job["crew"].config) as later:
+        (second,) = later.ordered(about_its_origin, [0], named=str)
+    assert first[0] == second[0] != os.getpid(), "what is imported serves all"
+    assert (first[1], second[1]) == (1, 1)
+    assert "SFTPREP_TEST" not in first[2]
+    assert second[2] == dict(os.environ)
+
+
+@pytest.mark.slow
+def test_where_no_process_can_be_forked_children_are_started_anew(
+    job: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(child_process, "_can_fork", lambda: False)
+    assert lines_of(compile_chunks(chunks(5), **job), job["directory"]) == [[line] for line in range(1, 6)]
+    assert child_process.children_context().get_start_method() == "spawn"
 
 
 def with_murders(count: int, *, before: set[int]) -> Iterator[InputChunk]:
