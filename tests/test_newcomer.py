@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import json
 import os
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from sftprep.cli.app import app
+from sftprep.cli.app import app, main
 
 ROW = json.dumps({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]})
 
@@ -209,3 +210,41 @@ def test_a_full_disk_has_one_name_in_all_commands_and_nothing_is_left_there(
     assert (getattr(found, "code", found), found.exit_code) == ("disk-full", 2)
     assert found.message == "cannot write: No space left on device"
     assert [path.name for path in folder.rglob("*") if not path.is_dir()] == ["chats.jsonl"]
+
+
+LONG = "x" * 300
+"""No file system has such a name: to ask for it is refused, as in a directory that may not be entered."""
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["validate", LONG],
+        ["validate", "chats.jsonl", "--html", LONG],
+        ["pack", "chats.jsonl", "--model", LONG, "--out", "out", "--max-length", "64"],
+        ["audit", LONG],
+        ["audit", "PACKED", "--diff", LONG],
+        ["evaluate", "--model", "nowhere", "--suite", LONG],
+    ],
+    ids=lambda words: " ".join(words[:-1])[:30],
+)
+def test_a_path_that_the_system_refuses_is_named_and_no_traceback(
+    folder: Path, packed: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: list[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["sftprep", *(str(packed) if word == "PACKED" else word for word in words)])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: {LONG}")
+    # From Python 3.14 on, to ask whether a file is there is answered no.
+    assert "File name too long [unreadable-file]" in said or sys.version_info >= (3, 14)
+    assert [path.name for path in folder.iterdir()] == ["chats.jsonl"]
+
+
+def test_what_is_no_refusal_of_a_path_stays_what_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    for failure in (OSError(errno.EIO, "broken", "disk"), PermissionError(errno.EPERM, "no path")):
+        monkeypatch.setattr("sftprep.cli.app.app", lambda failure=failure: (_ for _ in ()).throw(failure))
+        with pytest.raises(OSError, match=str(failure.strerror)) as caught:
+            main()
+        assert caught.value is failure

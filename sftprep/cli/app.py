@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib import import_module
 from typing import Any, Final
 
@@ -13,7 +16,7 @@ from typer.core import TyperCommand, TyperGroup
 from sftprep import __version__
 from sftprep.cli.interrupt import end_interrupted
 from sftprep.engines.panics import named_panics
-from sftprep.errors import SftprepError
+from sftprep.errors import SftprepError, UsageError
 
 SUMMARIES: Final = {
     "validate": "Check chat data row by row: every fault, at its file, line and JSON pointer, with what to do "
@@ -32,6 +35,9 @@ SUMMARIES: Final = {
     "schema": "Print the JSON Schema of a row, a report, the manifest or a configuration.",
 }
 """The commands, in the order of use, and what each one's help begins with: to list them none is imported."""
+
+_REFUSALS: Final = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG)
+"""What a system says of a path that it does not look at."""
 
 
 class _OnDemand(Mapping[str, Any]):
@@ -107,11 +113,29 @@ def root(
     """The compiler for supervised fine-tuning data of chat models."""
 
 
+@contextmanager
+def _named_refusals() -> Iterator[None]:
+    """UsageError `unreadable-file` where the system refuses a path, such as one in a directory that may not be entered.
+
+    Even to ask whether a file is there is refused then, wherever a command asks that.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _REFUSALS or error.filename is None:
+            raise
+        hint = "check the path, its permissions and those of the directories above"
+        place = os.fsdecode(error.filename)
+        raise UsageError(
+            f"cannot be opened: {error.strerror}", code="unreadable-file", place=place, hint=hint
+        ) from error
+
+
 def main() -> None:
     """Run the command line; a SftprepError is printed to stderr and becomes its exit code."""
     try:
         # Transformers, and engines beside the reference, encode without telling breakdowns apart.
-        with named_panics():
+        with named_panics(), _named_refusals():
             app()
     except SftprepError as error:
         typer.echo("\n  ".join([f"error: {error}", *getattr(error, "__notes__", ())]), err=True)

@@ -122,10 +122,13 @@ def _shards(path: Path, copies: Copies) -> ShardSet | None:
 @contextmanager
 def temporary_folder() -> Iterator[Path]:
     """A folder that is gone afterwards. OutputError where it, or a file in it, cannot be written."""
+    folder = ""
     try:
         with tempfile.TemporaryDirectory(prefix="sftprep-diff-") as folder:
             yield Path(folder)
     except OSError as error:
+        if folder and error.filename is not None and not Path(error.filename).is_relative_to(folder):
+            raise
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         raise OutputError(
             f"cannot keep the tokens to compare in the temporary directory: {error.strerror or error}",
