@@ -1,12 +1,12 @@
 """The quick way through rows that are plainly fine, which most are; what it cannot prove is judged in full elsewhere.
 
-One search over a row's bytes, by pydantic's Rust engine (an ordinary `re` takes five times as long as all else), tells
+A search over a row's bytes, by pydantic's Rust engine (an ordinary `re` takes five times as long as all else), tells
 whether anything in its texts needs a second look. It may say so for nothing; it never misses.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Final
 
 from pydantic_core import SchemaValidator, core_schema
@@ -24,23 +24,39 @@ _CYRILLIC_TAIL: Final = (
     r"\\u(?:00[89abAB]|040|045|049|20[1-9a-fA-F]|21[0-2])",
 )
 """What follows a first character where the encoding was wrong: as it is, and as escapes write it."""
-_SUSPECT: Final = "|".join(
+_WRITTEN: Final = "|".join(
     (
         # Control characters, U+FFFD, and what wrong decoding leaves, of which either half may be an escape.
         r"[\x7f-\u0084\u0086-\u009f\ufffd]",
         rf"(?:[\u00c2-\u00f4]|\\u00[c-fC-F][0-9a-fA-F])(?:[{_TAIL[0]}]|{_TAIL[1]})",
         rf"(?:[\u0420\u0421]|\\u042[01])(?:[{_CYRILLIC_TAIL[0]}]|{_CYRILLIC_TAIL[1]})",
-        # Escapes that may write one of these, or a quote, a colon, a bracket or a letter.
-        r"\\[bf]",
-        r"\\u(?:00[0-9]|[fF]{3}[dD])",
-        # Keys that cannot be counted.
-        r'"[ \t\r\n]+:',
-        # Tags of reasoning, and marks of tools' results.
-        r"think>|thinking>|reasoning>|thought>|THINK\]",
-        r"<(?:tool_|function_|observation|execution_)|TOOL_RESULTS|<\|(?:tool_|observation)|Observation:",
     )
 )
-_SEARCH: Final = SchemaValidator(core_schema.str_schema(pattern=_SUSPECT, regex_engine="rust-regex"))
+_WRITTEN_IN_ASCII: Final = "|".join(
+    (r"\x7f", rf"\\u00[c-fC-F][0-9a-fA-F](?:{_TAIL[1]})", rf"\\u042[01](?:{_CYRILLIC_TAIL[1]})")
+)
+"""The same where no character is beyond ASCII."""
+_ESCAPED: Final = r"\\[bf]|\\u(?:00[0-9]|[fF]{3}[dD])"
+"""Escapes that may write one of these, or a quote, a colon, a bracket or a letter."""
+_SPACED: Final = r'"[ \t\r\n]+:'
+"""Keys that cannot be counted."""
+_TAGGED: Final = (
+    r"think>|thinking>|reasoning>|thought>|THINK\]"
+    r"|<(?:tool_|function_|observation|execution_)|TOOL_RESULTS|<\|(?:tool_|observation)|Observation:"
+)
+"""Tags of reasoning, and marks of tools' results."""
+
+
+def searching(*patterns: str) -> Callable[[bytes], bool]:
+    """What tells whether UTF-8 matches any of these patterns; False also where it is none."""
+    schema = core_schema.str_schema(pattern="|".join(patterns), regex_engine="rust-regex")
+    return SchemaValidator(schema).isinstance_python
+
+
+_holds_any: Final = searching(_WRITTEN, _ESCAPED, _TAGGED)
+# The engine leaps from one place to the next where what it looks for begins with a few bytes, and reads byte by byte
+# where it may begin with many: three searches take half the time of one.
+_holds_tag, _holds_escape, _holds_space = searching(_TAGGED), searching(_WRITTEN_IN_ASCII, _ESCAPED), searching(_SPACED)
 
 TURNS: Final = frozenset(
     {("", "system"), ("", "user"), ("system", "user"), ("user", "assistant"), ("assistant", "user")}
@@ -53,7 +69,12 @@ _NOT_PLAIN: Final = ROW_KEYS - _MESSAGES_ONLY
 
 def is_suspect(raw: bytes) -> bool:
     """Whether a row's UTF-8 may hold a broken character, a tag, or a key that cannot be counted; False is certain."""
-    return _SEARCH.isinstance_python(raw)
+    return has_suspect_text(raw) or _holds_space(raw)
+
+
+def has_suspect_text(raw: bytes) -> bool:
+    """The same, but for keys with space before their colon."""
+    return _holds_tag(raw) or _holds_escape(raw) if raw.isascii() else _holds_any(raw)
 
 
 def plain_chat(value: Mapping[str, Json]) -> Draft | None:

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from itertools import chain
 from typing import Final, Literal, NamedTuple
 
 import msgspec
 
 from sftprep.data import Conversation
 from sftprep.records.openai import ROW_KEYS
-from sftprep.records.plain import TURNS, is_suspect
+from sftprep.records.plain import TURNS, has_suspect_text, is_suspect, searching
 
 _STARTS: Final = (b'{"messages": [{', b'{"messages":[{')
 """Of a line whose first list of messages is not empty."""
@@ -35,6 +36,8 @@ class _Row(msgspec.Struct, forbid_unknown_fields=True, gc=False):
 
 _DECODE: Final = msgspec.json.Decoder(_Row).decode
 _DECODE_ALL: Final = msgspec.json.Decoder(dict[str, list[_Message] | str | float | int | bool | None]).decode
+_has_later_role: Final = searching(*(f'{before}"role"' for before in (",", " ", r"\t", r"\r")))
+"""Whether a role may not stand right behind a bracket."""
 _READ: Final = ROW_KEYS - {"messages"}
 
 
@@ -51,12 +54,11 @@ class PlainChat(NamedTuple):
 
 def plain_lines(lines: Sequence[bytes]) -> list[PlainChat | None]:
     """The chat that each line is; None where it is none of these, or any finding could be made of it."""
-    read = [_messages(raw) for raw in lines]
-    known = [(raw, messages) for raw, messages in zip(lines, read, strict=True) if messages is not None]
-    if not _have_keys_once(b"".join([raw for raw, _ in known]), sum([len(messages) for _, messages in known])):
-        # As each line has at least a key a message, all of them have just those where the sums say so.
-        read = [_checked(raw, messages) for raw, messages in zip(lines, read, strict=True)]
-    return [None if messages is None else _chat(messages) for messages in read]
+    chats = [None if messages is None else _chat(messages) for messages in map(_messages, lines)]
+    # Whether each text says something is asked of all at once: hardly any does not.
+    if not _all_say(list(chain.from_iterable([chat.texts for chat in chats if chat is not None]))):
+        return [None if chat is None or not _all_say(chat.texts) else chat for chat in chats]
+    return chats
 
 
 def plain_line(raw: bytes) -> PlainChat | None:
@@ -83,7 +85,7 @@ def plain_row(raw: bytes) -> tuple[frozenset[str], PlainChat] | None:
     if num_keys != 1 + len(row) + 2 * len(messages) or raw.count(b'{"role":') != len(messages):
         return None
     chat = _chat(messages)
-    return None if chat is None else (frozenset(row), chat)
+    return None if chat is None or not _all_say(chat.texts) else (frozenset(row), chat)
 
 
 def _is_beside(key: str) -> bool:
@@ -103,32 +105,25 @@ def plain_conversation(conversation: Conversation) -> PlainChat | None:
 
 
 def _messages(raw: bytes) -> list[_Message] | None:
-    if not raw.startswith(_STARTS) or is_suspect(raw):
+    """The messages of a line that has a role and then a content a message, each once, and no second messages.
+
+    In a string a quote is escaped, so what is read here as a key is one or a whole text, which is more than there may
+    be; and all keys are: letters written as escapes are suspect. So each role is the first key of an object, and thus
+    no second one of it. A second list of messages has messages of its own, or is the one that was read, and empty.
+    """
+    if not raw.startswith(_STARTS) or has_suspect_text(raw) or _has_later_role(raw):
         return None
     try:
-        return _DECODE(raw).messages
+        messages = _DECODE(raw).messages
     except (msgspec.MsgspecError, UnicodeDecodeError):
         return None
-
-
-def _checked(raw: bytes, messages: list[_Message] | None) -> list[_Message] | None:
-    return messages if messages is not None and _have_keys_once(raw, len(messages)) else None
-
-
-def _have_keys_once(data: bytes, num_messages: int) -> bool:
-    """Whether lines without anything suspect have a role and then a content a message, and no second messages.
-
-    In a string a quote is escaped, so these are keys, and all of them: space before a colon and letters written as
-    escapes are suspect. A second list of messages has messages of its own, or is the one that was read, and empty.
-    """
-    keys = (b'{"role":', b'"role":', b'"content":')
-    return all(data.count(key) == num_messages for key in keys)
+    return messages if raw.count(b'"content"') == len(messages) else None
 
 
 def _chat(messages: list[_Message]) -> PlainChat | None:
-    texts = [message.content for message in messages]
+    """The chat of these messages, of which any may be found to say nothing; None where they are not in turn."""
     roles = tuple([message.role for message in messages])
-    return PlainChat(roles, texts) if _are_in_turn(roles) and _all_say(texts) else None
+    return PlainChat(roles, [message.content for message in messages]) if _are_in_turn(roles) else None
 
 
 def _all_say(texts: list[str]) -> bool:

@@ -23,6 +23,8 @@ _MOJIBAKE: Final = re.compile(
     # Cyrillic read as cp1251: every second letter is a capital of two.
     r"|(?:[\u0420\u0421][\u0080-\u00bf\u0402-\u040f\u0452-\u045f\u0490\u0491\u2013-\u2122]){3,}"
 )
+_LEADS: Final = (b"\xc3", b"\xd0")
+"""Where UTF-8 has none of these, nothing is of the wrong encoding: so the characters begin with which that begins."""
 _CONTROL: Final = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f]")
 
 _REASONING_KEYS: Final = ("reasoning_content", "reasoning", "thinking")
@@ -73,7 +75,9 @@ def _texts(value: Json, path: str) -> Iterator[tuple[str, str]]:
 
 
 def _broken(text: str, *, pointer: str) -> Iterator[Fault]:
-    whole, num_mojibake = _MOJIBAKE.subn("", text)
+    written = text.encode("utf-8", "surrogatepass")
+    may_be_mojibake = any(lead in written for lead in _LEADS)
+    whole, num_mojibake = _MOJIBAKE.subn("", text) if may_be_mojibake else (text, 0)
     if num_mojibake:
         found = _MOJIBAKE.search(text)
         sample = found.group() if found else ""

@@ -16,7 +16,7 @@ from sftprep.data import RowAddress
 from sftprep.records import plain
 from sftprep.records.draft import Format
 from sftprep.records.json_text import parse_json
-from sftprep.records.plain import is_suspect, plain_chat
+from sftprep.records.plain import has_suspect_text, is_suspect, plain_chat
 from sftprep.records.read import read_record
 from sftprep.sources.lines import read_rows
 from sftprep.stages.validate import validate_row
@@ -109,6 +109,20 @@ def test_each_piece_is_judged_alike_both_ways_in_either_spelling(piece: str, *, 
     for text in (lower, upper):
         checked = validate_row(text.encode(), address=ADDRESS, format=None)
         assert [(finding.code, finding.pointer) for finding in checked.findings] == full(text.encode())
+
+
+@settings(deadline=None, max_examples=500)
+@given(ROWS, st.booleans())
+def test_a_row_in_ascii_is_suspect_for_what_is_suspect_anywhere(row: Any, compact: bool) -> None:
+    raw = json.dumps(row, separators=(",", ":") if compact else None).encode()
+    assert has_suspect_text(raw) == plain._holds_any(raw)
+    assert is_suspect(raw) == (plain._holds_any(raw) or re.search(rb'"[ \t\r\n]+:', raw) is not None)
+
+
+@pytest.mark.parametrize("piece", ["cafÃ©", "Â»", "itâ€™s", "ðŸŒŠ", "Ð¿Ñ€Ð¸", "\u00f4\u0080\u0080\u0080" * 3, "РІРµС‚"])
+def test_text_of_the_wrong_encoding_is_found_whatever_it_begins_with(piece: str) -> None:
+    row = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": f"b {piece}"}]}
+    assert ("mojibake", "/messages/1/content") in full(json.dumps(row).encode())
 
 
 @settings(deadline=None, max_examples=400)

@@ -12,7 +12,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from sftprep.data import Conversation, RowAddress
-from sftprep.records.plain_lines import plain_line
+from sftprep.records.plain_lines import plain_line, plain_lines
 from sftprep.sources.lines import read_rows
 from sftprep.stages.validate import validate_row
 
@@ -90,7 +90,14 @@ def test_chats_are_plain_in_either_spelling(*, ascii_only: bool, compact: bool) 
         (b"]}", b'], "id": 1}'),
         (b'"role": "user", "content": "a"', b'"content": "a", "role": "user"'),
         (b'"role": "user"', b'"r\\u006fle": "user"'),
-        (b'"role": "user"', b'"role" : "user"'),
+        (b'"role": "user"', b'"role" : "system", "role": "user"'),
+        (b'"role": "user"', b'"role": "system","role" : "user"'),
+        (b'"role": "user"', b'"role": "system",\t"role": "user"'),
+        (b'"role": "user"', b' "role": "user"'),
+        (b'"content": "a"', b'"content" : "b", "content": "a"'),
+        (b'"content": "a"', b'"content": "b", "content" : "a"'),
+        (b'"content": "a"', b'"content": "content"'),
+        (b'"content": "a"', b'"content": "role"'),
         (b'"role": "user"', b'"role": "tool"'),
         (b'"role": "user"', b'"role": 1'),
         (b'"content": "a"', b'"content": " \\n"'),
@@ -111,6 +118,19 @@ def test_a_line_that_is_not_certainly_plain_goes_the_full_way(old: bytes, new: b
     assert agrees(PLAIN)
     assert old in PLAIN
     assert not agrees(PLAIN.replace(old, new, 1))
+
+
+@pytest.mark.parametrize("key", [b'"role"', b'"content"'])
+def test_space_before_a_colon_hides_no_key(key: bytes) -> None:
+    assert agrees(PLAIN.replace(key, key + b" \t"))
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+@pytest.mark.parametrize("text", ["", " \n"])
+def test_of_lines_that_are_read_together_just_those_that_say_nothing_are_not_plain(text: str, place: int) -> None:
+    said = PLAIN.replace(b'"a"', json.dumps(text).encode())
+    lines = [said if number == place else PLAIN for number in range(3)]
+    assert [chat is None for chat in plain_lines(lines)] == [number == place for number in range(3)]
 
 
 @pytest.mark.parametrize(
