@@ -14,6 +14,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain, islice
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
@@ -28,12 +29,17 @@ from sftprep.prepare.document_files import DocumentsFile
 from sftprep.prepare.inputs import InputChunk
 from sftprep.prepare.ray_runner import compile_on_ray
 from sftprep.prepare.shard_work import MadeShard, ShardTask, forget_documents, make_shard
+from sftprep.sources.lines import BLOCK_BYTES
+from sftprep.sources.paths import total_bytes
 
 Job = tuple[ModelFiles, PackConfig]
 Given = TypeVar("Given")
 Done = TypeVar("Done")
 
 _DIED_HINT: Final = "out of memory? try fewer --workers"
+_MOST_AT_ONCE: Final = 4
+_LEAST_TIMES: Final = 16
+"""How often each child is given chunks at the least before it is given several at once."""
 _WORTH_A_START: Final = 1 << 24
 """Tokens for which children are started that have not compiled: a start takes as long as a few million."""
 
@@ -61,9 +67,20 @@ def compile_chunks(
                 yield finished(done, first=chunk.block.first, file=file)
         else:
             crew.job = (model, config)
-            compile_chunk = partial(_compile_in_child, str(directory))
-            with closing(crew.ordered(compile_chunk, chunks, named=rows_of)) as in_order:
-                yield from in_order
+            compile_all = partial(_each, partial(_compile_in_child, str(directory)))
+            size = _chunks_at_once(crew)
+            several = iter(lambda: tuple(islice(chunks, size)), ())
+            with closing(crew.ordered(compile_all, several, named=lambda given: rows_of(given[0]))) as in_order:
+                yield from chain.from_iterable(in_order)
+
+
+def _chunks_at_once(crew: Crew) -> int:
+    """Chunks that a child is given together: several of a large input, as asking and answering cost the same for all.
+
+    Few enough that the children end together.
+    """
+    num_blocks = (total_bytes([spec.path for spec in crew.config.inputs]) or 0) // BLOCK_BYTES
+    return max(1, min(_MOST_AT_ONCE, num_blocks // (_LEAST_TIMES * crew.num_workers)))
 
 
 def make_shards(tasks: list[ShardTask], *, crew: Crew) -> Iterator[MadeShard]:
@@ -243,6 +260,11 @@ def _start_child(
 
 def _be_ready() -> None:
     """Whoever does it has started."""
+
+
+def _each(call: Callable[[Given], Done], given: Iterable[Given]) -> list[Done]:
+    """What a child makes of each of several that it was given at once."""
+    return [call(one) for one in given]
 
 
 def _compile_in_child(directory: str, chunk: InputChunk) -> Finished:

@@ -149,6 +149,25 @@ def test_chunks_of_a_child_that_dies_are_compiled_by_another(job: dict[str, Any]
     assert lines == [[line] for line in range(1, 41)]
 
 
+def test_several_chunks_that_are_given_at_once_come_out_in_order_also_after_a_death(
+    job: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workers, "_chunks_at_once", lambda crew: 3)
+    lines = lines_of(compile_chunks(with_murders(40, before={16}), **job), job["directory"])
+    assert lines == [[line] for line in range(1, 41)]
+
+
+@pytest.mark.parametrize(("megabytes", "expected"), [(0, 1), (20, 1), (40, 2), (1000, 4)])
+def test_children_are_given_several_chunks_at_once_where_there_are_many(
+    job: dict[str, Any], tmp_path: Path, megabytes: int, expected: int
+) -> None:
+    path = tmp_path / "chats.jsonl"
+    path.touch()
+    os.truncate(path, megabytes << 20)
+    crew = workers.Crew(job["crew"].config.model_copy(update={"files": (path,)}))
+    assert workers._chunks_at_once(crew) == expected
+
+
 def test_chunks_that_end_their_child_twice_are_an_error_that_names_its_rows(
     job: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
