@@ -10,6 +10,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -54,7 +55,8 @@ def environment() -> dict[str, str]:
 
 
 def _can_fork() -> bool:
-    return "forkserver" in multiprocessing.get_all_start_methods()
+    # macOS knows it too, but what its system libraries begin when they are imported does not outlive a fork.
+    return sys.platform == "linux" and "forkserver" in multiprocessing.get_all_start_methods()
 
 
 @contextmanager
