@@ -79,6 +79,19 @@ def check_fit(place: ModelPlace, manifest: Manifest) -> None:
     )
 
 
+def check_carried(directory: Path, manifest: Manifest) -> None:
+    """What a set carries of its model, and the trained one gets byte for byte, is what the set was packed with.
+
+    Raises:
+        ShardError: `no-tokenizer`, `tokenizer-differs`, `template-differs`. ModelFilesError: `bad-model-file`.
+    """
+    files, hint = read_text_files(directory), "copy the set again, or pack it again"
+    if "tokenizer.json" not in files:
+        place = str(directory / "tokenizer.json")
+        raise ShardError("the set carries no tokenizer", code="no-tokenizer", place=place, hint=hint)
+    check_same_files(build_model(str(directory), files), manifest, place=str(directory), hint=hint)
+
+
 def check_same_files(found: ModelFiles, manifest: Manifest, *, place: str, hint: str) -> None:
     """ShardError `tokenizer-differs`, `template-differs`: a set was packed with other files than these."""
     packed = manifest.model

@@ -23,7 +23,7 @@ from sftprep.train.distributed import World, split_model
 from sftprep.train.forward import find_head
 from sftprep.train.loggers import check_loggers
 from sftprep.train.loop import Feed, Trainee, check_ids
-from sftprep.train.model import ModelPlace, check_fit, check_lengths, load, locate
+from sftprep.train.model import ModelPlace, check_carried, check_fit, check_lengths, load, locate
 from sftprep.train.optim import build_optimizer
 from sftprep.train.proof import Proof, ground_of_fit, ground_of_isolation
 from sftprep.train.recompute import recompute_activations
@@ -59,10 +59,14 @@ def open_all(config: TrainConfig, *, world: World, console: Console) -> tuple[Sh
     check_loggers(config)
     shards = open_set(config.data, config)
     where = Where(locate(config.model), device, dtype, console, world, _proven(config))
-    ground = ground_of_fit(where.place.directory, shards.manifest)
-    if not where.proof.knows("fit", ground):
+    carried = shards.directory / "model"
+    ground = [ground_of_fit(directory, shards.manifest) for directory in (where.place.directory, carried)]
+    if not where.proof.knows("fit", " ".join(ground)):
         check_fit(where.place, shards.manifest)
-    where.proof.now["fit"] = ground
+        # A model of the same bytes has been looked at, if it has a tokenizer at all.
+        if ground[0] != ground[1] or not (carried / "tokenizer.json").is_file():
+            check_carried(carried, shards.manifest)
+    where.proof.now["fit"] = " ".join(ground)
     return shards, where
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -12,9 +13,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from sftprep.data import SpanKind
+from sftprep.engines.load import build_model
 from sftprep.shards.manifest import (
     Counts,
     LeftOut,
@@ -29,6 +33,15 @@ from sftprep.shards.schema import SHARD_SCHEMA, WEIGHTS_FIELD
 VOCAB = 96
 STOP = 2
 TEMPLATE = "{% for m in messages %}{{ m['content'] }}{% endfor %}\n"
+
+MODEL_FILES = {
+    "tokenizer.json": Tokenizer(
+        WordLevel({"<unk>": 0, **{f"t{number}": number for number in range(1, VOCAB)}}, unk_token="<unk>")
+    ).to_str(),
+    "chat_template.jinja": TEMPLATE,
+    "generation_config.json": json.dumps({"temperature": 0.7, "eos_token_id": STOP}),
+}
+"""What a set carries of the model that it was packed for."""
 
 torch.set_num_threads(1)
 
@@ -83,8 +96,8 @@ def _write(
     schema = SHARD_SCHEMA.append(WEIGHTS_FIELD) if weighted else SHARD_SCHEMA
     (directory / "shards").mkdir(parents=True)
     (directory / "model").mkdir()
-    (directory / "model" / "chat_template.jinja").write_text(TEMPLATE, encoding="utf-8")
-    (directory / "model" / "generation_config.json").write_text('{"temperature": 0.7, "eos_token_id": 1}')
+    for name, text in MODEL_FILES.items():
+        (directory / "model" / name).write_text(text, encoding="utf-8")
     ends = [len(rows) * number // num_shards for number in range(num_shards + 1)]
     shards = [
         _write_shard(directory, number, part, schema=schema, row_group=row_group)
@@ -116,13 +129,14 @@ def _manifest(rows: list[dict[str, object]], shards: list[ShardRecord], *, packi
     lengths = [length for row in rows for length in row["seq_lengths"]]
     tokens, trained = sum(lengths), sum(row["num_trained"] for row in rows)
     quantiles = Lengths(mean=float(np.mean(lengths)), p50=1, p90=1, p99=1, max=max(lengths))
+    carried = build_model("toy", {name: text.encode() for name, text in MODEL_FILES.items()})
     return Manifest(
         fingerprint="f" * 64,
         versions={},
         model=ModelRecord(
             name="toy",
-            tokenizer_sha256="0",
-            template_sha256="0",
+            tokenizer_sha256=carried.tokenizer_sha256,
+            template_sha256=carried.template_sha256,
             template=TEMPLATE,
             stop_ids=[STOP],
             stop_tokens=["<stop>"],

@@ -232,6 +232,33 @@ def test_a_model_with_another_template_is_refused_c8(
     assert raised.value.code == "template-differs"
 
 
+@pytest.mark.parametrize(
+    ("name", "old", "new", "code"),
+    [
+        ("chat_template.jinja", "content", "role", "template-differs"),
+        ("tokenizer.json", '"t7": 7', '"t7": 8', "tokenizer-differs"),
+        ("tokenizer.json", "{", "", "bad-model-file"),
+        ("tokenizer.json", None, None, "no-tokenizer"),
+    ],
+)
+def test_a_set_that_carries_other_files_than_it_was_packed_with_is_refused_c8(
+    *, shard_set: ShardSetFactory, toy_model: Path, tmp_path: Path, name: str, old: str | None, new: str, code: str
+) -> None:
+    data = shard_set()
+    file = data / "model" / name
+    if old is None:
+        file.unlink()
+    else:
+        text = json.dumps(json.loads(file.read_text("utf-8"))) if name.endswith(".json") else file.read_text("utf-8")
+        assert old in text
+        file.write_text(text.replace(old, new, 1), encoding="utf-8")
+    with pytest.raises(SftprepError) as raised:
+        _run(data, toy_model, out=tmp_path / "out")
+    assert raised.value.code == code
+    assert raised.value.place.startswith(str(data / "model"))
+    assert not (tmp_path / "out.running").exists()
+
+
 def test_a_set_that_does_not_say_what_its_mask_is_is_refused_a4(
     shard_set: ShardSetFactory, toy_model: Path, tmp_path: Path
 ) -> None:
