@@ -14,6 +14,10 @@ NO_MESSAGE: Final = -1
 """The stamp of what is written outside any message's turn."""
 
 
+new_tuple: Final = tuple.__new__
+"""Makes a named tuple of all its values in half the time that its own constructor takes."""
+
+
 class Run(NamedTuple):
     """`length` characters of `source`, the first of which is the source's character `offset` (or `DERIVED`)."""
 
@@ -49,7 +53,7 @@ def extend_runs(runs: list[Run], more: Iterable[Run]) -> None:
         if runs:
             last = runs[-1]
             if last.source == run.source and (run.source < 0 or _continues(last, run)):
-                runs[-1] = Run(last.length + run.length, last.source, last.offset)
+                runs[-1] = new_tuple(Run, (last.length + run.length, last.source, last.offset))
                 continue
         runs.append(run)
 

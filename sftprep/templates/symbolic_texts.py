@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from sftprep.errors import TemplateError
 from sftprep.templates.environment import Mark
-from sftprep.templates.runs import Run
+from sftprep.templates.runs import Run, new_tuple
 from sftprep.templates.symbolic_session import Keys, SymbolicSession
 from sftprep.templates.symbolic_tracer import Part
 from sftprep.templates.symbols import Field, Guard, OpaqueError
@@ -59,7 +59,7 @@ def pieces_of(session: SymbolicSession, text: TracedStr) -> list[Piece]:
                 raise OpaqueError("a part of a field is written")
             pieces.append(tracer.fields[run.source])
         elif run.source < 0:
-            pieces.append(Constant(shown, run.source))
+            pieces.append(new_tuple(Constant, (shown, run.source, -1, (), 0, "")))
         else:
             message, keys = session.keys_of(run.source)
             pieces.append(Constant(shown, 0, message, keys, run.offset, tracer.sources[run.source].text))
@@ -128,9 +128,9 @@ class Builder:
         if isinstance(piece, Field):
             source = session.source_of(piece)
             text = session.tracer.sources[source].text
-            return text, Run(len(text), source, 0)
+            return text, new_tuple(Run, (len(text), source, 0))
         source = piece.source if piece.source < 0 else session.constant(piece.message, piece.keys, piece.whole)
-        return piece.text, Run(len(piece.text), source, piece.offset)
+        return piece.text, new_tuple(Run, (len(piece.text), source, piece.offset))
 
 
 def count_at(text: TracedStr, position: int) -> int:

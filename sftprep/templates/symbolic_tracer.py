@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from jinja2.runtime import Macro
 
-from sftprep.templates.runs import DERIVED, Run, Source
+from sftprep.templates.runs import DERIVED, Run, Source, new_tuple
 from sftprep.templates.sandbox import TemplateDict, TemplateNamespace
 from sftprep.templates.symbolic_layout import Reads
 from sftprep.templates.symbols import Field, Guard, JsonOptions, Op, OpaqueError, Watched, answer, write_json
@@ -92,7 +92,7 @@ class SymbolicTracer(Tracer):
 
     def ask(self, source: int, question: str, args: tuple[Any, ...]) -> Any:
         """The answer to a question about a field, noted."""
-        guard = Guard(self.fields[source], question, args)
+        guard = new_tuple(Guard, (self.fields[source], question, args))
         if guard not in self.guards:
             self.guards[guard] = answer(self.sources[source].text, question, args)
         said = self.asked[guard] = self.guards[guard]
@@ -101,7 +101,7 @@ class SymbolicTracer(Tracer):
     def of_field(self, source: int) -> TracedStr:
         """The text of a source."""
         text = self.sources[source].text
-        return TracedStr.of(self, text, (Run(len(text), source, 0),) if text else ())
+        return TracedStr.of(self, text, (new_tuple(Run, (len(text), source, 0)),) if text else ())
 
     def as_json(self, source: int, options: JsonOptions) -> TracedStr:
         """A JSON value, or a text, of the conversation as the JSON filter writes it."""

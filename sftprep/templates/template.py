@@ -20,7 +20,7 @@ from sftprep.data import Json
 from sftprep.errors import TemplateError, TemplateLimitError
 from sftprep.templates.environment import TracingEnvironment
 from sftprep.templates.limits import Meter, RenderLimitError
-from sftprep.templates.runs import Run, Source
+from sftprep.templates.runs import Run, Source, new_tuple
 from sftprep.templates.sandbox import MeteredEnvironment
 from sftprep.templates.trace import TracedStr, Tracer
 from sftprep.templates.values import normalise_messages, size_of, wrap, wrap_messages
@@ -61,7 +61,7 @@ class TracedText:
     def placed(self) -> list[Placed]:
         """The runs with their positions."""
         stops = list(itertools.accumulate([run.length for run in self.runs]))
-        return [tuple.__new__(Placed, at) for at in zip([0, *stops], stops, self.runs, strict=False)]
+        return [new_tuple(Placed, at) for at in zip([0, *stops], stops, self.runs, strict=False)]
 
     @functools.cached_property
     def of_message(self) -> Mapping[int, Sequence[Placed]]:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import SupportsIndex
 
-from sftprep.templates.runs import DERIVED, NO_MESSAGE, Run, Source, cut, extend_runs
+from sftprep.templates.runs import DERIVED, NO_MESSAGE, Run, Source, cut, extend_runs, new_tuple
 
 
 @dataclass(slots=True)
@@ -38,7 +38,7 @@ class Tracer:
 
     def literal(self, text: str) -> TracedStr:
         """A literal of the template, stamped with the current turn."""
-        return TracedStr.of(self, text, (Run(len(text), self.literal_source, 0),) if text else ())
+        return TracedStr.of(self, text, (new_tuple(Run, (len(text), -2 - self.stamp, 0)),) if text else ())
 
     def add_field(self, message: int, path: str, text: str) -> TracedStr:
         """Register a string of the conversation and return it traced."""
@@ -71,6 +71,15 @@ class Tracer:
         """A text that a source is the reason for, though it does not hold these characters."""
         offset = 0 if source < 0 else DERIVED
         return TracedStr.of(self, text, (Run(len(text), source, offset),) if text else ())
+
+    def joined(self, left: TracedStr, right: TracedStr) -> TracedStr:
+        """Two traced texts, one after the other."""
+        before, after = left.runs, right.runs
+        if before and after and before[-1].source == after[0].source:
+            runs = list(before)
+            extend_runs(runs, after)
+            return TracedStr.of(self, str.__add__(left, right), tuple(runs))
+        return TracedStr.of(self, str.__add__(left, right), before + after)
 
     def concat(self, pieces: Iterable[object]) -> TracedStr:
         """Join pieces: traced ones keep their runs, others are literals of now."""
@@ -163,6 +172,8 @@ class TracedStr(str):
         return self
 
     def __add__(self, other: object) -> TracedStr:
+        if isinstance(other, TracedStr):
+            return self.tracer.joined(self, other)
         return self.tracer.concat((self, other)) if isinstance(other, str) else NotImplemented
 
     def __radd__(self, other: object) -> TracedStr:
