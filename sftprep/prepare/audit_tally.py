@@ -122,8 +122,7 @@ class Tally:
         self.source_documents += np.bincount(batch.document_sources, minlength=size)
         trained = np.bincount(batch.document_sources, weights=batch.document_trained, minlength=size)
         self.source_trained += trained.astype(np.int64)
-        ids, counts = np.unique(batch.stops, return_counts=True)
-        self.stops.update(dict(zip(ids.tolist(), counts.tolist(), strict=True)))
+        self.stops.update(dict(sorted(Counter(batch.stops.tolist()).items())))
         self._add_lengths(batch, first)
         self._add_faults(batch.faults, first)
 

@@ -38,7 +38,9 @@ def start_importing() -> None:
     # Where there is none, `multiprocessing.forkserver` cannot be imported.
     from multiprocessing import forkserver
 
-    with _set(_ONE_THREAD):
+    # Modules from the places that this process has them from, not from whatever lies in the working directory.
+    places = {"PYTHONSAFEPATH": "1", "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
+    with _set(_ONE_THREAD | places):
         forkserver.set_forkserver_preload([_IMPORTED])
         forkserver.ensure_running()
 

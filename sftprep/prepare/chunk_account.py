@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import numpy as np
@@ -14,6 +15,7 @@ import pyarrow.compute as pc
 from sftprep.arrow import flat
 from sftprep.data import TRAINED_KINDS, SpanKind, span_stops
 from sftprep.prepare.chunk import Chunk, LeftOutRow, RowsRead
+from sftprep.prepare.left_out import left_out_json
 
 Ints32 = npt.NDArray[np.int32]
 Ints64 = npt.NDArray[np.int64]
@@ -25,8 +27,8 @@ _TRAINED: Final = np.isin(np.arange(len(SpanKind)), [int(kind) for kind in TRAIN
 class ChunkAccount:
     """Columns and sums of a chunk; it holds neither tokens nor spans, so that it is small to send and to keep.
 
-    Of documents `[documents]`: how often each is taken, tokens, trained tokens. Of exact rows `[rows]`: tokens of the
-    longest document, tokens of all, how often each is taken.
+    Of documents `[documents]`: how often each is taken, tokens, trained tokens. Of exact rows `[rows]`, too long ones
+    last: tokens of the longest document, tokens of all, how often each is taken.
     """
 
     times: Ints32
@@ -42,7 +44,9 @@ class ChunkAccount:
     """The distinct keyword arguments of the documents (JSON), in order of first appearance."""
     has_weights: bool
     """Whether a trained span weighs other than 1."""
-    left_out: tuple[LeftOutRow, ...]
+    left_out: LeftOutSums
+    left_out_lines: npt.NDArray[np.uint8]
+    """What `left_out.jsonl` says of them."""
     classes: Counter[str]
     remarks: Counter[str]
     rendering: Counter[str]
@@ -53,18 +57,20 @@ class ChunkAccount:
         """Of what this process has compiled."""
         rows = {name: flat(chunk.exact_rows[name]) for name in chunk.exact_rows.schema.names}
         lengths, trained, by_kind, has_weights = _documents(chunk.documents, chunk.times)
+        too_long = [row for row in chunk.left_out if row.longest and not row.is_partial]
         return cls(
             times=chunk.times.astype(np.int32),
             lengths=lengths,
             trained=trained,
-            row_longest=rows["longest"].astype(np.int32),
-            row_tokens=rows["tokens"].copy(),
-            row_times=rows["times"].astype(np.int32),
+            row_longest=_joined(rows["longest"], [row.longest for row in too_long], np.int32),
+            row_tokens=_joined(rows["tokens"], [row.num_tokens for row in too_long], np.int64),
+            row_times=_joined(rows["times"], [row.times for row in too_long], np.int32),
             by_kind=by_kind,
             sums=ExactSums.of(rows),
             kwargs=tuple(pc.unique(chunk.documents["doc_kwargs"]).to_pylist()),
             has_weights=has_weights,
-            left_out=chunk.left_out,
+            left_out=LeftOutSums.of(chunk.left_out),
+            left_out_lines=np.frombuffer(b"".join(map(left_out_json, chunk.left_out)), np.uint8),
             classes=chunk.classes,
             remarks=chunk.remarks,
             rendering=chunk.rendering,
@@ -95,6 +101,52 @@ class ExactSums:
             num_too_long=int((whole > 0).sum()),
             num_trained_too_long=int((whole * times).sum()),
         )
+
+
+@dataclass(slots=True)
+class LeftOutSums:
+    """What rows that are left out add up to; those of which only turns are count in `num_trained_lost` alone."""
+
+    num_rows: int = 0
+    num_taken: int = 0
+    """With repetition."""
+    by_code: Counter[str] = field(default_factory=Counter)
+    hints: dict[str, str] = field(default_factory=dict)
+    """By code, of the first row that has it."""
+    num_tokens: int = 0
+    """Tokens of rows that are exact and too long, with repetition."""
+    longest: int = 0
+    num_too_long: int = 0
+    num_trained: int = 0
+    """Trained tokens of whole rows that are too long, with repetition."""
+    num_trained_lost: int = 0
+    """Those, and those of turns."""
+
+    @classmethod
+    def of(cls, rows: Iterable[LeftOutRow]) -> LeftOutSums:
+        """Of a chunk's, in their order."""
+        sums = cls()
+        for row in rows:
+            sums.add(row)
+        return sums
+
+    def add(self, row: LeftOutRow) -> None:
+        """Count one row more."""
+        self.num_trained_lost += row.num_trained * row.times
+        if row.is_partial:
+            return
+        self.num_rows += 1
+        self.num_taken += row.times
+        self.by_code[row.code] += 1
+        self.hints.setdefault(row.code, row.findings[0].hint)
+        self.num_tokens += row.num_tokens * row.times
+        self.longest = max(self.longest, row.longest)
+        self.num_too_long += row.longest > 0
+        self.num_trained += row.num_trained * row.times
+
+
+def _joined(values: Ints64, more: Sequence[int], kind: type[np.integer[Any]]) -> npt.NDArray[Any]:
+    return np.concatenate([values, np.array(more, dtype=np.int64)]).astype(kind)
 
 
 def _documents(documents: pa.RecordBatch, times: Ints64) -> tuple[Ints32, Ints32, Ints64, bool]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import cache
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Final
 
@@ -43,7 +44,13 @@ _LIBRARIES: Final = ("jinja2", "numpy", "pyarrow", "tokenizers")
 def versions() -> dict[str, str]:
     """What decides bytes beside the inputs: template rendering, tokens, the order drawn, the Parquet writer."""
     python = f"{sys.version_info.major}.{sys.version_info.minor}"
-    return {"sftprep": __version__, "python": python, **{name: version(name) for name in _LIBRARIES}}
+    return {"sftprep": __version__, "python": python, **_installed()}
+
+
+@cache
+def _installed() -> Mapping[str, str]:
+    """Looking one up reads and parses a file; a run asks four times."""
+    return {name: version(name) for name in _LIBRARIES}
 
 
 def fingerprint(files: Sequence[InputFile], *, model: ModelFiles, config: PackConfig) -> str:

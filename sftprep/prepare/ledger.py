@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sftprep.data import SpanKind
-from sftprep.prepare.chunk import OVER_LENGTH, LeftOutRow, RowsRead
+from sftprep.prepare.chunk import OVER_LENGTH, RowsRead
 from sftprep.prepare.chunk_account import ChunkAccount
 
 Array = npt.NDArray[Any]
@@ -82,8 +82,7 @@ class Ledger:
         """Count the rows that were read, and what became of them."""
         self._add_read(account.read)
         self._add_exact(account)
-        for left_out in account.left_out:
-            self._add_left_out(left_out)
+        self._add_left_out(account)
         self.classes.update(account.classes)
         self.remarks.update(account.remarks)
         self.rendering.update(account.rendering)
@@ -136,28 +135,23 @@ class Ledger:
         self.num_repeated_tokens += sums.num_repeated_tokens
         self.over_length.num_rows += sums.num_too_long
         self.over_length.num_trained += sums.num_trained_too_long
-        self._add_rows(account.row_longest, account.row_tokens, account.row_times)
+        columns: tuple[Array, ...] = (account.row_longest, account.row_tokens, account.row_times)
+        for column, values in zip(self._rows, columns, strict=True):
+            column.frombytes(values.tobytes())
 
-    def _add_left_out(self, row: LeftOutRow) -> None:
-        self.over_length.num_trained_lost += row.num_trained * row.times
-        if row.is_partial:
-            return
-        self.over_length.num_rows += row.longest > 0
-        self.over_length.num_left_out += row.longest > 0
-        self.over_length.num_trained += row.num_trained * row.times
-        account = self.left_out
-        self.sources[row.source].num_left_out += row.times
-        account.num_rows += 1
-        account.by_code[row.code] += 1
-        account.hints.setdefault(row.code, row.findings[0].hint)
-        account.num_tokens += row.num_tokens * row.times
-        account.longest = max(account.longest, row.longest)
-        if row.longest:
-            self._add_rows(*(np.array([count]) for count in (row.longest, row.num_tokens, row.times)))
-
-    def _add_rows(self, longest: Array, num_tokens: Array, times: Array) -> None:
-        for column, values in zip(self._rows, (longest, num_tokens, times), strict=True):
-            column.frombytes(values.astype(column.typecode, copy=False).tobytes())
+    def _add_left_out(self, account: ChunkAccount) -> None:
+        sums, known, too_long = account.left_out, self.left_out, self.over_length
+        self.sources[account.read.source].num_left_out += sums.num_taken
+        known.num_rows += sums.num_rows
+        known.by_code.update(sums.by_code)
+        for code, hint in sums.hints.items():
+            known.hints.setdefault(code, hint)
+        known.num_tokens += sums.num_tokens
+        known.longest = max(known.longest, sums.longest)
+        too_long.num_rows += sums.num_too_long
+        too_long.num_left_out += sums.num_too_long
+        too_long.num_trained += sums.num_trained
+        too_long.num_trained_lost += sums.num_trained_lost
 
     def _add_documents(self, account: ChunkAccount) -> None:
         self._by_kind += account.by_kind

@@ -20,7 +20,6 @@ from sftprep.prepare.chunk_account import ChunkAccount
 from sftprep.prepare.chunk_record import Finished, Record, records
 from sftprep.prepare.document_files import Place, SpooledDocuments, let_go
 from sftprep.prepare.inputs import InputChunk
-from sftprep.prepare.left_out import left_out_json
 from sftprep.shards.place import named_failures
 
 CompileChunks = Callable[[Iterator[InputChunk]], Iterator[Finished]]
@@ -139,8 +138,7 @@ class Spool:
                 self._file.close()
         num_read = 0
         for record in self._there():
-            for row in record.field("left_out"):
-                yield left_out_json(row)
+            yield from record.field("left_out_lines").tobytes().splitlines(keepends=True)
             num_read += 1
         if num_read != len(self._places):
             raise OSError(errno.EIO, "the finished chunks are fewer than they were")

@@ -75,7 +75,7 @@ def shard_rows(plan: PackPlan, lengths: npt.NDArray[np.integer[Any]], *, shard_t
     BATCH_TOKENS, and is what is gathered at a time.
     """
     row_tokens = np.concatenate([[0], np.cumsum(lengths[plan.order], dtype=np.int64)])[plan.offsets]
-    groups = np.unique(np.concatenate([_first_with_each(row_tokens), [plan.num_packs]]))
+    groups = np.append(_first_with_each(row_tokens), plan.num_packs)
     first = 0
     while first < len(groups) - 1:
         enough = row_tokens[groups[first]] + min(shard_tokens, int(row_tokens[-1]))

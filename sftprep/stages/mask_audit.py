@@ -100,11 +100,17 @@ class _Rows:
 
     def at(self, positions: npt.NDArray[np.integer[Any]]) -> IntArray:
         """The rows of token positions, ascending, each once."""
-        return self.numbers[np.unique(np.searchsorted(self.row_starts, positions, side="right") - 1)]
+        return self.numbers[_each_once(np.searchsorted(self.row_starts, positions, side="right") - 1)]
 
     def of_spans(self, spans: Bools) -> IntArray:
         """The rows of chosen spans, ascending, each once."""
-        return self.numbers[np.unique(self.doc_rows[self.span_docs[spans]])]
+        return self.numbers[_each_once(self.doc_rows[self.span_docs[spans]])]
+
+
+def _each_once(ascending: npt.NDArray[np.integer[Any]]) -> IntArray:
+    """Numbers from 0 on, each once. `np.unique` would import masked arrays, and sort what is sorted."""
+    found: IntArray = ascending.astype(np.int64)[np.flatnonzero(np.diff(ascending, prepend=-1))]
+    return found
 
 
 def audit_batch(batch: pa.RecordBatch, *, facts: AuditFacts) -> BatchAudit:
@@ -232,7 +238,7 @@ def _mask_faults(rows: _Rows, trained: IntArray, facts: AuditFacts) -> Iterator[
     if rows.masks.max(initial=0) > 1:
         yield ("mask-not-binary", rows.at(np.flatnonzero(rows.masks > 1)))
     at_border = rows.masks[rows.doc_starts] != 0
-    yield ("border-trained", rows.numbers[np.unique(rows.doc_rows[at_border])])
+    yield ("border-trained", rows.numbers[_each_once(rows.doc_rows[at_border])])
     crossed = rows.span_starts + rows.span_lengths > (rows.doc_starts + rows.doc_lengths)[rows.span_docs]
     yield ("span-crosses-border", rows.of_spans(crossed))
     yield ("row-over-max-length", rows.numbers[rows.row_lengths > facts.max_length])
@@ -266,7 +272,7 @@ def _stop_faults(rows: _Rows, unstopped: IntArray, facts: AuditFacts) -> Iterato
     known = np.isin(rows.ids[rows.span_starts], list(facts.stop_ids)) & (rows.span_lengths == 1)
     yield ("stop-id-unknown", rows.of_spans(is_stop & ~known))
     if not facts.unstopped_allowed:
-        yield ("stop-untrained", rows.numbers[np.unique(rows.doc_rows[rows.span_docs[unstopped]])])
+        yield ("stop-untrained", rows.numbers[_each_once(rows.doc_rows[rows.span_docs[unstopped]])])
 
 
 def _scalar_faults(batch: pa.RecordBatch, rows: _Rows) -> Iterator[tuple[str, IntArray]]:

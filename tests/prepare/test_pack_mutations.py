@@ -20,6 +20,7 @@ from sftprep.data import PackPlan
 from sftprep.engines.load import load_model
 from sftprep.engines.model import ModelFiles
 from sftprep.prepare import fingerprint, pack, pack_report, workers
+from sftprep.prepare.chunk_account import LeftOutSums
 from sftprep.prepare.ledger import Ledger
 from sftprep.prepare.plans import PlanBook
 from sftprep.prepare.spool import Spool
@@ -100,7 +101,7 @@ def first_of(lines: Iterator[bytes]) -> Iterator[bytes]:
     return (line for line in list(lines)[:1])
 
 
-def uncounted(self: Ledger, row: Any) -> None:
+def uncounted(self: LeftOutSums, row: Any) -> None:
     ADD_LEFT_OUT(self, replace(row, num_trained=0))
 
 
@@ -177,7 +178,7 @@ def call(tmp_path: Path, samples: Path, monkeypatch: pytest.MonkeyPatch) -> dict
     return test_unchanged.settled_call(tmp_path, samples, monkeypatch)
 
 
-ADD, ADD_LEFT_OUT, NEW_POOL, STATE_OF = Ledger.add, Ledger._add_left_out, workers.Crew._new_pool, FileState.of
+ADD, ADD_LEFT_OUT, NEW_POOL, STATE_OF = Ledger.add, LeftOutSums.add, workers.Crew._new_pool, FileState.of
 TRUNCATE = options.OverLength.TRUNCATE_AT_TURN
 PLAN = test_pack_plan.test_every_document_is_in_one_row_and_no_row_overflows_f5
 LENGTH = test_pack_plan.test_row_order_does_not_follow_length_f7
@@ -226,7 +227,7 @@ MUTATIONS: list[tuple[str, str, Plant, Callable[..., object], Any]] = [
     ("--max-drop is not asked", "G2", constant(options.PackConfig, "may_drop", True), TOLD, NOTHING),
     ("a cut anywhere", "G3", cutting, PIECES, {"policy": TRUNCATE, "seed": 0}),
     ("only the first is listed", "G4", wrapped(Spool, "left_out", first_of), TOLD, NOTHING),
-    ("what is lost is not counted", "G4", changed(Ledger, "_add_left_out", uncounted), LOST, {"policy": TRUNCATE}),
+    ("what is lost is not counted", "G4", changed(LeftOutSums, "add", uncounted), LOST, {"policy": TRUNCATE}),
     ("every row is rendered", "H1", constant(PlanBook, "serves", False), ONCE, NOTHING),
     (
         "workers are in the fingerprint",

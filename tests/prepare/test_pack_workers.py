@@ -7,6 +7,8 @@ import json
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -111,6 +113,28 @@ def test_children_are_forked_from_a_process_of_one_thread_and_have_their_parents
     assert (first[1], second[1]) == (1, 1)
     assert "SFTPREP_TEST" not in first[2]
     assert second[2] == dict(os.environ)
+
+
+@pytest.mark.slow
+def test_children_have_the_code_of_their_parent_whatever_lies_in_the_working_directory(
+    tmp_path: Path, samples: Path
+) -> None:
+    other, program = tmp_path / "here" / "sftprep", tmp_path / "program.py"
+    other.mkdir(parents=True)
+    (other / "__init__.py").write_text("raise SystemExit('this is another sftprep')\n", encoding="utf-8")
+    program.write_text("from sftprep.__main__ import main\nif __name__ == '__main__':\n    main()\n", encoding="utf-8")
+    words = ["pack", *map(str, (samples / "good").glob("*.jsonl")), "--model", str(samples / "model")]
+    options = ["--out", str(tmp_path / "out"), "--max-length", "512", "--workers", "2"]
+    place = os.pathsep.join([str(samples.parent), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [sys.executable, str(program), *words, *options],
+        cwd=tmp_path / "here",
+        env={**os.environ, "PYTHONPATH": place},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 @pytest.mark.slow
