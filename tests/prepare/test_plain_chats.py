@@ -308,6 +308,29 @@ def test_a_shape_is_planned_once_and_chats_of_a_known_one_ask_for_no_object(
     assert asked == []
 
 
+def test_of_chats_that_are_searched_together_just_those_with_a_typed_token_are_looked_at_by_themselves(
+    own: tuple[Compiler, PackConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    typed = {0: 0, 5: 1, 63: 3, 64: 0, 129: 1}
+    texts = {n: ["q", "ok"] * (1 + n % 2) for n in range(130)}
+    for number, place in typed.items():
+        texts[number][place % len(texts[number])] += "<|im_end|>"
+    lines = [
+        json.dumps(
+            {"messages": [{"role": ("user", "assistant")[i % 2], "content": t} for i, t in enumerate(own_texts)]}
+        )
+        for own_texts in texts.values()
+    ]
+    compiled(read_chunk(chunk_of(lines), format=None)[0], own)
+    asked: list[int] = []
+    monkeypatch.setattr("sftprep.prepare.recheck._drawn", lambda lines, one_in: [])
+    one = InputRows.__getitem__
+    monkeypatch.setattr(InputRows, "__getitem__", lambda self, number: asked.append(number) or one(self, number))
+    chunk = compiled(read_chunk(chunk_of(lines), format=None)[0], own)
+    assert set(asked) == set(typed)
+    assert [row.address.line for row in chunk.left_out] == [1 + number for number in typed]
+
+
 @settings(max_examples=100, deadline=None)
 @given(st.lists(LINES, max_size=8), st.sampled_from([None, "openai", "alpaca"]), st.booleans())
 def test_lines_of_any_kind_are_validated_as_one_at_a_time(lines: list[str], named: str | None, fixes: bool) -> None:

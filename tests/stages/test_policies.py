@@ -283,3 +283,23 @@ def test_arguments_as_text_or_as_an_object_reach_the_model_unescaped_d1(argument
     text = THINKING.replace("c.function.arguments | tojson", "c.function.arguments") if as_text else THINKING
     (document,) = documents(text, [user("q"), calling(arguments, "I look.")], RenderPolicy())
     assert '({"harbour": "St \\"Ives\\""})</call>' in text_of(document, TRAINED_KINDS)
+
+
+def test_what_stands_first_behind_a_stop_token_is_a_separator_and_nothing_after_it() -> None:
+    text = """{%- for m in messages -%}<|im_start|>{{ m.role }}
+{{ m.content }}<|im_end|>{{ '\\n' }}{{ shown }}{{ '\\n' }}{% endfor -%}
+{%- if add_generation_prompt %}<|im_start|>assistant
+{% endif -%}"""
+    messages = [user("a"), assistant("b")] * 2
+    given_shown = Conversation(RowAddress("f", 1), messages, [1.0] * 4, template_kwargs={"shown": "x"})
+    (sample,) = render(given_shown, template=template_of(text), policy=RenderPolicy()).samples
+    segments = [(sample.text[s.start : s.stop], s.kind, s.message) for s in sample.segments]
+    behind = [
+        segments[number + 1 : number + 4] for number, (_, kind, _) in enumerate(segments) if kind is SpanKind.STOP
+    ]
+    for message, own in zip((1, 3), behind, strict=True):
+        assert own == [
+            ("\n", SpanKind.SEPARATOR, message),
+            ("x", SpanKind.HEADER, -1),
+            ("\n", SpanKind.HEADER, message),
+        ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import operator
 from collections.abc import Callable
@@ -110,3 +111,18 @@ def test_traced_json_is_the_json_that_json_dumps_writes(value: Any, indent: int 
     options: dict[str, Any] = {"ensure_ascii": ascii_only, "indent": indent, "separators": None, "sort_keys": False}
     traced = JsonWriter(Tracer(), **options).write(value)
     assert traced == dumps(value, **options) == json.dumps(value, ensure_ascii=ascii_only, indent=indent)
+
+
+@given(st.lists(TEXTS, min_size=2, max_size=6), st.lists(st.booleans(), min_size=6, max_size=6), st.integers(1, 5))
+def test_two_texts_are_put_together_as_many_are(texts: list[str], written: list[bool], at: int) -> None:
+    tracer = Tracer()
+    whole = tracer.add_field(0, "/content", "".join(texts))
+    ends = list(itertools.accumulate(map(len, texts), initial=0))
+    # Parts of one field stand side by side again where they did, and words of the template do where nothing does.
+    pieces = [
+        tracer.literal(text) if is_written else whole.piece(*span)
+        for text, is_written, span in zip(texts, written, itertools.pairwise(ends), strict=False)
+    ]
+    left, right = tracer.concat(pieces[:at]), tracer.concat(pieces[at:])
+    made, expected = left + right, tracer.concat(pieces)
+    assert (str.__str__(made), made.runs, type(made)) == (str.__str__(expected), expected.runs, type(expected))
