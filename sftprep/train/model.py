@@ -83,13 +83,18 @@ def check_carried(directory: Path, manifest: Manifest) -> None:
     """What a set carries of its model, and the trained one gets byte for byte, is what the set was packed with.
 
     Raises:
-        ShardError: `no-tokenizer`, `tokenizer-differs`, `template-differs`. ModelFilesError: `bad-model-file`.
+        ShardError: `no-tokenizer`, `tokenizer-differs`, `template-differs`, and `damaged-manifest` where that names
+            other stop tokens. ModelFilesError: `bad-model-file`.
     """
     files, hint = read_text_files(directory), "copy the set again, or pack it again"
     if "tokenizer.json" not in files:
         place = str(directory / "tokenizer.json")
         raise ShardError("the set carries no tokenizer", code="no-tokenizer", place=place, hint=hint)
-    check_same_files(build_model(str(directory), files), manifest, place=str(directory), hint=hint)
+    found, named = build_model(str(directory), files), manifest.model
+    check_same_files(found, manifest, place=str(directory), hint=hint)
+    if (list(found.stop_ids), found.pad_id) != (named.stop_ids, named.pad_id):
+        what = f"the manifest names other stop tokens ({named.stop_ids}) or another pad token than the set's model has"
+        raise ShardError(what, code="damaged-manifest", place=str(directory.parent), hint=hint)
 
 
 def check_same_files(found: ModelFiles, manifest: Manifest, *, place: str, hint: str) -> None:

@@ -62,10 +62,9 @@ def open_all(config: TrainConfig, *, world: World, console: Console) -> tuple[Sh
     carried = shards.directory / "model"
     ground = [ground_of_fit(directory, shards.manifest) for directory in (where.place.directory, carried)]
     if not where.proof.knows("fit", " ".join(ground)):
-        check_fit(where.place, shards.manifest)
-        # A model of the same bytes has been looked at, if it has a tokenizer at all.
-        if ground[0] != ground[1] or not (carried / "tokenizer.json").is_file():
-            check_carried(carried, shards.manifest)
+        if ground[0] != ground[1]:  # else it is the same bytes
+            check_fit(where.place, shards.manifest)
+        check_carried(carried, shards.manifest)
     where.proof.now["fit"] = " ".join(ground)
     return shards, where
 

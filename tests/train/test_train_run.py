@@ -259,6 +259,19 @@ def test_a_set_that_carries_other_files_than_it_was_packed_with_is_refused_c8(
     assert not (tmp_path / "out.running").exists()
 
 
+@pytest.mark.parametrize(("key", "value"), [("stop_ids", [5]), ("stop_ids", []), ("pad_id", 10**6)])
+def test_a_manifest_that_names_other_stop_tokens_than_the_set_carries_is_refused(
+    shard_set: ShardSetFactory, toy_model: Path, tmp_path: Path, key: str, value: object
+) -> None:
+    data = shard_set()
+    manifest = json.loads((data / "manifest.json").read_text())
+    manifest["model"][key] = value
+    (data / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ShardError, match="other stop tokens") as raised:
+        _run(data, toy_model, out=tmp_path / "out")
+    assert raised.value.code == "damaged-manifest"
+
+
 def test_a_set_that_does_not_say_what_its_mask_is_is_refused_a4(
     shard_set: ShardSetFactory, toy_model: Path, tmp_path: Path
 ) -> None:
