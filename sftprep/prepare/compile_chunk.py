@@ -9,11 +9,12 @@ from operator import itemgetter
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from sftprep.arrow import numbers, texts
 from sftprep.config.pack import PackConfig
-from sftprep.data import TOKEN_BATCH_SCHEMA, Document, Severity
+from sftprep.data import Document, Severity
 from sftprep.errors import MaskError, TemplateError
 from sftprep.prepare.batch import Replayed, token_batch
 from sftprep.prepare.chunk import EXACT_ROWS, Chunk, InputRow, LeftOutRow
@@ -139,10 +140,11 @@ class _Made:
         )
         if not self._traced and fits.all():
             return replayed, of_rows
-        places = np.concatenate([np.flatnonzero(fits), replayed.num_rows + np.arange(len(self._traced))])
         order = np.argsort(of_rows, kind="stable")
-        both = pa.Table.from_batches([replayed, _batch(self._traced)], schema=TOKEN_BATCH_SCHEMA)
-        return _in_runs(both, places[order]), of_rows[order]
+        places = np.concatenate([np.flatnonzero(fits), np.arange(len(self._traced))])[order]
+        are_traced = order >= np.count_nonzero(fits)
+        traced = _batch(self._traced) if self._traced else replayed.slice(0, 0)
+        return _in_runs((replayed, traced), are_traced, places), of_rows[order]
 
 
 class _Sizes(NamedTuple):
@@ -164,13 +166,16 @@ class _Sizes(NamedTuple):
         return cls(counts, np.add.reduceat(tokens, first), np.maximum.reduceat(tokens, first), repeated)
 
 
-def _in_runs(documents: pa.Table, places: Ints) -> pa.RecordBatch:
-    """The documents at these places; neighbours stay together, and are copied as they lie."""
-    begins = np.flatnonzero(np.diff(places, prepend=-2) != 1)
-    runs = zip(places[begins].tolist(), np.diff(begins, append=len(places)).tolist(), strict=True)
-    chosen = [documents.slice(first, count) for first, count in runs]
-    batches = pa.concat_tables([documents.slice(0, 0), *chosen]).combine_chunks().to_batches()
-    return batches[0] if batches else _batch([])
+def _in_runs(
+    batches: tuple[pa.RecordBatch, pa.RecordBatch], are_second: npt.NDArray[np.bool_], places: Ints
+) -> pa.RecordBatch:
+    """The documents at these places of the first batch or the second; neighbours are copied together, as they lie."""
+    begins = np.flatnonzero((np.diff(places, prepend=-2) != 1) | np.diff(are_second, prepend=False))
+    runs = zip(are_second[begins].tolist(), places[begins].tolist(), np.diff(begins, append=len(places)), strict=True)
+    chosen = [batches[second].slice(first, count) for second, first, count in runs]
+    # A run that is alone would stay where it lies, among what is left out.
+    (joined,) = pa.Table.from_batches([batches[0].slice(0, 0), *chosen]).combine_chunks().to_batches() or [_batch([])]
+    return joined
 
 
 def _compiled(row: InputRow, compile_row: CompileRow) -> CompiledRow | LeftOutRow:
