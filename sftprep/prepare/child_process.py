@@ -13,7 +13,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing.context import BaseContext
 from typing import Any, ClassVar, Final
 
@@ -28,7 +28,9 @@ _ONE_THREAD: Final = {"OPENBLAS_NUM_THREADS": "1", "JE_ARROW_MALLOC_CONF": "back
 def will_be_asked(config: PackConfig) -> bool:
     """Whether children will compile for this pack in any case: there is no set yet that might be what it would make."""
     is_here = config.runner == "local" and not is_remote(config.out)
-    return is_here and (config.workers or 1) > 1 and not config.out.exists()
+    with suppress(OSError):  # what is wrong with the place is told by whoever uses it
+        return is_here and (config.workers or 1) > 1 and not config.out.exists()
+    return False
 
 
 def start_importing() -> None:
@@ -58,7 +60,9 @@ def environment() -> dict[str, str]:
 
 def _can_fork() -> bool:
     # macOS knows it too, but what its system libraries begin when they are imported does not outlive a fork.
-    return sys.platform == "linux" and "forkserver" in multiprocessing.get_all_start_methods()
+    # Nor may it find other modules than this process, where that was told not to look at the environment.
+    is_told = not sys.flags.ignore_environment
+    return is_told and sys.platform == "linux" and "forkserver" in multiprocessing.get_all_start_methods()
 
 
 @contextmanager

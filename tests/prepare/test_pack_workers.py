@@ -19,6 +19,7 @@ import pyarrow as pa
 import pytest
 
 from sftprep.config.pack import PackConfig
+from sftprep.config.places import place_of
 from sftprep.engines.load import load_model
 from sftprep.errors import DataError, TemplateLimitError
 from sftprep.prepare import child_process, workers
@@ -113,6 +114,23 @@ def test_children_are_forked_from_a_process_of_one_thread_and_have_their_parents
     assert (first[1], second[1]) == (1, 1)
     assert "SFTPREP_TEST" not in first[2]
     assert second[2] == dict(os.environ)
+
+
+def test_children_are_started_ahead_only_where_there_is_nothing_that_might_be_the_set(
+    job: dict[str, Any], tmp_path: Path
+) -> None:
+    config = job["crew"].config
+    assert child_process.will_be_asked(config)
+    others: list[dict[str, Any]] = [
+        {"workers": 1},
+        {"workers": None},
+        {"runner": "ray"},
+        {"out": tmp_path},
+        {"out": place_of("s3://bucket/set")},
+        {"out": tmp_path / ("x" * 300)},
+    ]
+    for other in others:
+        assert not child_process.will_be_asked(config.model_copy(update=other)), other
 
 
 @pytest.mark.slow
