@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,8 +17,10 @@ from pydantic_core import from_json, to_json
 
 from sftprep.data import Json
 from sftprep.records.codes import Fault, escape
+from sftprep.records.search import has_spaced_key, searching
 
-_UNCOUNTABLE: Final = re.compile(rb'"[ \t\r\n]+:|\\u00(?:22|3[aA])')
+_has_hidden_key: Final = searching(r"\\u00(?:22|3[aA])")
+"""Whether a quote or a colon is written as an escape: keys cannot be counted then."""
 
 _TOO_DEEP: Final = "the value is nested too deeply"
 _MOST_LEVELS: Final = 201
@@ -52,7 +53,7 @@ def parse_json(text: bytes, *, pointer: str = "", countable: bool = False) -> Pa
         value = from_json(text, allow_inf_nan=False, cache_strings="keys")
     except ValueError as error:
         return _parse_slowly(text, pointer=pointer, refusal=str(error))
-    if (countable or not _UNCOUNTABLE.search(text)) and _has_unique_keys(text, value):
+    if (countable or not (has_spaced_key(text) or _has_hidden_key(text))) and _has_unique_keys(text, value):
         return Parsed(value, (), readable=True)
     return _parse_slowly(text, pointer=pointer, refusal="")
 

@@ -1,19 +1,18 @@
 """The quick way through rows that are plainly fine, which most are; what it cannot prove is judged in full elsewhere.
 
-A search over a row's bytes, by pydantic's Rust engine (an ordinary `re` takes five times as long as all else), tells
-whether anything in its texts needs a second look. It may say so for nothing; it never misses.
+A search over a row's bytes tells whether anything in its texts needs a second look. It may say so for nothing; it
+never misses.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Final
-
-from pydantic_core import SchemaValidator, core_schema
 
 from sftprep.data import Json
 from sftprep.records.draft import Draft, metadata_of
 from sftprep.records.openai import ROW_KEYS
+from sftprep.records.search import has_spaced_key, searching
 
 _TAIL: Final = (
     "\u0080-\u00bf\u0152\u0153\u0160\u0161\u0178\u017d\u017e\u0192\u02c6\u02dc\u2013-\u203a\u20ac\u2122",
@@ -38,8 +37,6 @@ _WRITTEN_IN_ASCII: Final = "|".join(
 """The same where no character is beyond ASCII."""
 _ESCAPED: Final = r"\\[bf]|\\u(?:00[0-9]|[fF]{3}[dD])"
 """Escapes that may write one of these, or a quote, a colon, a bracket or a letter."""
-_SPACED: Final = r'"[ \t\r\n]+:'
-"""Keys that cannot be counted."""
 _TAGGED: Final = (
     r"think>|thinking>|reasoning>|thought>|THINK\]"
     r"|<(?:tool_|function_|observation|execution_)|TOOL_RESULTS|<\|(?:tool_|observation)|Observation:"
@@ -47,16 +44,10 @@ _TAGGED: Final = (
 """Tags of reasoning, and marks of tools' results."""
 
 
-def searching(*patterns: str) -> Callable[[bytes], bool]:
-    """What tells whether UTF-8 matches any of these patterns; False also where it is none."""
-    schema = core_schema.str_schema(pattern="|".join(patterns), regex_engine="rust-regex")
-    return SchemaValidator(schema).isinstance_python
-
-
 _holds_any: Final = searching(_WRITTEN, _ESCAPED, _TAGGED)
 # The engine leaps from one place to the next where what it looks for begins with a few bytes, and reads byte by byte
-# where it may begin with many: three searches take half the time of one.
-_holds_tag, _holds_escape, _holds_space = searching(_TAGGED), searching(_WRITTEN_IN_ASCII, _ESCAPED), searching(_SPACED)
+# where it may begin with many: several searches take half the time of one.
+_holds_tag, _holds_escape = searching(_TAGGED), searching(_WRITTEN_IN_ASCII, _ESCAPED)
 
 TURNS: Final = frozenset(
     {("", "system"), ("", "user"), ("system", "user"), ("user", "assistant"), ("assistant", "user")}
@@ -69,7 +60,7 @@ _NOT_PLAIN: Final = ROW_KEYS - _MESSAGES_ONLY
 
 def is_suspect(raw: bytes) -> bool:
     """Whether a row's UTF-8 may hold a broken character, a tag, or a key that cannot be counted; False is certain."""
-    return has_suspect_text(raw) or _holds_space(raw)
+    return has_suspect_text(raw) or has_spaced_key(raw)
 
 
 def has_suspect_text(raw: bytes) -> bool:

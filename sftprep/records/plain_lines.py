@@ -16,7 +16,8 @@ import msgspec
 
 from sftprep.data import Conversation
 from sftprep.records.openai import ROW_KEYS
-from sftprep.records.plain import TURNS, has_suspect_text, is_suspect, searching
+from sftprep.records.plain import TURNS, has_suspect_text, is_suspect
+from sftprep.records.search import searching
 
 _STARTS: Final = (b'{"messages": [{', b'{"messages":[{')
 """Of a line whose first list of messages is not empty."""
