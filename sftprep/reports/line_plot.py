@@ -127,9 +127,9 @@ def _tick(value: float, frame: _Frame) -> str:
 
 
 def _number(value: float) -> str:
-    """Four digits, and a power of ten in as few characters as there is room for beside the plot."""
+    """Four digits, or five before the point, and a power of ten in as few characters as there is room for."""
     if value == 0 or 1e-3 <= abs(value) < 1e5:
-        return f"{value:.4g}"
+        return f"{value:.4g}" if abs(value) < 1e4 else f"{value:.0f}"
     mantissa, _, power = f"{value:.3e}".partition("e")
     return f"{float(mantissa):g}e{int(power)}"
 

@@ -26,8 +26,9 @@ SECTION: Final = """{% set report, leakage = quality.report, quality.report.leak
  height="{{ height - 6 }}" rx="2"/><text x="{{ label + bar.width + 6 }}"
  y="15">{{ '{:.1%}'.format(bar.share) }}</text></g>
 {% endfor %}</svg>
-{% endfor %}<h3>Examples, the worst first</h3>
-{% for ranking in quality.rankings if ranking.entries %}<details><summary>{{ ranking.title }}</summary>
+{% endfor %}{% if quality.rankings | selectattr('entries') | list %}<h3>Examples, the worst first</h3>
+{% else %}<p class="fine">No example of any of these was found.</p>
+{% endif %}{% for ranking in quality.rankings if ranking.entries %}<details><summary>{{ ranking.title }}</summary>
 {% if ranking.reach %}<p class="soft">Measured on answers that were read: {{ ranking.reach }}</p>{% endif %}
 {% for entry in ranking.entries %}<p>{{ entry.rank }}
 {% for example in entry.examples %}<code>{{ example.place }}</code></p><pre>{{ example.excerpt }}</pre><p>

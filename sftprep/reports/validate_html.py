@@ -42,6 +42,9 @@ label { max-width: 100%; }
 select, input { padding: .4rem .6rem; font: inherit; color: inherit; background: var(--card); max-width: 100%;
   border: 1px solid var(--line); border-radius: .4rem; } input { flex: 1 1 12rem; }
 article { margin-bottom: .7rem; } article[hidden] { display: none; }
+.files { overflow-x: auto; }
+@media (max-width: 40rem) { .files :is(th, td) { padding-inline: .25rem; }
+  .files td:first-child { max-width: 7rem; overflow-wrap: break-word; } }
 article p { margin: .2rem 0; overflow-wrap: anywhere; }
 code { font: 13px ui-monospace, monospace; overflow-wrap: anywhere; }
 </style>
@@ -63,11 +66,12 @@ code { font: 13px ui-monospace, monospace; overflow-wrap: anywhere; }
 {% endfor %}</svg>
 {% if num_more_codes %}<p class="soft">and {{ num_more_codes }} codes more</p>{% endif %}{% endif %}
 <h2>Files</h2>
+<div class="files">
 <table><thead><tr><th>file</th><th>formats</th><th>rows</th><th>good</th><th>bad</th></tr></thead><tbody>
 {% for file in report.files %}<tr><td>{{ file.file }}{{ '' if file.complete else ' (not read to its end)' }}</td>
 <td>{{ file.formats | join(', ') }}</td><td>{{ '{:,}'.format(file.rows_in) }}</td>
 <td>{{ '{:,}'.format(file.good) }}</td><td>{{ '{:,}'.format(file.bad) }}</td></tr>
-{% endfor %}</tbody></table>
+{% endfor %}</tbody></table></div>
 {% if report.fit %}{% set fit = report.fit %}<h2>With {{ fit.model }}</h2>
 <p>{{ '{:,}'.format(fit.num_exact) }} rows can be exact, with {{ '{:,}'.format(fit.num_trained) }} trained tokens.
 Half of them have {{ '{:,}'.format(fit.p50) }} tokens or fewer, 90% {{ '{:,}'.format(fit.p90) }},

@@ -36,6 +36,20 @@ def prose(seed: int, count: int = 40) -> str:
     return " ".join(f"w{(seed * 7919 + i * 104729) % 99991}" for i in range(count))
 
 
+def test_the_page_has_no_heading_of_examples_where_there_are_none(tmp_path: Path) -> None:
+    rows = [chat(f"What is a {name}?", f"A {name} is {prose(seed, 9)}.") for seed, name in enumerate(["pier", "buoy"])]
+    path, out = write(tmp_path / "f", *rows), tmp_path / "r.html"
+    assert sftprep(path, "--quality", "--html", out, "-q").returncode == 0
+    text = out.read_text(encoding="utf-8")
+    assert "No example of any of these was found" in text
+    assert "Examples, the worst first" not in text
+    path.write_text(f"{path.read_text('utf-8')}{rows[0]}\n", encoding="utf-8")
+    assert sftprep(path, "--quality", "--html", out, "-q").returncode == 0
+    text = out.read_text(encoding="utf-8")
+    assert "No example of any of these was found" not in text
+    assert "Examples, the worst first" in text
+
+
 def test_duplicates_are_counted_by_view_and_shown_by_place(tmp_path: Path) -> None:
     same = "The ferry leaves at nine from the north pier, and the last boat back is at six in the evening."
     path = write(

@@ -52,11 +52,14 @@ def test_a_share_is_drawn_between_0_and_1_and_a_single_measurement_in_the_middle
     assert re.findall(r'text-anchor="middle">([^<]*)<', plot) == ["step 2"]
 
 
-@pytest.mark.parametrize("values", [[1e-4, 1.02e-4, 1.5e-5], [2e-5], [0.0, 3e-7], [123456.0, 99e6], [0.5, 12.0]])
+@pytest.mark.parametrize(
+    "values", [[1e-4, 1.02e-4, 1.5e-5], [2e-5], [0.0, 3e-7], [123456.0, 99e6], [0.5, 12.0], [4e3, 1e4]]
+)
 def test_the_numbers_beside_a_plot_have_room_there(values: list[float]) -> None:
     svg = line_plot([Line("", list(range(len(values))), values)], label="x")
     numbers = re.findall(r'text-anchor="end">([^<s]*)<', svg)
     assert max(map(len, numbers)) <= 8
+    assert not any("e+" in number for number in numbers)
     assert len(set(numbers)) == len(numbers) >= 2
     assert [float(number) for number in numbers] == pytest.approx(nice_ticks(values), rel=1e-3)
 
