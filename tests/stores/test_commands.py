@@ -268,9 +268,9 @@ def test_a_url_that_no_rows_can_be_written_to_is_named_before_they_are_read(
 def test_a_report_that_cannot_be_put_at_its_url_is_named_before_the_work_for_it(bucket: Bucket) -> None:
     words = ["evaluate", "--suite", "tone", "--model", "nowhere", "--json"]
     error = told([*words, "s3://bucket"]).exception
-    assert getattr(error, "code", "") == "no-such-directory"
+    assert getattr(error, "code", "") == "no-such-directory", repr(error)
     error = told(["audit", "nowhere", "--html", "s3://bucket"]).exception
-    assert getattr(error, "code", "") == "no-such-directory"
+    assert getattr(error, "code", "") == "no-such-directory", repr(error)
 
 
 def test_validate_takes_patterns_of_objects(chats: Path, samples: Path, bucket: Bucket) -> None:
