@@ -12,7 +12,11 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sftprep.engines.model import ModelFiles
+    from sftprep.engines.reference import ReferenceEngine
 
 Settings = Mapping[str, Any]
 
@@ -189,24 +193,26 @@ def encode(settings: Settings) -> dict[str, Any]:
 
     import sftprep.engines.fast  # noqa: F401 - so that loading an engine imports it alone
     from sftprep.engines.load import load_model
+    from sftprep.engines.reference import ReferenceEngine
 
     model = load_model(settings["model"])
     reference = Tokenizer.from_str(model.tokenizer_json)
     expected = documents(settings)
     texts = reference.decode_batch(expected, skip_special_tokens=False)
     batches = [texts[first : first + 1000] for first in range(0, len(texts), 1000)]
-    load, call = cpu_of(lambda: ENGINES[settings["engine"]](model.tokenizer_json))
+    own = ReferenceEngine(model.tokenizer_json)
+    load, call = cpu_of(lambda: ENGINES[settings["engine"]](model, own))
     cost, found = cpu_of(lambda: [call(batch) for batch in batches])
     flat = np.concatenate([ids for batch in found for ids in batch])
     same = np.array_equal(flat, np.concatenate([np.asarray(ids, np.int32) for ids in expected]))
     return {**cost, "load": load, "num_tokens": len(flat), "equal": bool(same)}
 
 
-def _tokenizers(tokenizer_json: str) -> Callable[[list[str]], list[Any]]:
+def _tokenizers(model: ModelFiles, _: ReferenceEngine) -> Callable[[list[str]], list[Any]]:
     import numpy as np
     from tokenizers import Tokenizer
 
-    tokenizer = Tokenizer.from_str(tokenizer_json)
+    tokenizer = Tokenizer.from_str(model.tokenizer_json)
 
     def call(texts: list[str]) -> list[Any]:
         encoded = tokenizer.encode_batch_fast(texts, add_special_tokens=False)
@@ -215,21 +221,21 @@ def _tokenizers(tokenizer_json: str) -> Callable[[list[str]], list[Any]]:
     return call
 
 
-def _gigatoken(tokenizer_json: str) -> Callable[[list[str]], list[Any]]:
+def _gigatoken(model: ModelFiles, _: ReferenceEngine) -> Callable[[list[str]], list[Any]]:
     from sftprep.engines.fast import GigatokenBatch
 
-    engine = GigatokenBatch(tokenizer_json)
+    engine = GigatokenBatch(model.tokenizer_json)
     return lambda texts: [engine.encode_batch([text.encode() for text in texts]).ids]
 
 
-def _fastokens(tokenizer_json: str) -> Callable[[list[str]], list[Any]]:
+def _fastokens(model: ModelFiles, reference: ReferenceEngine) -> Callable[[list[str]], list[Any]]:
     from sftprep.engines.fast import FastokensBatch
 
-    engine = FastokensBatch(tokenizer_json)
+    engine = FastokensBatch(model.tokenizer_json, reference, num_ids=model.vocab_size)
     return lambda texts: [engine.encode_batch([text.encode() for text in texts]).ids]
 
 
-ENGINES: dict[str, Callable[[str], Callable[[list[str]], list[Any]]]] = {
+ENGINES: dict[str, Callable[[ModelFiles, ReferenceEngine], Callable[[list[str]], list[Any]]]] = {
     "tokenizers": _tokenizers,
     "gigatoken": _gigatoken,
     "fastokens": _fastokens,
