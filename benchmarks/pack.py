@@ -240,7 +240,8 @@ def verdicts(lines: dict[str, Line], *, floors: Line, loaded: Line) -> str:
     ]
     said.append(f"the floors are {floors.cpu / auto.work:.2f} of {auto.name}, with the engine's loading")
     said[-1] += f" {loaded.cpu / auto.work:.2f}"
-    said += [f"{kind}: {lines[kind].work / loaded.cpu:.0f} x those" for kind in ("trl", "axolotl") if kind in lines]
+    if same is auto:  # else ours, and so the floors, are of more samples than the peers make
+        said += [f"{kind}: {lines[kind].work / loaded.cpu:.0f} x those" for kind in ("trl", "axolotl") if kind in lines]
     if "bare" in lines:
         bare = lines["bare"].cpu
         said.append(f"bare tokenizers {bare / auto.work:.1f} × {auto.name}")

@@ -51,8 +51,6 @@ from sftprep.shards.place import check_output
 from sftprep.shards.read import ShardSet
 from sftprep.shards.write import OnShard, ShardWriter
 from sftprep.sources.compressed import OnBytes
-from sftprep.sources.lines import BLOCK_BYTES
-from sftprep.sources.paths import total_bytes
 from sftprep.stages.pack import plan, plan_single, spread
 
 
@@ -77,8 +75,7 @@ def pack_read(
     compiler(model, config)  # A template that does not compile is found before anything is read.
     with Crew(config) as crew:
         if will_be_asked(config):
-            # Beside the hash of the input; a chunk for each of them there is in any case.
-            crew.begin(model, at_most=(total_bytes([spec.path for spec in config.inputs]) or 0) // BLOCK_BYTES)
+            crew.begin(model)  # beside the hash of the input
         files = input_files(config)
         key = fingerprint(files, model=model, config=config)
         run = _Run(config, model, files, key, crew)

@@ -79,8 +79,12 @@ def _chunks_at_once(crew: Crew) -> int:
 
     Few enough that the children end together.
     """
-    num_blocks = (total_bytes([spec.path for spec in crew.config.inputs]) or 0) // BLOCK_BYTES
-    return max(1, min(_MOST_AT_ONCE, num_blocks // (_LEAST_TIMES * crew.num_workers)))
+    return max(1, min(_MOST_AT_ONCE, _num_blocks(crew.config) // (_LEAST_TIMES * crew.num_workers)))
+
+
+def _num_blocks(config: PackConfig) -> int:
+    """Chunks that the input has at the least, as far as the sizes of its files tell before it is read."""
+    return (total_bytes([spec.path for spec in config.inputs]) or 0) // BLOCK_BYTES
 
 
 def make_shards(tasks: list[ShardTask], *, crew: Crew) -> Iterator[MadeShard]:
@@ -134,10 +138,10 @@ class Crew:
     def __enter__(self) -> Self:
         return self
 
-    def begin(self, model: ModelFiles, *, at_most: int) -> None:
-        """Start children that make themselves ready to compile, no more than so many: they will be asked soon."""
+    def begin(self, model: ModelFiles) -> None:
+        """Start children that make themselves ready to compile, no more than there are chunks: they are asked soon."""
         self.job = (model, self.config)
-        for _ in range(min(self.num_workers, at_most)):
+        for _ in range(min(self.num_workers, _num_blocks(self.config))):
             self._started().submit(_be_ready)
 
     def __exit__(
