@@ -53,11 +53,12 @@ def recheck(
         DataError: `replay-differs` where a plan made another document than the template, or another error.
     """
     lines = np.array(rows.lines, dtype=np.uint64)
-    encoded = _drawn(lines[replayed.rows], one_in=_ENCODED_AGAIN)
+    of_replayed = lines[replayed.rows]
+    encoded = _drawn(of_replayed, one_in=_ENCODED_AGAIN)
     check_ids([document for place in encoded for document in _documents(rows, replayed, place)], *tokens)
-    for place in encoded:
+    for place in _drawn(of_replayed, one_in=_COMPILED_AGAIN):
         row, documents = rows[replayed.rows[place]], slice(*replayed.offsets[place : place + 2].tolist())
-        if row.conversation is not None and _drawn(lines[[replayed.rows[place]]], one_in=_COMPILED_AGAIN):
+        if row.conversation is not None:
             _refuse_other(row, replayed.documents[documents], compile_row(row.conversation))
     refused = np.array(list(replayed.refused), dtype=np.int64)
     for number in refused[_drawn(lines[refused], one_in=_REFUSED_AGAIN)].tolist():
